@@ -1,0 +1,39 @@
+// Prior-weighted cosine alignment of text tokens with speech units, forward and backward.
+#pragma once
+#include "tensor.h"
+
+namespace pad {
+
+// "Accumulator" below is float, or double where the elements are float64.
+struct AlignmentArguments {
+  int64_t batch, frames, tokens, units, width;
+  Element element;
+  Rows speech;               // [batch, frames, width]
+  Rows text;                 // [batch, tokens, width]
+  const void* frame_prior;   // accumulator [batch, frames]; 0: the frame takes no part
+  const uint8_t* token_mask; // [batch, tokens]
+  const int32_t* start;      // [batch, units], or null: the units are the frames
+  const int32_t* end;
+  double temperature;        // 0: hard
+  int threads;
+};
+
+struct AlignmentForward : AlignmentArguments {
+  void* similarity;       // accumulator [batch, tokens]
+  int64_t* unit;          // [batch, tokens]
+  void* log_normalizer;   // accumulator [batch, tokens]
+};
+
+struct AlignmentBackward : AlignmentArguments {
+  const void* grad_similarity;  // accumulator [batch, tokens]
+  const void* similarity;
+  const int64_t* unit;
+  const void* log_normalizer;
+  void* grad_speech;  // [batch, frames, width] contiguous, in the elements' type, or null: not wanted
+  void* grad_text;    // [batch, tokens, width] likewise
+};
+
+void alignment_forward(const AlignmentForward& arguments);
+void alignment_backward(const AlignmentBackward& arguments);
+
+}  // namespace pad

@@ -1,0 +1,72 @@
+// Blocked matrix product in registers: a few rows of A times a few vectors of B's columns.
+#pragma once
+#include "simd.h"
+
+namespace pad {
+namespace PAD_INSTRUCTION_SET {
+namespace {
+
+// One register tile: tile_rows x (up to tile_vectors vectors) sums, and as many operands as are left.
+constexpr int tile_rows = vector_registers == 32 ? 8 : 4;
+constexpr int tile_vectors = 3;
+constexpr int64_t cache_line = 64;
+
+// sums[r][v] += sum over k of a(r, k) * b(k)[v], k ascending: the sum of an element does not depend on
+// which tile it falls into.
+template <class S, int vectors, class A, class B>
+inline __attribute__((always_inline)) void multiply_tile(int64_t depth, const A& a, const B& b,
+                                                         Vector<S> (&sums)[tile_rows][vectors]) {
+  for (int64_t k = 0; k < depth; ++k) {
+    const S* columns = b(k);
+    Vector<S> column[vectors];
+#pragma GCC unroll 3
+    for (int v = 0; v < vectors; ++v) column[v] = load(columns + v * lanes<S>);
+#pragma GCC unroll 8
+    for (int r = 0; r < tile_rows; ++r) {
+      const Vector<S> value = broadcast<S>(a(r, k));
+#pragma GCC unroll 3
+      for (int v = 0; v < vectors; ++v) sums[r][v] += value * column[v];
+    }
+  }
+}
+
+// Calls action.template operator()<vectors>(column) for blocks of whole vectors that cover `columns`.
+template <class S, class Action>
+inline __attribute__((always_inline)) void for_each_column_block(int64_t columns, const Action& action) {
+  int64_t column = 0, left = (columns + lanes<S> - 1) / lanes<S>;
+  for (; left >= 3; left -= 3, column += 3 * lanes<S>) action(std::integral_constant<int, 3>{}, column);
+  if (left == 2) action(std::integral_constant<int, 2>{}, column);
+  if (left == 1) action(std::integral_constant<int, 1>{}, column);
+}
+
+// out[r][c] = sum over k of rows[r][k] * panel[k][c], for `count` rows and `columns` (rounded up to vectors).
+// The rows of the next tile are fetched into the cache on the way.
+template <class S>
+inline void multiply_rows(const S* const* rows, int64_t count, int64_t depth, const S* panel, int64_t panel_stride,
+                          int64_t columns, S* out, int64_t out_stride) {
+  for (int64_t row = 0; row < count; row += tile_rows) {
+    const S* pointers[tile_rows];
+    for (int r = 0; r < tile_rows; ++r) pointers[r] = rows[minimum(row + r, count - 1)];
+    const bool fetch = row + tile_rows < count;
+    const S* const* following = rows + row + tile_rows;
+    const int64_t following_count = minimum(tile_rows, count - row - tile_rows);
+    for_each_column_block<S>(columns, [&](auto vectors, int64_t column) __attribute__((always_inline)) {
+      Vector<S> sums[tile_rows][decltype(vectors)::value] = {};
+      constexpr int64_t step = cache_line / sizeof(S);
+      for (int64_t k = 0; k < depth; k += step) {
+        if (fetch && column == 0)
+          for (int64_t r = 0; r < following_count; ++r) __builtin_prefetch(following[r] + k);
+        multiply_tile<S, decltype(vectors)::value>(
+            minimum(step, depth - k), [&](int r, int64_t i) { return pointers[r][k + i]; },
+            [&](int64_t i) { return panel + (k + i) * panel_stride + column; }, sums);
+      }
+      for (int r = 0; r < tile_rows && row + r < count; ++r)
+        for (int v = 0; v < decltype(vectors)::value; ++v)
+          store(out + (row + r) * out_stride + column + v * lanes<S>, sums[r][v]);
+    });
+  }
+}
+
+}  // namespace
+}  // namespace PAD_INSTRUCTION_SET
+}  // namespace pad
