@@ -40,28 +40,30 @@ inline __attribute__((always_inline)) void for_each_column_block(int64_t columns
 }
 
 // out[r][c] = sum over k of rows[r][k] * panel[k][c], for `count` rows and `columns` (rounded up to vectors).
-// The rows of the next tile are fetched into the cache on the way.
-template <class S>
-inline void multiply_rows(const S* const* rows, int64_t count, int64_t depth, const S* panel, int64_t panel_stride,
-                          int64_t columns, S* out, int64_t out_stride) {
+// `visit(row, n)` is called before rows [row, row + n) are multiplied. While one tile is multiplied the next
+// rows, up to `readable`, are fetched into the cache.
+template <class S, class Visit>
+inline void multiply_rows(const S* const* rows, int64_t count, int64_t readable, int64_t depth, const S* panel,
+                          int64_t panel_stride, int64_t columns, S* out, int64_t out_stride, const Visit& visit) {
+  constexpr int64_t step = cache_line / static_cast<int64_t>(sizeof(S));
   for (int64_t row = 0; row < count; row += tile_rows) {
     const S* pointers[tile_rows];
     for (int r = 0; r < tile_rows; ++r) pointers[r] = rows[minimum(row + r, count - 1)];
-    const bool fetch = row + tile_rows < count;
-    const S* const* following = rows + row + tile_rows;
-    const int64_t following_count = minimum(tile_rows, count - row - tile_rows);
+    const S* const* next = rows + row + tile_rows;
+    const int64_t next_count = maximum(0, minimum(tile_rows, readable - row - tile_rows));
+    visit(row, minimum(tile_rows, count - row));
     for_each_column_block<S>(columns, [&](auto vectors, int64_t column) __attribute__((always_inline)) {
-      Vector<S> sums[tile_rows][decltype(vectors)::value] = {};
-      constexpr int64_t step = cache_line / sizeof(S);
+      constexpr int width = decltype(vectors)::value;
+      Vector<S> sums[tile_rows][width] = {};
       for (int64_t k = 0; k < depth; k += step) {
-        if (fetch && column == 0)
-          for (int64_t r = 0; r < following_count; ++r) __builtin_prefetch(following[r] + k);
-        multiply_tile<S, decltype(vectors)::value>(
+        if (column == 0)
+          for (int64_t r = 0; r < next_count; ++r) __builtin_prefetch(next[r] + k);
+        multiply_tile<S, width>(
             minimum(step, depth - k), [&](int r, int64_t i) { return pointers[r][k + i]; },
             [&](int64_t i) { return panel + (k + i) * panel_stride + column; }, sums);
       }
       for (int r = 0; r < tile_rows && row + r < count; ++r)
-        for (int v = 0; v < decltype(vectors)::value; ++v)
+        for (int v = 0; v < width; ++v)
           store(out + (row + r) * out_stride + column + v * lanes<S>, sums[r][v]);
     });
   }

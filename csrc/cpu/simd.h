@@ -188,7 +188,7 @@ inline Vector<float> exponential(Vector<float> value) {
 }
 
 inline Vector<double> exponential(Vector<double> value) {
-  Vector<double> result;
+  Vector<double> result{};
   for (int i = 0; i < lanes<double>; ++i) result[i] = exponential(static_cast<double>(value[i]));
   return result;
 }

@@ -1,0 +1,214 @@
+#include "significance.h"
+
+#include "cpu/microkernel.h"
+#include "threads.h"
+
+namespace pad {
+namespace PAD_INSTRUCTION_SET {
+namespace {
+
+// A block of queries stands in the columns of one register tile; the keys stream past it, so that the softmax of a
+// query runs down a column, a whole vector of queries at a time.
+template <class S> constexpr int64_t block_queries = tile_vectors * lanes<S>;
+constexpr int64_t block_keys = 64;
+// Up to this many bytes the scores of a block are kept; beyond it they are computed twice.
+constexpr int64_t kept_score_bytes = 512 * 1024;
+// Tasks to aim at. Fixed, so that the order of the sums does not depend on the number of threads.
+constexpr int64_t wanted_tasks = 64;
+
+template <class T>
+struct Significance {
+  using S = Accumulator<T>;
+  using V = Vector<S>;
+  static constexpr int64_t queries = block_queries<S>;
+  static constexpr S lowest = -static_cast<S>(3.0e38f);
+
+  const SignificanceArguments& a;
+  int64_t chunks;          // tasks per head
+  const int64_t* indices;  // [batch, length] the real positions, in order
+  const int64_t* counts;   // [batch] how many
+  S* partial;              // [batch, heads, chunks, length] column sums at the real positions, packed
+
+  struct Scratch {
+    S* panel;   // [width, queries] the scaled queries of a block
+    S* keys;    // [block_keys, width] for elements that need widening
+    S* scores;  // [keys, queries]
+  };
+
+  // scores[k][q] of keys [first, first + count) with the queries of the panel.
+  void score(const T* key, const int64_t* positions, int64_t first, int64_t count, const Scratch& scratch,
+             S* scores) const {
+    for (int64_t begin = 0; begin < count; begin += block_keys) {
+      const int64_t rows = minimum(block_keys, count - begin);
+      const S* pointers[block_keys];
+      for (int64_t r = 0; r < rows; ++r) {
+        const T* row = key + positions[first + begin + r] * a.key.row_stride;
+        if constexpr (sizeof(T) == sizeof(S)) {
+          pointers[r] = row;
+        } else {
+          pointers[r] = scratch.keys + r * a.width;
+          scaled_copy(scratch.keys + r * a.width, row, S(1), a.width);
+        }
+      }
+      multiply_rows<S>(pointers, rows, a.width, scratch.panel, queries, queries, scores + begin * queries, queries);
+    }
+  }
+
+  void pack_queries(const T* query, const int64_t* positions, int64_t count, S* panel) const {
+    for (int64_t q = 0; q < queries; ++q) {
+      const T* row = query + positions[q < count ? q : 0] * a.query.row_stride;
+      for (int64_t i = 0; i < a.width; ++i)
+        panel[i * queries + q] = q < count ? to_accumulator(row[i]) * static_cast<S>(a.scale) : S(0);
+    }
+  }
+
+  static void update_highest(const S* scores, int64_t count, V (&highest)[tile_vectors]) {
+    for (int64_t k = 0; k < count; ++k)
+      for (int v = 0; v < tile_vectors; ++v) {
+        const V score = load(scores + k * queries + v * lanes<S>);
+        highest[v] = score > highest[v] ? score : highest[v];
+      }
+  }
+
+  // Replaces the scores by exp(score - shift) and adds them up per query.
+  static void exponentiate(S* scores, int64_t count, const V (&shift)[tile_vectors], V (&sum)[tile_vectors]) {
+    for (int64_t k = 0; k < count; ++k)
+      for (int v = 0; v < tile_vectors; ++v) {
+        const V value = exponential(load(scores + k * queries + v * lanes<S>) - shift[v]);
+        sum[v] += value;
+        store(scores + k * queries + v * lanes<S>, value);
+      }
+  }
+
+  // Adds each key's attention, weights[q] * scores[k][q] summed over the queries, to its column sum.
+  static void add_columns(const S* scores, int64_t count, const V (&weights)[tile_vectors], S* sums) {
+    for (int64_t k = 0; k < count; ++k) {
+      V total = load(scores + k * queries) * weights[0];
+      for (int v = 1; v < tile_vectors; ++v) total += load(scores + k * queries + v * lanes<S>) * weights[v];
+      sums[k] += sum_lanes<S>(total);
+    }
+  }
+
+  // exp(score - lse) is the attention itself, block of keys by block of keys.
+  void add_known(const T* key, const int64_t* positions, int64_t count, const V (&lse)[tile_vectors],
+                 const V (&present)[tile_vectors], const Scratch& scratch, S* sums) const {
+    for (int64_t first = 0; first < count; first += block_keys) {
+      const int64_t rows = minimum(block_keys, count - first);
+      V unused[tile_vectors] = {};
+      score(key, positions, first, rows, scratch, scratch.scores);
+      exponentiate(scratch.scores, rows, lse, unused);
+      add_columns(scratch.scores, rows, present, sums + first);
+    }
+  }
+
+  // Highest score and sum of exponentials of each query, over all keys, block by block.
+  void online_lse(const T* key, const int64_t* positions, int64_t count, const Scratch& scratch,
+                  V (&lse)[tile_vectors]) const {
+    V highest[tile_vectors], sum[tile_vectors] = {};
+    for (int v = 0; v < tile_vectors; ++v) highest[v] = broadcast(lowest);
+    for (int64_t first = 0; first < count; first += block_keys) {
+      const int64_t rows = minimum(block_keys, count - first);
+      score(key, positions, first, rows, scratch, scratch.scores);
+      V before[tile_vectors];
+      for (int v = 0; v < tile_vectors; ++v) before[v] = highest[v];
+      update_highest(scratch.scores, rows, highest);
+      for (int v = 0; v < tile_vectors; ++v) sum[v] *= exponential(before[v] - highest[v]);
+      exponentiate(scratch.scores, rows, highest, sum);
+    }
+    for (int v = 0; v < tile_vectors; ++v)
+      for (int i = 0; i < lanes<S>; ++i) lse[v][i] = highest[v][i] + logarithm(static_cast<S>(sum[v][i]));
+  }
+
+  void chunk(int64_t index) const {
+    const int64_t head_index = index / chunks, b = head_index / a.heads, h = head_index % a.heads;
+    const int64_t count = counts[b], *positions = indices + b * a.length;
+    const T* query = static_cast<const T*>(a.query.data) + b * a.query.batch_stride + h * a.query.head_stride;
+    const T* key = static_cast<const T*>(a.key.data) + b * a.key.batch_stride + h * a.key.head_stride;
+    S* sums = partial + index * a.length;
+    std::memset(sums, 0, static_cast<size_t>(count) * sizeof(S));
+
+    const bool keep = !a.lse && count * queries * static_cast<int64_t>(sizeof(S)) <= kept_score_bytes;
+    const Buffer<S> panel(a.width * queries), scores((keep ? count : block_keys) * queries);
+    const Buffer<S> keys(sizeof(T) == sizeof(S) ? 0 : block_keys * a.width);
+    const Scratch scratch{panel.data(), keys.data(), scores.data()};
+
+    const int64_t blocks = (count + queries - 1) / queries;
+    for (int64_t block = blocks * (index % chunks) / chunks; block < blocks * (index % chunks + 1) / chunks; ++block) {
+      const int64_t first = block * queries, used = minimum(queries, count - first);
+      pack_queries(query, positions + first, used, panel.data());
+      V weights[tile_vectors], shift[tile_vectors];
+      for (int v = 0; v < tile_vectors; ++v)
+        for (int i = 0; i < lanes<S>; ++i) weights[v][i] = v * lanes<S> + i < used ? S(1) : S(0);
+      if (keep) {
+        V sum[tile_vectors] = {};
+        for (int v = 0; v < tile_vectors; ++v) shift[v] = broadcast(lowest);
+        score(key, positions, 0, count, scratch, scratch.scores);
+        update_highest(scratch.scores, count, shift);
+        exponentiate(scratch.scores, count, shift, sum);
+        for (int v = 0; v < tile_vectors; ++v) weights[v] /= sum[v];
+        add_columns(scratch.scores, count, weights, sums);
+        continue;
+      }
+      if (a.lse) {
+        const float* lse = a.lse + head_index * a.length;
+        for (int64_t q = 0; q < queries; ++q)
+          shift[q / lanes<S>][q % lanes<S>] = q < used ? S(lse[positions[first + q]]) : S(0);
+      } else {
+        online_lse(key, positions, count, scratch, shift);
+      }
+      add_known(key, positions, count, shift, weights, scratch, sums);
+    }
+  }
+
+  // Adds heads and chunks in order, normalises, and puts the result at its positions.
+  void merge(int64_t b) const {
+    S* out = static_cast<S*>(a.out) + b * a.length;
+    std::memset(out, 0, static_cast<size_t>(a.length) * sizeof(S));
+    const S* parts = partial + b * a.heads * chunks * a.length;
+    const int64_t count = counts[b], *positions = indices + b * a.length;
+    double total = 0;
+    const Buffer<double> sums(count);
+    for (int64_t k = 0; k < count; ++k) {
+      sums[k] = 0;
+      for (int64_t part = 0; part < a.heads * chunks; ++part)
+        sums[k] += static_cast<double>(parts[part * a.length + k]);
+      total += sums[k];
+    }
+    for (int64_t k = 0; k < count; ++k) out[positions[k]] = static_cast<S>(sums[k] / total);
+  }
+};
+
+template <class T>
+void run(const SignificanceArguments& a) {
+  using S = Accumulator<T>;
+  const int64_t heads = maximum(1, a.batch * a.heads);
+  const int64_t blocks = maximum(1, (a.length + block_queries<S> - 1) / block_queries<S>);
+  const int64_t chunks = minimum(blocks, (wanted_tasks + heads - 1) / heads);
+  const Buffer<int64_t> indices(a.batch * a.length), counts(a.batch);
+  for (int64_t b = 0; b < a.batch; ++b) {
+    int64_t count = 0;
+    for (int64_t i = 0; i < a.length; ++i)
+      if (!a.mask || a.mask[b * a.length + i]) indices[b * a.length + count++] = i;
+    counts[b] = count;
+  }
+  const Buffer<S> partial(a.batch * a.heads * chunks * a.length);
+  Significance<T> work{a, chunks, indices.data(), counts.data(), partial.data()};
+  parallel_for(a.batch * a.heads * chunks, a.threads,
+               [](void* context, int64_t index, int) { static_cast<Significance<T>*>(context)->chunk(index); }, &work);
+  parallel_for(a.batch, a.threads,
+               [](void* context, int64_t b, int) { static_cast<Significance<T>*>(context)->merge(b); }, &work);
+}
+
+}  // namespace
+
+void significance(const SignificanceArguments& arguments) {
+  switch (arguments.element) {
+    case Element::float32: return run<float>(arguments);
+    case Element::float64: return run<double>(arguments);
+    case Element::bfloat16: return run<bfloat16>(arguments);
+    case Element::float16: return run<float16>(arguments);
+  }
+}
+
+}  // namespace PAD_INSTRUCTION_SET
+}  // namespace pad

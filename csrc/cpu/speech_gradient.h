@@ -1,0 +1,66 @@
+// The speech gradient of one utterance, written once and in order of time.
+#pragma once
+#include "units.h"
+
+namespace pad {
+namespace PAD_INSTRUCTION_SET {
+namespace {
+
+// Units arrive in order of their first frame. A frame's gradient is summed in the accumulator type in a
+// ring of the frames that later units can still reach, and leaves it when none can.
+template <class T>
+class SpeechGradient {
+ public:
+  using S = Accumulator<T>;
+
+  // `window`: the most frames that are open at a time; 0 where every unit is one frame.
+  SpeechGradient(T* rows, const Utterance<T>& utterance, int64_t window)
+      : rows_(rows), utterance_(utterance), window_(window), ring_(window * utterance.width) {}
+
+  // The row of a unit of one frame, to be written by the caller.
+  T* row(int64_t frame) {
+    close(frame);
+    closed_ = frame + 1;
+    return rows_ + frame * utterance_.width;
+  }
+
+  // Spreads a unit's gradient over its frames. `unit` counts the units that take part.
+  void add(const Units<T>& units, int64_t unit, const S* gradient) {
+    const int64_t first = utterance_.first_frame(units.index[unit]), last = utterance_.last_frame(units.index[unit]);
+    if (!utterance_.start) {
+      scaled_copy(row(first), gradient, S{1}, utterance_.width);
+      return;
+    }
+    close(first);
+    open_ = maximum(open_, first);
+    for (; open_ < last; ++open_) std::memset(ring_row(open_), 0, static_cast<size_t>(utterance_.width) * sizeof(S));
+    for (int64_t i = first; i < last; ++i)
+      if (utterance_.prior[i] > 0) scaled_add(ring_row(i), gradient, units.weight(unit, i), utterance_.width);
+  }
+
+  void finish() { close(utterance_.frames); }
+
+ private:
+  S* ring_row(int64_t frame) const { return ring_.data() + frame % window_ * utterance_.width; }
+
+  // Writes the frames before `frame`: from the ring where a unit has opened them, else zero.
+  void close(int64_t frame) {
+    for (; closed_ < minimum(open_, frame); ++closed_)
+      scaled_copy(rows_ + closed_ * utterance_.width, ring_row(closed_), S{1}, utterance_.width);
+    if (closed_ < frame) {
+      std::memset(static_cast<void*>(rows_ + closed_ * utterance_.width), 0,
+                  static_cast<size_t>((frame - closed_) * utterance_.width) * sizeof(T));
+      closed_ = frame;
+    }
+  }
+
+  T* rows_;
+  const Utterance<T>& utterance_;
+  int64_t window_;
+  Buffer<S> ring_;
+  int64_t closed_ = 0, open_ = 0;
+};
+
+}  // namespace
+}  // namespace PAD_INSTRUCTION_SET
+}  // namespace pad

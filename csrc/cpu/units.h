@@ -1,0 +1,266 @@
+// One utterance as the alignment sees it: its tokens, normalised, and its units, pooled as they are needed.
+#pragma once
+#include "alignment.h"
+#include "microkernel.h"
+#include "threads.h"
+
+namespace pad {
+namespace PAD_INSTRUCTION_SET {
+namespace {
+
+constexpr int64_t tile_units = 64;
+constexpr double norm_epsilon = 1e-8;
+
+template <class S>
+inline S inverse_norm(S squares) {
+  const S norm = square_root(squares), epsilon = static_cast<S>(norm_epsilon);
+  return S{1} / (norm < epsilon ? epsilon : norm);
+}
+
+// The clamped norm is a constant: the projection term of the cosine's derivative is absent.
+template <class S>
+inline bool norm_is_clamped(S inverse) { return inverse * static_cast<S>(norm_epsilon) >= S{1}; }
+
+template <class T>
+struct Utterance {
+  using S = Accumulator<T>;
+
+  Utterance(const AlignmentArguments& arguments, int64_t batch)
+      : width(arguments.width),
+        padded_width(round_up(arguments.width, lanes<S>)),
+        frames(arguments.frames),
+        tokens(arguments.tokens),
+        units(arguments.units),
+        speech(static_cast<const T*>(arguments.speech.data) + batch * arguments.speech.batch_stride),
+        text(static_cast<const T*>(arguments.text.data) + batch * arguments.text.batch_stride),
+        speech_stride(arguments.speech.row_stride),
+        text_stride(arguments.text.row_stride),
+        prior(static_cast<const S*>(arguments.frame_prior) + batch * arguments.frames),
+        token_mask(arguments.token_mask + batch * arguments.tokens),
+        start(arguments.start ? arguments.start + batch * arguments.units : nullptr),
+        end(arguments.end ? arguments.end + batch * arguments.units : nullptr) {}
+
+  const T* frame(int64_t i) const { return speech + i * speech_stride; }
+  const T* token(int64_t j) const { return text + j * text_stride; }
+  int64_t first_frame(int64_t unit) const { return start ? maximum(0, minimum(start[unit], frames)) : unit; }
+  int64_t last_frame(int64_t unit) const { return end ? maximum(0, minimum(end[unit], frames)) : unit + 1; }
+
+  int64_t width, padded_width, frames, tokens, units;
+  const T *speech, *text;
+  int64_t speech_stride, text_stride;
+  const S* prior;
+  const uint8_t* token_mask;
+  const int32_t *start, *end;
+};
+
+// The tokens that take part, as unit vectors.
+template <class T>
+struct Tokens {
+  using S = Accumulator<T>;
+
+  explicit Tokens(const Utterance<T>& utterance)
+      : index(utterance.tokens), inverse(utterance.tokens), width(utterance.width) {
+    for (int64_t j = 0; j < utterance.tokens; ++j)
+      if (utterance.token_mask[j]) {
+        inverse[count] = inverse_norm<S>(sum_of_squares(utterance.token(j), width));
+        index[count++] = static_cast<int32_t>(j);
+      }
+    padded = round_up(count, maximum(lanes<S>, tile_rows));
+  }
+
+  // rows[j] = the j-th token, padded with zeros to [padded][padded_width]
+  void write_rows(const Utterance<T>& utterance, S* rows) const {
+    for (int64_t j = 0; j < padded; ++j) {
+      S* row = rows + j * utterance.padded_width;
+      const int64_t filled = j < count ? width : 0;
+      if (j < count) scaled_copy(row, utterance.token(index[j]), inverse[j], width);
+      for (int64_t d = filled; d < utterance.padded_width; ++d) row[d] = 0;
+    }
+  }
+
+  // panel[d][j], padded with zeros to [width][padded]: a few columns at a time, so that the lines being
+  // written stay in the cache.
+  void write_panel(const Utterance<T>& utterance, S* panel) const {
+    constexpr int64_t step = 16;
+    for (int64_t d = 0; d < width; d += step) {
+      const int64_t steps = minimum(step, width - d);
+      for (int64_t j = 0; j < padded; ++j) {
+        S* column = panel + d * padded + j;
+        if (j < count) {
+          const T* row = utterance.token(index[j]) + d;
+          for (int64_t i = 0; i < steps; ++i) column[i * padded] = to_accumulator(row[i]) * inverse[j];
+        } else {
+          for (int64_t i = 0; i < steps; ++i) column[i * padded] = 0;
+        }
+      }
+    }
+  }
+
+  int64_t count = 0, padded = 0;
+  Buffer<int32_t> index;
+  Buffer<S> inverse;
+  int64_t width;
+};
+
+inline void all_units(int64_t units, int32_t* index) {
+  for (int64_t k = 0; k < units; ++k) index[k] = static_cast<int32_t>(k);
+}
+
+// Insertion: units come from anchors in order of time and are nearly sorted.
+template <class T>
+void sort_by_first_frame(const Utterance<T>& utterance, int32_t* index, int64_t count) {
+  for (int64_t c = 1; c < count; ++c) {
+    const int32_t unit = index[c];
+    const int64_t frame = utterance.first_frame(unit);
+    int64_t place = c;
+    for (; place > 0; --place) {
+      const int32_t other = index[place - 1];
+      const int64_t other_frame = utterance.first_frame(other);
+      if (other_frame < frame || (other_frame == frame && other <= unit)) break;
+      index[place] = other;
+    }
+    index[place] = unit;
+  }
+}
+
+// The units that take part: where they lie and how much they weigh.
+template <class T>
+struct Units {
+  using S = Accumulator<T>;
+
+  // `candidates`: unit indices in the order wanted; those with prior 0 are left out.
+  Units(const Utterance<T>& utterance, const int32_t* candidates, int64_t candidate_count)
+      : index(candidate_count),
+        prior(candidate_count),
+        prior_sum(candidate_count),
+        inverse(candidate_count),
+        rows(candidate_count),
+        utterance_(utterance),
+        // A frame can be read in place where it needs no conversion and no padding.
+        in_place(std::is_same_v<T, S> && !utterance.start && utterance.width % lanes<S> == 0),
+        storage_(in_place ? 0 : tile_units * utterance.padded_width),
+        storage_rows_(tile_units) {
+    for (int64_t r = 0; r < tile_units; ++r) storage_rows_[r] = storage_.data() + r * utterance.padded_width;
+    for (int64_t c = 0; c < candidate_count; ++c) {
+      const int64_t first = utterance.first_frame(candidates[c]), last = utterance.last_frame(candidates[c]);
+      S sum = 0;
+      for (int64_t i = first; i < last; ++i) sum += utterance.prior[i];
+      if (!(sum > 0)) continue;
+      index[count] = candidates[c];
+      prior_sum[count] = sum;
+      prior[count] = sum / static_cast<S>(last - first);
+      if constexpr (std::is_same_v<T, S>) rows[count] = utterance.frame(first);
+      ++count;
+    }
+  }
+
+  // The weight of frame i in unit number `unit` of those that take part.
+  S weight(int64_t unit, int64_t i) const {
+    return utterance_.start ? utterance_.prior[i] / prior_sum[unit] : S{1};
+  }
+
+  // Writes unit number `unit` of those that take part to `row`, columns [from, to).
+  void pool(int64_t unit, S* row, int64_t from, int64_t to) const {
+    const int64_t first = utterance_.first_frame(index[unit]), last = utterance_.last_frame(index[unit]);
+    int64_t d = from;
+    for (; d + 4 * lanes<S> <= to; d += 4 * lanes<S>) {
+      Vector<S> sums[4] = {};
+      for (int64_t i = first; i < last; ++i) {
+        if (!(utterance_.prior[i] > 0)) continue;
+        const S weight_i = weight(unit, i);
+        for (int v = 0; v < 4; ++v) sums[v] += load(utterance_.frame(i) + d + v * lanes<S>) * weight_i;
+      }
+      for (int v = 0; v < 4; ++v) store(row + d + v * lanes<S>, sums[v]);
+    }
+    if (d == to) return;
+    for (int64_t rest = d; rest < to; ++rest) row[rest] = 0;
+    for (int64_t i = first; i < last; ++i)
+      if (utterance_.prior[i] > 0) scaled_add(row + d, utterance_.frame(i) + d, weight(unit, i), to - d);
+  }
+
+  // The rows of units [first, first + n), n <= tile_units; valid until the next call.
+  const S* const* tile(int64_t first, int64_t n) {
+    if (in_place) return rows.data() + first;
+    // Neighbouring units share frames: a block of their columns stays in the cache for several units.
+    constexpr int64_t group = 6, block = 4096 / sizeof(S) / 4;
+    for (int64_t begin = 0; begin < n; begin += group)
+      for (int64_t d = 0; d < utterance_.width; d += block)
+        for (int64_t r = begin; r < minimum(begin + group, n); ++r)
+          pool(first + r, storage_.data() + r * utterance_.padded_width, d, minimum(d + block, utterance_.width));
+    for (int64_t r = 0; r < n; ++r)
+      for (int64_t d = utterance_.width; d < utterance_.padded_width; ++d)
+        storage_[r * utterance_.padded_width + d] = 0;
+    return storage_rows_.data();
+  }
+
+  // How many rows from `first` on lie where `tile` would say, so that they can be fetched early.
+  int64_t readable(int64_t first, int64_t n) const { return in_place ? count - first : n; }
+
+  // scores[r][j] = row r . token j, and the inverse norms of the rows, for units [first, first + n).
+  const S* const* score_tile(int64_t first, int64_t n, const S* panel, int64_t columns, S* scores) {
+    const S* const* tile_rows_pointers = tile(first, n);
+    multiply_rows(tile_rows_pointers, n, readable(first, n), utterance_.width, panel, columns, columns, scores,
+                  columns, [&](int64_t row, int64_t visited) {
+                    for (int64_t r = row; r < row + visited; ++r)
+                      inverse[first + r] =
+                          inverse_norm<S>(sum_of_squares(tile_rows_pointers[r], utterance_.width));
+                  });
+    return tile_rows_pointers;
+  }
+
+  int64_t count = 0;
+  Buffer<int32_t> index;
+  Buffer<S> prior, prior_sum, inverse;
+  Buffer<const S*> rows;
+
+ private:
+  const Utterance<T>& utterance_;
+
+ public:
+  const bool in_place;
+
+ private:
+  Buffer<S> storage_;
+  Buffer<const S*> storage_rows_;
+};
+
+// Calls task(utterance) for every utterance of the batch, the ones with the most frames first, so that no
+// thread is left alone with a long one at the end.
+template <class S, class Task>
+inline void for_each_utterance(const AlignmentArguments& arguments, const Task& task) {
+  Buffer<int64_t> order(arguments.batch), frames(arguments.batch);
+  const S* prior = static_cast<const S*>(arguments.frame_prior);
+  for (int64_t b = 0; b < arguments.batch; ++b) {
+    frames[b] = 0;
+    for (int64_t i = 0; i < arguments.frames; ++i) frames[b] += prior[b * arguments.frames + i] > 0;
+    int64_t place = b;
+    for (; place > 0 && frames[order[place - 1]] < frames[b]; --place) order[place] = order[place - 1];
+    order[place] = b;
+  }
+  struct Context {
+    const Task& task;
+    const int64_t* order;
+  } context{task, order.data()};
+  parallel_for(
+      arguments.batch, arguments.threads,
+      [](void* raw, int64_t i, int) {
+        const Context& own = *static_cast<Context*>(raw);
+        own.task(own.order[i]);
+      },
+      &context);
+}
+
+// Calls action with a value of the element's type.
+template <class Action>
+inline void with_element(Element element, const Action& action) {
+  switch (element) {
+    case Element::float32: return action(float{});
+    case Element::float64: return action(double{});
+    case Element::bfloat16: return action(bfloat16{});
+    case Element::float16: return action(float16{});
+  }
+}
+
+}  // namespace
+}  // namespace PAD_INSTRUCTION_SET
+}  // namespace pad

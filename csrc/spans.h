@@ -1,0 +1,26 @@
+// Spans of several widths around anchor frames: anchor-based adaptive span aggregation.
+#pragma once
+#include "tensor.h"
+
+namespace pad {
+
+enum class Anchors : int { topk = 0, peaks = 1, stride = 2 };
+
+struct SpanArguments {
+  int64_t batch, frames, max_anchors, scale_count;
+  const void* frame_prior;     // [batch, frames], float, or double where is_double
+  bool is_double;
+  const uint8_t* frame_mask;   // [batch, frames]
+  const int64_t* num_tokens;   // [batch]
+  const int64_t* num_anchors;  // [batch]
+  const double* scales;        // [scale_count]
+  const double* xi;            // [batch] frames per token, or null: real frames over real tokens
+  Anchors anchors;
+  int32_t* start;  // [batch, max_anchors * scale_count]
+  int32_t* end;
+  int threads;
+};
+
+void select_spans(const SpanArguments& arguments);
+
+}  // namespace pad
