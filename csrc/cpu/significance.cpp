@@ -50,7 +50,8 @@ struct Significance {
           scaled_copy(scratch.keys + r * a.width, row, S(1), a.width);
         }
       }
-      multiply_rows<S>(pointers, rows, a.width, scratch.panel, queries, queries, scores + begin * queries, queries);
+      multiply_rows<S>(pointers, rows, rows, a.width, scratch.panel, queries, queries, scores + begin * queries,
+                       queries, [](int64_t, int64_t) {});
     }
   }
 
@@ -104,12 +105,12 @@ struct Significance {
   // Highest score and sum of exponentials of each query, over all keys, block by block.
   void online_lse(const T* key, const int64_t* positions, int64_t count, const Scratch& scratch,
                   V (&lse)[tile_vectors]) const {
-    V highest[tile_vectors], sum[tile_vectors] = {};
+    V highest[tile_vectors] = {}, sum[tile_vectors] = {};
     for (int v = 0; v < tile_vectors; ++v) highest[v] = broadcast(lowest);
     for (int64_t first = 0; first < count; first += block_keys) {
       const int64_t rows = minimum(block_keys, count - first);
       score(key, positions, first, rows, scratch, scratch.scores);
-      V before[tile_vectors];
+      V before[tile_vectors] = {};
       for (int v = 0; v < tile_vectors; ++v) before[v] = highest[v];
       update_highest(scratch.scores, rows, highest);
       for (int v = 0; v < tile_vectors; ++v) sum[v] *= exponential(before[v] - highest[v]);
@@ -136,7 +137,7 @@ struct Significance {
     for (int64_t block = blocks * (index % chunks) / chunks; block < blocks * (index % chunks + 1) / chunks; ++block) {
       const int64_t first = block * queries, used = minimum(queries, count - first);
       pack_queries(query, positions + first, used, panel.data());
-      V weights[tile_vectors], shift[tile_vectors];
+      V weights[tile_vectors] = {}, shift[tile_vectors] = {};
       for (int v = 0; v < tile_vectors; ++v)
         for (int i = 0; i < lanes<S>; ++i) weights[v][i] = v * lanes<S> + i < used ? S(1) : S(0);
       if (keep) {

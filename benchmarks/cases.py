@@ -1,0 +1,96 @@
+"""What is measured: sizes, levels, modes, and the inputs of one case."""
+
+from dataclasses import asdict, dataclass
+from typing import NamedTuple
+
+import torch
+
+from pad_kernels import select_spans
+
+TEMPERATURES = {"hard": 0.0, "soft": 0.1}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class Size(NamedTuple):
+    """Padded shape of a batch: utterances, speech frames, text tokens, embedding width."""
+
+    batch: int
+    frames: int
+    tokens: int
+    width: int
+
+
+SIZES = {
+    "base": Size(16, 750, 48, 768),
+    "small": Size(4, 250, 16, 768),
+    "long": Size(4, 3000, 192, 768),
+    "wide": Size(16, 750, 48, 1024),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One cell of the benchmark; `mode` is empty at the global level, which has none."""
+
+    size: str
+    level: str
+    mode: str
+    direction: str
+    dtype: str
+
+    @property
+    def shape(self) -> Size:
+        return SIZES[self.size]
+
+    @property
+    def temperature(self) -> float:
+        return TEMPERATURES.get(self.mode, 0.0)
+
+    @property
+    def backward(self) -> bool:
+        return self.direction == "forward+backward"
+
+    def as_dict(self) -> dict:
+        return asdict(self) | {"shape": self.shape._asdict()}
+
+
+class Inputs(NamedTuple):
+    """The arguments every provider takes; `start` and `end` are the spans of the span level, else None."""
+
+    speech: torch.Tensor
+    text: torch.Tensor
+    speech_mask: torch.Tensor
+    text_mask: torch.Tensor
+    speech_prior: torch.Tensor
+    text_prior: torch.Tensor
+    start: torch.Tensor | None
+    end: torch.Tensor | None
+
+    def double(self) -> "Inputs":
+        """The same values in float64, for the reference."""
+        wide = [x.double() if x is not None and x.is_floating_point() else x for x in self]
+        return Inputs(*wide)
+
+
+def ragged_mask(batch: int, length: int) -> torch.Tensor:
+    """Mask [batch, length] of lengths spread evenly over 40-100 % of `length`, in a fixed shuffled order."""
+    shares = torch.linspace(0.4, 1.0, batch)[torch.randperm(batch, generator=torch.Generator().manual_seed(1))]
+    return torch.arange(length) < (shares * length).round().clamp(min=1)[:, None]
+
+
+def make_inputs(case: Case, device: str = "cpu") -> Inputs:
+    """Seeded inputs of a case: each token is spoken by a stretch of frames, both under noise."""
+    batch, frames, tokens, width = case.shape
+    generator = torch.Generator().manual_seed(0)
+    speech_mask, text_mask = ragged_mask(batch, frames), ragged_mask(batch, tokens)
+    text = torch.randn(batch, tokens, width, generator=generator)
+    spoken = torch.arange(frames) * tokens // frames
+    speech = 0.3 * text[:, spoken] + torch.randn(batch, frames, width, generator=generator)
+    speech_prior = torch.rand(batch, frames, generator=generator) * speech_mask
+    text_prior = torch.rand(batch, tokens, generator=generator) * text_mask
+    start = end = None
+    if case.level == "span":
+        start, end = select_spans(speech_prior, speech_mask, text_mask.sum(1))
+    dtype = DTYPES[case.dtype]
+    parts = (speech.to(dtype), text.to(dtype), speech_mask, text_mask, speech_prior, text_prior, start, end)
+    return Inputs(*(None if part is None else part.to(device) for part in parts))

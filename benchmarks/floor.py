@@ -1,0 +1,54 @@
+"""The least time a case can take on the measured machine: its memory traffic, or its arithmetic, whichever is longer.
+
+Counted over real frames and tokens only. Forward reads every frame and token once and makes one product of frames
+and tokens. Soft backward reads the frames again (the similarities are not kept), makes the product again and two
+more (gradients of frames and of tokens); hard backward and the global level touch so little that their products
+count as none. Backward writes each gradient once, padding included.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from .cases import DTYPES, Case, Inputs
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a case cannot do without."""
+
+    flops: float
+    read_bytes: float
+    write_bytes: float
+
+    def milliseconds(self, rates: dict[str, float | None]) -> dict[str, float]:
+        """Floor by memory, by arithmetic (at the FMA peak, else at torch.mm's rate), and the longer of both."""
+        gflops = rates["fma_gflops"] or rates["mm_gflops"]
+        memory = self.read_bytes / rates["read_gbs"] / 1e6 + self.write_bytes / rates["write_gbs"] / 1e6
+        arithmetic = self.flops / gflops / 1e6
+        matmul = self.flops / rates["mm_gflops"] / 1e6
+        return {"memory": memory, "arithmetic": arithmetic, "at_mm_rate": matmul, "floor": max(memory, arithmetic)}
+
+
+def work(case: Case, inputs: Inputs) -> Work:
+    """Count the work of a case on its inputs."""
+    item = torch.empty(0, dtype=DTYPES[case.dtype]).element_size()
+    width = case.shape.width
+    frames, tokens = inputs.speech_mask.sum(1).double(), inputs.text_mask.sum(1).double()
+    real_bytes = float((frames + tokens).sum()) * width * item
+    gradient_bytes = (inputs.speech.numel() + inputs.text.numel()) * item
+    reads, products, pooling = 1, 0, 0.0
+    pairs = float((frames * tokens).sum())
+    if case.level == "global":
+        pooling = 2.0 * width * float((frames + tokens).sum())
+    else:
+        products = 1
+        if case.level == "span":
+            lengths = (inputs.end - inputs.start).double()
+            pooling = 2.0 * width * float(lengths.sum())
+            pairs = float(((lengths > 0).sum(1) * tokens).sum())
+        if case.backward and case.mode == "soft":
+            reads, products = 2, 4
+            pooling *= 2
+    flops = 2.0 * width * pairs * products + pooling
+    return Work(flops, reads * real_bytes, float(gradient_bytes) if case.backward else 0.0)

@@ -1,0 +1,110 @@
+"""The machine of a run: what it is, and the rates it reaches, measured in the same run as the results."""
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+import pad_kernels
+
+PACKAGES = ("torch", "pad_kernels", "triton", "numpy", "transformers")
+
+
+def cpu_model() -> str:
+    """Name of the processor, as the system gives it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of the packages a figure depends on, those installed."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def describe(device: str, threads: int) -> dict:
+    """Machine, threads and versions for the JSON file."""
+    machine = {
+        "system": f"{platform.system()} {platform.machine()}",
+        "cpu": cpu_model(),
+        "cores": os.cpu_count(),
+        "torch_cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": threads,
+        "versions": package_versions(),
+        "backends": str(pad_kernels.available_backends()),
+        "command": " ".join(["python", *sys.argv]),
+        "finished": "",
+    }
+    if device == "cuda":
+        properties = torch.cuda.get_device_properties(0)
+        machine |= {"gpu": properties.name, "gpu_memory_bytes": properties.total_memory, "cuda": torch.version.cuda}
+    return machine
+
+
+def _best_seconds(call: Callable[[], object], device: str, repeats: int = 7) -> float:
+    call()
+    best = float("inf")
+    for _ in range(repeats):
+        if device == "cuda":
+            torch.cuda.synchronize()
+        begin = time.perf_counter()
+        call()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - begin)
+    return best
+
+
+def _fma_peak_gflops(threads: int) -> float | None:
+    """Peak of fused multiply-adds in registers, one process per thread; None without a C compiler."""
+    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    if compiler is None:
+        return None
+    source = Path(__file__).with_name("fma_peak.c")
+    with tempfile.TemporaryDirectory() as folder:
+        program = Path(folder) / "fma_peak"
+        command = [compiler, "-O3", "-march=native", "-ffp-contract=fast", str(source), "-o", str(program)]
+        if subprocess.run(command, capture_output=True).returncode:
+            return None
+        best = 0.0
+        for _ in range(3):
+            running = [subprocess.Popen([program], stdout=subprocess.PIPE, text=True) for _ in range(threads)]
+            best = max(best, sum(float(process.communicate()[0]) for process in running))
+    return best
+
+
+def measure_rates(device: str, threads: int) -> dict[str, float | None]:
+    """Best of several tries: matrix products in GFLOP/s, memory reads and writes in GB/s.
+
+    `fma_gflops` is the ceiling of the CPU's arithmetic (multiply-adds in registers), `mm_gflops` what torch.mm
+    reaches on square float32 matrices of 2048; `write_gbs` is into memory already mapped.
+    """
+    a, b = torch.randn(2, 2048, 2048, device=device)
+    out = torch.empty_like(a)
+    mm = 2 * 2048**3 / _best_seconds(lambda: torch.mm(a, b, out=out), device)
+    buffer = torch.ones(2**28 // 4, device=device)
+    read = buffer.nbytes / _best_seconds(lambda: buffer.sum(), device)
+    write = buffer.nbytes / _best_seconds(lambda: buffer.fill_(1.0), device)
+    return {
+        "fma_gflops": _fma_peak_gflops(threads) if device == "cpu" else None,
+        "mm_gflops": mm / 1e9,
+        "read_gbs": read / 1e9,
+        "write_gbs": write / 1e9,
+    }

@@ -1,0 +1,78 @@
+"""Peak memory of a call, beyond what its inputs take.
+
+CPU: a child process per provider, where each call is made once to warm up and then once under measurement; the
+figure is the growth of the process's peak resident set (VmHWM, reset through /proc/self/clear_refs). Freed memory
+goes back to the system at once there (malloc's mmap threshold is lowered), so that the figure is what was alive.
+CUDA: torch.cuda.max_memory_allocated minus what was allocated before.
+"""
+
+import gc
+import importlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+MMAP_THRESHOLD = str(32 * 1024)
+
+
+def _status_bytes(field: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) * 1024
+    raise OSError(f"/proc/self/status has no {field}")
+
+
+def peak_in_process(call: Callable[[], object], device: str) -> int:
+    """Bytes by which the memory of this process (CPU) or of the device (CUDA) peaks during `call`."""
+    for _ in range(2):
+        call()
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        call()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    Path("/proc/self/clear_refs").write_text("5")
+    before = _status_bytes("VmRSS")
+    result = call()
+    peak = _status_bytes("VmHWM")
+    del result
+    return max(0, peak - before)
+
+
+def peaks(module: str, provider: str, cases: list[dict], *, device: str, threads: int) -> list[int | None]:
+    """Peak bytes of each case, measured in a child process; None where it could not be measured.
+
+    `module` names one with `workload(provider, case, device)`, which returns the call to measure.
+    """
+    if device == "cpu" and not Path("/proc/self/clear_refs").exists():
+        return [None] * len(cases)
+    request = {"module": module, "provider": provider, "cases": cases, "device": device, "threads": threads}
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": MMAP_THRESHOLD, "MALLOC_TRIM_THRESHOLD_": MMAP_THRESHOLD}
+    child = subprocess.run([sys.executable, "-m", "benchmarks.memory"], input=json.dumps(request), text=True,
+                           capture_output=True, cwd=ROOT, env=environment)
+    if child.returncode:
+        print(f"memory of {provider} could not be measured:\n{child.stderr[-2000:]}", file=sys.stderr)
+        return [None] * len(cases)
+    return json.loads(child.stdout.splitlines()[-1])
+
+
+def main() -> None:
+    request = json.load(sys.stdin)
+    torch.set_num_threads(request["threads"])
+    workload = importlib.import_module(request["module"]).workload
+    device = request["device"]
+    print(json.dumps([peak_in_process(workload(request["provider"], case, device), device)
+                      for case in request["cases"]]))
+
+
+if __name__ == "__main__":
+    main()
