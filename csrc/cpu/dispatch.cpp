@@ -4,6 +4,8 @@
 #include <cstring>
 
 #include "alignment.h"
+#include "pooling.h"
+#include "significance.h"
 
 namespace pad {
 namespace {
@@ -60,5 +62,8 @@ bool set_instruction_set(const char* name) {
 
 PAD_DISPATCH(alignment_forward, AlignmentForward)
 PAD_DISPATCH(alignment_backward, AlignmentBackward)
+PAD_DISPATCH(significance, SignificanceArguments)
+PAD_DISPATCH(pooling_forward, PoolingForward)
+PAD_DISPATCH(pooling_backward, PoolingBackward)
 
 }  // namespace pad

@@ -17,7 +17,10 @@ else:
 LOADED = _native is not None
 
 ELEMENTS = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
-OPS = {"alignment_forward", "alignment_backward"}
+OPS = {
+    "alignment_forward", "alignment_backward", "significance", "select_spans", "pooling_forward", "pooling_backward",
+}  # fmt: skip
+ANCHORS = {"topk": 0, "peaks": 1, "stride": 2}
 
 
 def serves(op, device, dtype):
@@ -107,3 +110,59 @@ def alignment_backward(
         grad_text.data_ptr() if need_text else 0,
     )  # fmt: skip
     return grad_speech, grad_text
+
+
+def significance(query, key, mask, scale, lse):
+    """csrc/significance.h: normalised column sums of the attention, per position."""
+    batch, heads, length, width = query.shape
+    query, key = _rows(query), _rows(key)
+    mask = None if mask is None else mask.contiguous()
+    lse = None if lse is None else lse.to(torch.float32).contiguous()
+    out = torch.empty(batch, length, dtype=_accumulator(query))
+    _native.significance(
+        (batch, heads, length, width), (*query.stride()[:3], *key.stride()[:3]), ELEMENTS[query.dtype],
+        query.data_ptr(), key.data_ptr(), 0 if mask is None else mask.data_ptr(),
+        0 if lse is None else lse.data_ptr(), scale, torch.get_num_threads(), out.data_ptr(),
+    )  # fmt: skip
+    return out
+
+
+def select_spans(frame_prior, frame_mask, num_tokens, num_anchors, max_anchors, scales, xi, anchors):
+    """csrc/spans.h: start and end of each utterance's spans."""
+    batch, frames = frame_prior.shape
+    frame_prior = frame_prior.to(_accumulator(frame_prior)).contiguous()
+    rows = [frame_mask.to(torch.bool).contiguous()]
+    rows += [count.to(torch.int64).contiguous() for count in (num_tokens, num_anchors)]
+    xi = None if xi is None else xi.to(torch.float64).contiguous()
+    start = torch.empty(batch, max_anchors * len(scales), dtype=torch.int32)
+    end = torch.empty_like(start)
+    _native.select_spans(
+        (batch, frames, max_anchors), frame_prior.data_ptr(), frame_prior.dtype == torch.float64,
+        *(row.data_ptr() for row in rows), list(scales), 0 if xi is None else xi.data_ptr(), ANCHORS[anchors],
+        torch.get_num_threads(), start.data_ptr(), end.data_ptr(),
+    )  # fmt: skip
+    return start, end
+
+
+def pooling_forward(values, weights):
+    """csrc/pooling.h: weighted sum of the rows of each batch element."""
+    values = _rows(values)
+    weights = weights.to(_accumulator(values)).contiguous()
+    out = torch.empty(values.shape[0], values.shape[2], dtype=_accumulator(values))
+    _native.pooling_forward(
+        tuple(values.shape), values.stride()[:2], ELEMENTS[values.dtype],
+        values.data_ptr(), weights.data_ptr(), torch.get_num_threads(), out.data_ptr(),
+    )  # fmt: skip
+    return out
+
+
+def pooling_backward(grad, weights, dtype):
+    """csrc/pooling.h: gradient of the values, in `dtype`."""
+    accumulator = torch.float64 if dtype == torch.float64 else torch.float32
+    grad, weights = grad.to(accumulator).contiguous(), weights.to(accumulator).contiguous()
+    grad_values = torch.empty(*weights.shape, grad.shape[1], dtype=dtype)
+    _native.pooling_backward(
+        tuple(grad_values.shape), ELEMENTS[dtype], grad.data_ptr(), weights.data_ptr(), torch.get_num_threads(),
+        grad_values.data_ptr(),
+    )  # fmt: skip
+    return grad_values
