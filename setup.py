@@ -15,6 +15,19 @@ from setuptools.command.build_ext import build_ext
 SOURCE = Path(__file__).parent.resolve()
 
 
+def first_error(output):
+    """What went wrong, in a line, from the output of CMake or the compiler."""
+    if "No CMAKE_CXX_COMPILER could be found" in output:
+        return "no C++ compiler was found when the package was installed"
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    for line, following in zip(lines, [*lines[1:], ""]):
+        if line.startswith("CMake Error"):
+            return f"{line} {following}"
+        if "error:" in line:
+            return line
+    return lines[-1] if lines else "the build stopped without a message"
+
+
 class CMakeBuild(build_ext):
     """Runs CMake once for the one extension and says in a line what was built."""
 
@@ -28,11 +41,7 @@ class CMakeBuild(build_ext):
             output = getattr(failure, "output", None) or str(failure)
             if os.environ.get("PAD_KERNELS_REQUIRE_NATIVE") == "1":
                 raise RuntimeError(f"the native backend could not be built:\n{output}") from failure
-            lines = [line.strip() for line in output.splitlines() if line.strip()]
-            cause = next((line for line in lines if "error" in line.lower()), lines[-1] if lines else "unknown")
-            if "CMAKE_CXX_COMPILER" in output and "could be found" in output:
-                cause = "no C++ compiler was found when the package was installed"
-            built = f"pad_kernels: native backend not built: {cause}"
+            built = f"pad_kernels: native backend not built: {first_error(output)}"
             if self.verbose:
                 print(output, file=sys.stderr)
         note.write_text(built + "\n", encoding="utf-8")
@@ -42,7 +51,7 @@ class CMakeBuild(build_ext):
         folder = Path(self.build_temp).resolve()
         folder.mkdir(parents=True, exist_ok=True)
         configure = [
-            "cmake", "-S", str(SOURCE), "-B", str(folder), "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release",
+            "cmake", "--fresh", "-S", str(SOURCE), "-B", str(folder), "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release",
             f"-DPython_EXECUTABLE={sys.executable}", f"-DPAD_KERNELS_OUTPUT={output_folder}",
         ]  # fmt: skip
         for name in ("PAD_KERNELS_CUDA", "PAD_KERNELS_CUDA_ARCHS"):

@@ -8,7 +8,7 @@ namespace pad {
 namespace PAD_INSTRUCTION_SET {
 namespace {
 
-constexpr int64_t tile_units = 64;
+constexpr int64_t tile_units = 32;
 constexpr double norm_epsilon = 1e-8;
 
 template <class S>
