@@ -27,7 +27,12 @@ class Work:
         memory = self.read_bytes / rates["read_gbs"] / 1e6 + self.write_bytes / rates["write_gbs"] / 1e6
         arithmetic = self.flops / gflops / 1e6
         matmul = self.flops / rates["mm_gflops"] / 1e6
-        return {"memory": memory, "arithmetic": arithmetic, "at_mm_rate": matmul, "floor": max(memory, arithmetic)}
+        return {
+            "memory": memory,
+            "arithmetic": arithmetic,
+            "at_mm_rate": matmul,
+            "floor": max(memory, arithmetic),
+        }
 
 
 def work(case: Case, inputs: Inputs) -> Work:

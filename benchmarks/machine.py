@@ -54,7 +54,11 @@ def describe(device: str, threads: int) -> dict:
     }
     if device == "cuda":
         properties = torch.cuda.get_device_properties(0)
-        machine |= {"gpu": properties.name, "gpu_memory_bytes": properties.total_memory, "cuda": torch.version.cuda}
+        machine |= {
+            "gpu": properties.name,
+            "gpu_memory_bytes": properties.total_memory,
+            "cuda": torch.version.cuda,
+        }
     return machine
 
 

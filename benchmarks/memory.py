@@ -56,9 +56,18 @@ def peaks(module: str, provider: str, cases: list[dict], *, device: str, threads
     if device == "cpu" and not Path("/proc/self/clear_refs").exists():
         return [None] * len(cases)
     request = {"module": module, "provider": provider, "cases": cases, "device": device, "threads": threads}
-    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": MMAP_THRESHOLD, "MALLOC_TRIM_THRESHOLD_": MMAP_THRESHOLD}
-    child = subprocess.run([sys.executable, "-m", "benchmarks.memory"], input=json.dumps(request), text=True,
-                           capture_output=True, cwd=ROOT, env=environment)
+    environment = os.environ | {
+        "MALLOC_MMAP_THRESHOLD_": MMAP_THRESHOLD,
+        "MALLOC_TRIM_THRESHOLD_": MMAP_THRESHOLD,
+    }
+    child = subprocess.run(
+        [sys.executable, "-m", "benchmarks.memory"],
+        input=json.dumps(request),
+        text=True,
+        capture_output=True,
+        cwd=ROOT,
+        env=environment,
+    )
     if child.returncode:
         print(f"memory of {provider} could not be measured:\n{child.stderr[-2000:]}", file=sys.stderr)
         return [None] * len(cases)
@@ -70,8 +79,14 @@ def main() -> None:
     torch.set_num_threads(request["threads"])
     workload = importlib.import_module(request["module"]).workload
     device = request["device"]
-    print(json.dumps([peak_in_process(workload(request["provider"], case, device), device)
-                      for case in request["cases"]]))
+    print(
+        json.dumps(
+            [
+                peak_in_process(workload(request["provider"], case, device), device)
+                for case in request["cases"]
+            ]
+        )
+    )
 
 
 if __name__ == "__main__":

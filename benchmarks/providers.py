@@ -76,16 +76,35 @@ def ours(inputs: Inputs, level: str, temperature: float) -> Tensor:
     """The public function of this package, backend chosen by itself."""
     speech, text, speech_mask, text_mask, speech_prior, text_prior, start, end = inputs
     spans = None if start is None else pad_kernels.Spans(start, end)
-    return pad_kernels.pad_loss(speech, text, speech_mask, text_mask, speech_prior, text_prior,
-                                level=level, temperature=temperature, spans=spans)
+    return pad_kernels.pad_loss(
+        speech,
+        text,
+        speech_mask,
+        text_mask,
+        speech_prior,
+        text_prior,
+        level=level,
+        temperature=temperature,
+        spans=spans,
+    )
 
 
 def reference(inputs: Inputs, level: str, temperature: float) -> Tensor:
     """The definition, for checking: call it on `inputs.double()`."""
     speech, text, speech_mask, text_mask, speech_prior, text_prior, start, end = inputs
     spans = None if start is None else pad_kernels.Spans(start, end)
-    return pad_kernels.pad_loss(speech, text, speech_mask, text_mask, speech_prior, text_prior,
-                                level=level, temperature=temperature, spans=spans, backend="reference")
+    return pad_kernels.pad_loss(
+        speech,
+        text,
+        speech_mask,
+        text_mask,
+        speech_prior,
+        text_prior,
+        level=level,
+        temperature=temperature,
+        spans=spans,
+        backend="reference",
+    )
 
 
 def compiled() -> Loss:

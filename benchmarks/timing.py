@@ -26,8 +26,13 @@ def _seconds_cuda(function: Callable[[], object], cache: torch.Tensor) -> float:
 
 
 def round_robin(
-    functions: dict[str, Callable[[], object]], *, seconds: float, min_rounds: int = 5, max_rounds: int = 200,
-    device: str = "cpu", on_round: Callable[[float], None] = lambda share: None,
+    functions: dict[str, Callable[[], object]],
+    *,
+    seconds: float,
+    min_rounds: int = 5,
+    max_rounds: int = 200,
+    device: str = "cpu",
+    on_round: Callable[[float], None] = lambda share: None,
 ) -> dict[str, dict[str, float]]:
     """Time each function once per round, starting each round one further, for about `seconds` in all.
 
@@ -54,4 +59,6 @@ def summarize(seconds: list[float]) -> dict[str, float]:
     """Percentiles in milliseconds of one function's samples."""
     values = torch.tensor(seconds, dtype=torch.float64) * 1e3
     points = torch.quantile(values, torch.tensor([p / 100 for p in PERCENTILES], dtype=torch.float64))
-    return {f"p{p}": round(v, 4) for p, v in zip(PERCENTILES, points.tolist(), strict=True)} | {"rounds": len(seconds)}
+    return {f"p{p}": round(v, 4) for p, v in zip(PERCENTILES, points.tolist(), strict=True)} | {
+        "rounds": len(seconds)
+    }

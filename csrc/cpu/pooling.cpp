@@ -97,21 +97,11 @@ void backward(const PoolingBackward& arguments) {
 }  // namespace
 
 void pooling_forward(const PoolingForward& arguments) {
-  switch (arguments.element) {
-    case Element::float32: return forward<float>(arguments);
-    case Element::float64: return forward<double>(arguments);
-    case Element::bfloat16: return forward<bfloat16>(arguments);
-    case Element::float16: return forward<float16>(arguments);
-  }
+  with_element(arguments.element, [&](auto element) { forward<decltype(element)>(arguments); });
 }
 
 void pooling_backward(const PoolingBackward& arguments) {
-  switch (arguments.element) {
-    case Element::float32: return backward<float>(arguments);
-    case Element::float64: return backward<double>(arguments);
-    case Element::bfloat16: return backward<bfloat16>(arguments);
-    case Element::float16: return backward<float16>(arguments);
-  }
+  with_element(arguments.element, [&](auto element) { backward<decltype(element)>(arguments); });
 }
 
 }  // namespace PAD_INSTRUCTION_SET

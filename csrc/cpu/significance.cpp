@@ -203,12 +203,7 @@ void run(const SignificanceArguments& a) {
 }  // namespace
 
 void significance(const SignificanceArguments& arguments) {
-  switch (arguments.element) {
-    case Element::float32: return run<float>(arguments);
-    case Element::float64: return run<double>(arguments);
-    case Element::bfloat16: return run<bfloat16>(arguments);
-    case Element::float16: return run<float16>(arguments);
-  }
+  with_element(arguments.element, [&](auto element) { run<decltype(element)>(arguments); });
 }
 
 }  // namespace PAD_INSTRUCTION_SET

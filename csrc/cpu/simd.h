@@ -8,6 +8,8 @@
 #include <new>
 #include <type_traits>
 
+#include "tensor.h"
+
 #if defined(__AVX2__) || defined(__AVX512F__)
 #include <immintrin.h>
 #endif
@@ -34,6 +36,17 @@ struct VectorOf {
 
 struct bfloat16 { uint16_t bits; };
 struct float16 { uint16_t bits; };
+
+// Calls action with a value of the element's type.
+template <class Action>
+inline void with_element(Element element, const Action& action) {
+  switch (element) {
+    case Element::float32: return action(float{});
+    case Element::float64: return action(double{});
+    case Element::bfloat16: return action(bfloat16{});
+    case Element::float16: return action(float16{});
+  }
+}
 
 // What sums of an element type are kept in.
 template <class T> struct AccumulatorOf { using type = float; };

@@ -250,17 +250,6 @@ inline void for_each_utterance(const AlignmentArguments& arguments, const Task& 
       &context);
 }
 
-// Calls action with a value of the element's type.
-template <class Action>
-inline void with_element(Element element, const Action& action) {
-  switch (element) {
-    case Element::float32: return action(float{});
-    case Element::float64: return action(double{});
-    case Element::bfloat16: return action(bfloat16{});
-    case Element::float16: return action(float16{});
-  }
-}
-
 }  // namespace
 }  // namespace PAD_INSTRUCTION_SET
 }  // namespace pad
