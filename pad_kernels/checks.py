@@ -1,0 +1,170 @@
+"""Checks of arguments, once for all ops, and what folds masks and priors into the weights the ops take.
+
+Shapes, dtypes and devices are always checked. Values are checked where nobody has to wait for that: on CPU
+tensors, outside torch.compile.
+"""
+
+import math
+from numbers import Real
+
+import torch
+from torch import Tensor
+
+FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+INTEGER = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
+
+def accumulator(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of sums, norms and softmax: float64 for float64, else float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def describe(value) -> str:
+    """What an error message says of a value."""
+    if not isinstance(value, Tensor):
+        return repr(value)
+    return f"a {str(value.dtype)[6:]} tensor of shape {tuple(value.shape)} on {value.device}"
+
+
+def _wrong(name, value, expected):
+    raise ValueError(f"{name}: got {describe(value)}, expected {expected}")
+
+
+def _values_can_be_read(value: Tensor) -> bool:
+    # Subclasses (fake tensors, for one) may have no values.
+    return value.device.type == "cpu" and type(value) is Tensor and not torch.compiler.is_compiling()
+
+
+def tensor(name, value, dtypes, shape, device, wanted):
+    """A tensor of one of `dtypes`, of `shape` and on `device`; `wanted` names it in the message."""
+    if not isinstance(value, Tensor) or value.dtype not in dtypes or value.shape != torch.Size(shape):
+        _wrong(name, value, f"{wanted} of shape {tuple(shape)}")
+    if value.device != device:
+        _wrong(name, value, f"a tensor on {device}")
+
+
+def embeddings(speech: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+    """Speech [B, M, D] and text [B, N, D], of one dtype and device; autocast promotes the narrower dtype."""
+    for name, value in (("speech", speech), ("text", text)):
+        if not isinstance(value, Tensor) or value.dim() != 3 or value.dtype not in FLOATING:
+            _wrong(name, value, "a floating-point tensor of shape [batch, length, width]")
+    if speech.shape[0] != text.shape[0]:
+        _wrong("text", text, f"the batch size of speech, {speech.shape[0]}")
+    if speech.shape[2] != text.shape[2] or speech.shape[2] == 0:
+        _wrong("text", text, f"the width of speech, {speech.shape[2]}, and at least 1")
+    if text.device != speech.device:
+        _wrong("text", text, f"a tensor on the device of speech, {speech.device}")
+    if speech.dtype != text.dtype:
+        if not torch.is_autocast_enabled(speech.device.type):
+            raise ValueError(
+                f"speech and text: got {speech.dtype} and {text.dtype}, expected one dtype "
+                "(only inside torch.autocast is the narrower one promoted)"
+            )
+        dtype = torch.promote_types(speech.dtype, text.dtype)
+        speech, text = speech.to(dtype), text.to(dtype)
+    return speech, text
+
+
+def mask(name: str, value: Tensor | None, shape, device) -> Tensor | None:
+    """A mask as bool; integers 0 and 1 are taken as transformers' attention_mask."""
+    if value is None:
+        return None
+    tensor(name, value, (torch.bool, *INTEGER), shape, device, "a mask, bool or integers 0 and 1,")
+    if value.dtype == torch.bool:
+        return value
+    if value.numel() and _values_can_be_read(value):
+        lowest, highest = torch.aminmax(value)
+        if lowest < 0 or highest > 1:
+            raise ValueError(f"{name}: got values from {lowest} to {highest}, expected 0 and 1 alone")
+    return value != 0
+
+
+def prior(name: str, value: Tensor, real: Tensor | None, shape, device, dtype) -> Tensor:
+    """A prior in `dtype`, 0 where `real` is False. Negative or NaN elsewhere: an error, or 0 if unread."""
+    tensor(name, value, FLOATING, shape, device, "a floating-point tensor")
+    value = value.detach().to(dtype)
+    if real is not None:
+        value = torch.where(real, value, 0)
+    if not _values_can_be_read(value):
+        return torch.where(value > 0, value, 0)
+    if value.numel():
+        lowest, highest = (bound.item() for bound in torch.aminmax(value))
+        if not (lowest >= 0 and highest < math.inf):
+            bad = "NaN" if math.isnan(lowest) else lowest if lowest < 0 else highest
+            raise ValueError(f"{name}: got {bad} at a real position, expected finite values of at least 0")
+    return value
+
+
+def weights(side: str, values: Tensor, real: Tensor | None, given: Tensor | None) -> Tensor:
+    """What each position of `values` [B, L, D] weighs, in its accumulator dtype: the prior, 0 where not real.
+
+    Without a prior it is 1 / (number of real positions). `side` is "speech" or "text", `real` a bool mask.
+    """
+    shape, dtype = values.shape[:2], accumulator(values.dtype)
+    if given is not None:
+        return prior(f"{side}_prior", given, real, shape, values.device, dtype)
+    if real is None:
+        return torch.full(shape, 1 / max(shape[1], 1), dtype=dtype, device=values.device)
+    return real / real.sum(1, keepdim=True).to(dtype).clamp(min=1)
+
+
+def normalized(value: Tensor) -> Tensor:
+    """Weights [B, L] that sum to 1 over each row, or stay 0."""
+    total = value.sum(1, keepdim=True)
+    return value / total.masked_fill(total == 0, 1)
+
+
+def spans(value, batch: int, frames: int, device) -> tuple[Tensor | None, Tensor | None]:
+    """Spans (start, end) [B, U] as int32, or (None, None)."""
+    if value is None:
+        return None, None
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        _wrong("spans", value, "a pair of tensors (start, end)")
+    start, end = value
+    units = start.shape[1] if isinstance(start, Tensor) and start.dim() == 2 else "units"
+    for name, bound in (("spans start", start), ("spans end", end)):
+        if units == "units" or not isinstance(bound, Tensor):
+            _wrong(name, bound, f"an int32 or int64 tensor of shape [{batch}, units]")
+        tensor(name, bound, (torch.int32, torch.int64), (batch, units), device, "an int32 or int64 tensor")
+    if _values_can_be_read(start) and not ((start >= 0) & (start <= end) & (end <= frames)).all():
+        raise ValueError(f"spans: got a span that is not 0 <= start <= end <= {frames}, the number of frames")
+    if start.dtype == torch.int64 or end.dtype == torch.int64:
+        start, end = (bound.clamp(0, frames).to(torch.int32) for bound in (start, end))
+    return start, end
+
+
+def temperature(value) -> float:
+    """A finite number of at least 0."""
+    if not isinstance(value, Real) or not 0 <= value < math.inf:
+        _wrong("temperature", value, "a finite number of at least 0 (0: hard alignment)")
+    return float(value)
+
+
+def choice(name: str, value, allowed: tuple[str, ...]) -> None:
+    """One of the names in `allowed`."""
+    if value not in allowed:
+        _wrong(name, value, "one of " + ", ".join(repr(option) for option in allowed))
+
+
+def scales(value) -> list[float]:
+    """Widths of the spans of an anchor, in units of xi: at least one, each positive."""
+    if not isinstance(value, tuple | list) or not value:
+        _wrong("scales", value, "a sequence of positive numbers")
+    for scale in value:
+        if not isinstance(scale, Real) or not 0 < scale < math.inf:
+            _wrong("scales", value, "a sequence of positive numbers")
+    return [float(scale) for scale in value]
+
+
+def per_utterance(name: str, value, batch: int, device, dtype) -> Tensor:
+    """A number, or a tensor [B] of numbers, as a tensor [B] of `dtype`; at least 0."""
+    if isinstance(value, Tensor):
+        allowed = INTEGER if dtype == torch.int64 else (*FLOATING, *INTEGER)
+        tensor(name, value, allowed, (batch,), device, f"a number or a {str(dtype)[6:]} tensor")
+        if value.numel() and _values_can_be_read(value) and not (value >= 0).all():
+            raise ValueError(f"{name}: got a negative or NaN value, expected values of at least 0")
+        return value.to(dtype)
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if not (whole or dtype.is_floating_point and isinstance(value, Real)) or not 0 <= value < math.inf:
+        _wrong(name, value, f"a number of at least 0 or a tensor of shape ({batch},)")
+    return torch.full((batch,), value, dtype=dtype, device=device)

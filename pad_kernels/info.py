@@ -1,0 +1,90 @@
+"""What this installation can do: `python -m pad_kernels.info`, or `pad_kernels.info.report()`."""
+
+import importlib.metadata
+import os
+import platform
+
+import torch
+
+from pad_kernels import backends
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _devices() -> list[torch.device]:
+    return [torch.device("cpu")] + ([torch.device("cuda")] if torch.cuda.is_available() else [])
+
+
+def _instruction_set() -> str:
+    try:
+        from pad_kernels.backends import native
+    except ImportError:
+        return "none"
+    return native.instruction_set() or "none"
+
+
+def report() -> dict:
+    """Versions, CPU, devices, backends with the reason for each one missing, and which ops each serves.
+
+    `backends` maps a name to None (available) or the reason; `ops` maps a device type and an op to the names
+    of the backends that serve it in float32, the fastest first: the first one is what "auto" takes.
+    """
+    devices = _devices()
+    reasons, ops = {}, {device.type: {op: [] for op in backends.OPS} for device in devices}
+    for name in backends.FASTEST_FIRST:
+        against = []
+        for device in devices:
+            for op in backends.OPS:
+                reason = backends.reason_against(op, name, device, torch.float32)
+                if reason is None:
+                    ops[device.type][op].append(name)
+                against.append(reason)
+        reasons[name] = None if None in against else against[0]
+    return {
+        "versions": {
+            "pad_kernels": _version("pad-kernels"),
+            "torch": torch.__version__,
+            "triton": _version("triton"),
+            "python": platform.python_version(),
+        },
+        "cpu": {
+            "machine": platform.machine(),
+            "torch_capability": torch.backends.cpu.get_cpu_capability(),
+            "native_instruction_set": _instruction_set(),
+            "threads": torch.get_num_threads(),
+        },
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "default_backend": os.environ.get(backends.ENVIRONMENT_VARIABLE) or "auto",
+        "backends": reasons,
+        "ops": ops,
+    }
+
+
+def text(found: dict) -> str:
+    """The report for a terminal."""
+    versions, cpu = found["versions"], found["cpu"]
+    lines = [f"{name:<12} {version}" for name, version in versions.items()]
+    lines.append(
+        f"{'cpu':<12} {cpu['machine']}, {cpu['threads']} threads, "
+        f"torch uses {cpu['torch_capability']}, pad_kernels uses {cpu['native_instruction_set']}"
+    )
+    lines.append(f"{'gpus':<12} {', '.join(found['gpus']) or 'none'}")
+    lines.append(f"{'default':<12} {found['default_backend']} ({backends.ENVIRONMENT_VARIABLE})")
+    lines += ["", "backends"]
+    for name, reason in found["backends"].items():
+        lines.append(f"  {name:<10} {'available' if reason is None else 'missing: ' + reason}")
+    for device, ops in found["ops"].items():
+        lines += ["", f"{'ops on ' + device:<22}" + "".join(f"{name:<12}" for name in found["backends"])]
+        for op, names in ops.items():
+            cells = ("yes" if name in names else "-" for name in found["backends"])
+            lines.append(f"  {op:<20}" + "".join(f"{cell:<12}" for cell in cells).rstrip())
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(text(report()))
