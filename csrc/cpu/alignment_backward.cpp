@@ -26,7 +26,7 @@ template <class S>
 struct TokenTerms {
   template <class T>
   TokenTerms(const AlignmentBackward& arguments, int64_t batch, const Tokens<T>& tokens)
-      : gradient(tokens.padded), similarity(tokens.padded), log_normalizer(tokens.padded), projection(tokens.padded) {
+      : gradient(tokens.padded), similarity(tokens.padded), log_normalizer(tokens.padded) {
     const int64_t offset = batch * arguments.tokens;
     for (int64_t j = 0; j < tokens.padded; ++j) {
       const bool real = j < tokens.count;
@@ -34,18 +34,16 @@ struct TokenTerms {
       gradient[j] = real ? static_cast<const S*>(arguments.grad_similarity)[token] : S{0};
       similarity[j] = real ? static_cast<const S*>(arguments.similarity)[token] : S{0};
       log_normalizer[j] = real ? static_cast<const S*>(arguments.log_normalizer)[token] : S{0};
-      projection[j] = 0;
     }
   }
   Buffer<S> gradient, similarity, log_normalizer;
-  Buffer<S> projection;  // sum over units of G phi
 };
 
 // Turns a tile of scores u.t/|t| into G/|u|, in place, and sums G phi per unit and per token.
 template <class T>
 void score_gradients(const Units<T>& units, int64_t first, int64_t n, int64_t columns,
                      Accumulator<T> inverse_temperature, const TokenTerms<Accumulator<T>>& terms,
-                     Accumulator<T>* scores, Accumulator<T>* unit_projection) {
+                     Accumulator<T>* scores, Accumulator<T>* unit_projection, Accumulator<T>* token_projection) {
   using S = Accumulator<T>;
   for (int64_t r = 0; r < n; ++r) {
     const S inverse = units.inverse[first + r], log_prior = logarithm(units.prior[first + r]);
@@ -57,7 +55,7 @@ void score_gradients(const Units<T>& units, int64_t first, int64_t n, int64_t co
       const Vector<S> gradient = load(terms.gradient.data() + j) * posterior *
                                  ((cosine - load(terms.similarity.data() + j)) * inverse_temperature + S{1});
       projection += gradient * cosine;
-      store(terms.projection.data() + j, load(terms.projection.data() + j) + gradient * cosine);
+      store(token_projection + j, load(token_projection + j) + gradient * cosine);
       store(scores + r * columns + j, gradient * inverse);
     }
     unit_projection[r] = norm_is_clamped(inverse) ? S{0} : sum_lanes<S>(projection) * inverse * inverse;
@@ -104,38 +102,86 @@ void token_gradients(int64_t n, int64_t tokens, const S* scores, int64_t columns
   }
 }
 
+// One part of one utterance: a range of frames, whose speech gradient it writes, and the units that begin there,
+// which it adds to the token gradients.
 template <class T>
-void soft_backward(const AlignmentBackward& arguments, int64_t batch, const Utterance<T>& utterance,
-                   const Tokens<T>& tokens, T* grad_speech, T* grad_text) {
+struct Part {
+  Part(const AlignmentBackward& arguments, int64_t batch, int64_t part, int64_t parts)
+      : arguments(arguments),
+        batch(batch),
+        utterance(arguments, batch),
+        tokens(utterance),
+        begin(utterance.part_begin(part, parts)),
+        end(utterance.part_begin(part + 1, parts)),
+        first(part == 0),
+        grad_speech(static_cast<T*>(arguments.grad_speech)),
+        grad_text(static_cast<T*>(arguments.grad_text)) {
+    if (grad_speech) grad_speech += batch * utterance.frames * utterance.width;
+    if (grad_text) grad_text += batch * utterance.tokens * utterance.width;
+  }
+
+  // Keeps the units that reach into the part, in order of their first frame.
+  int64_t select(int32_t* units, int64_t count) const {
+    int64_t kept = 0;
+    for (int64_t c = 0; c < count; ++c)
+      if (utterance.first_frame(units[c]) < end && utterance.last_frame(units[c]) > begin) units[kept++] = units[c];
+    sort_by_first_frame(utterance, units, kept);
+    return kept;
+  }
+
+  bool owns(int32_t unit) const { return utterance.first_frame(unit) >= begin; }
+
+  const AlignmentBackward& arguments;
+  const int64_t batch;
+  const Utterance<T> utterance;
+  const Tokens<T> tokens;
+  const int64_t begin, end;
+  const bool first;
+  T *grad_speech, *grad_text;
+};
+
+// The token gradients of one part before they are put together: sum of G u/|u| [padded tokens, padded width] and
+// of G phi [padded tokens].
+template <class S>
+struct TokenSums {
+  S *direction, *projection;
+};
+
+template <class T>
+void soft_part(const Part<T>& part, const TokenSums<Accumulator<T>>& token_sums) {
   using S = Accumulator<T>;
+  const Utterance<T>& utterance = part.utterance;
+  const Tokens<T>& tokens = part.tokens;
+  T* const grad_speech = part.grad_speech;
   const int64_t columns = tokens.padded, width = utterance.width, padded_width = utterance.padded_width;
   const Buffer<int32_t> candidates(utterance.units);
   all_units(utterance.units, candidates.data());
-  sort_by_first_frame(utterance, candidates.data(), utterance.units);
-  Units<T> units(utterance, candidates.data(), utterance.units);
+  Units<T> units(utterance, candidates.data(), part.select(candidates.data(), utterance.units));
+  int64_t shared = 0;  // units that begin in an earlier part
+  while (shared < units.count && !part.owns(units.index[shared])) ++shared;
 
-  TokenTerms<S> terms(arguments, batch, tokens);
+  const TokenTerms<S> terms(part.arguments, part.batch, tokens);
   const Buffer<S> panel(width * columns), token_rows(columns * padded_width), scores(tile_units * columns);
-  const Buffer<S> token_sums(grad_text ? columns * padded_width : 0);
   tokens.write_panel(utterance, panel.data());
   tokens.write_rows(utterance, token_rows.data());
-  if (grad_text) token_sums.fill_zero(columns * padded_width);
-  std::memset(scores.data(), 0, static_cast<size_t>(tile_units * columns) * sizeof(S));
+  fill_zero(scores.data(), tile_units * columns);
 
   // A frame's gradient can go to its place at once where it is made of whole vectors.
   const bool to_place = !utterance.start && width % lanes<S> == 0;
-  SpeechGradient<T> speech(grad_speech, utterance, grad_speech ? open_frames(utterance, units) : 0);
-  const Buffer<S> unit_sums(grad_speech && !to_place ? tile_units * padded_width : 0);
+  SpeechGradient<T> speech(grad_speech, utterance, grad_speech ? open_frames(utterance, units) : 0, part.begin,
+                           part.end);
+  const Buffer<S> unit_sums(grad_speech && !to_place ? tile_units * padded_width : 0), unused(columns);
   S unit_projection[tile_units];
   T* places[tile_units];
   S* sums[tile_units];
   for (int64_t r = 0; r < tile_units; ++r) sums[r] = unit_sums.data() + r * padded_width;
 
-  for (int64_t first = 0; first < units.count; first += tile_units) {
-    const int64_t n = minimum(tile_units, units.count - first);
+  for (int64_t first = grad_speech ? 0 : shared, n; first < units.count; first += n) {
+    const bool own = first >= shared;
+    n = minimum(tile_units, (own ? units.count : shared) - first);
     const S* const* rows = units.score_tile(first, n, panel.data(), columns, scores.data());
-    score_gradients<T>(units, first, n, columns, static_cast<S>(1 / arguments.temperature), terms, scores.data(),
-                       unit_projection);
+    score_gradients<T>(units, first, n, columns, static_cast<S>(1 / part.arguments.temperature), terms,
+                       scores.data(), unit_projection, own && part.grad_text ? token_sums.projection : unused.data());
     if (grad_speech && to_place)
       for (int64_t r = 0; r < n; ++r) places[r] = speech.row(units.index[first + r]);
     for_each_column_block<S>(padded_width, [&](auto vectors, int64_t column) {
@@ -146,46 +192,74 @@ void soft_backward(const AlignmentBackward& arguments, int64_t batch, const Utte
       else if (grad_speech)
         unit_gradients<block, S>(n, tokens.count, scores.data(), columns, token_rows.data(), padded_width, rows,
                                  unit_projection, column, sums);
-      if (grad_text)
+      if (own && part.grad_text)
         token_gradients<block, S>(n, tokens.count, scores.data(), columns, rows, padded_width, column,
-                                  token_sums.data());
+                                  token_sums.direction);
     });
     if (grad_speech && !to_place)
       for (int64_t r = 0; r < n; ++r) speech.add(units, first + r, sums[r]);
   }
   if (grad_speech) speech.finish();
-  if (!grad_text) return;
+}
+
+// Adds the parts' sums in order and writes the text gradient of an utterance.
+template <class T>
+void finish_text(const AlignmentBackward& arguments, int64_t batch, const TokenSums<Accumulator<T>>* parts,
+                 int64_t part_count) {
+  using S = Accumulator<T>;
+  const Utterance<T> utterance(arguments, batch);
+  const Tokens<T> tokens(utterance);
+  const int64_t width = utterance.width;
+  T* grad_text = static_cast<T*>(arguments.grad_text) + batch * utterance.tokens * width;
+  const Buffer<S> token_row(width);
+  int64_t written = 0;
   for (int64_t j = 0; j < tokens.count; ++j) {
-    S* sum = token_sums.data() + j * padded_width;
-    if (!norm_is_clamped(tokens.inverse[j]))
-      scaled_add(sum, token_rows.data() + j * padded_width, -terms.projection[j], width);
-    scaled_copy(grad_text + tokens.index[j] * width, sum, tokens.inverse[j], width);
+    S* sum = parts[0].direction + j * utterance.padded_width;
+    S projection = parts[0].projection[j];
+    for (int64_t part = 1; part < part_count; ++part) {
+      scaled_add(sum, parts[part].direction + j * utterance.padded_width, S{1}, width);
+      projection += parts[part].projection[j];
+    }
+    if (!norm_is_clamped(tokens.inverse[j])) {
+      scaled_copy(token_row.data(), utterance.token(tokens.index[j]), tokens.inverse[j], width);
+      scaled_add(sum, token_row.data(), -projection, width);
+    }
+    for (; written < tokens.index[j]; ++written) fill_zero(grad_text + written * width, width);
+    scaled_copy(grad_text + written++ * width, sum, tokens.inverse[j], width);
   }
+  for (; written < utterance.tokens; ++written) fill_zero(grad_text + written * width, width);
 }
 
 template <class T>
-void hard_backward(const AlignmentBackward& arguments, int64_t batch, const Utterance<T>& utterance,
-                   const Tokens<T>& tokens, T* grad_speech, T* grad_text) {
+void hard_part(const Part<T>& part) {
   using S = Accumulator<T>;
+  const Utterance<T>& utterance = part.utterance;
+  const Tokens<T>& tokens = part.tokens;
+  T *const grad_speech = part.grad_speech, *const grad_text = part.grad_text;
   const int64_t width = utterance.width;
-  const int64_t* chosen = arguments.unit + batch * utterance.tokens;
-  const S* gradient = static_cast<const S*>(arguments.grad_similarity) + batch * utterance.tokens;
+  const int64_t* chosen = part.arguments.unit + part.batch * utterance.tokens;
+  const S* gradient = static_cast<const S*>(part.arguments.grad_similarity) + part.batch * utterance.tokens;
+  if (grad_text && part.first)
+    for (int64_t token = 0; token < utterance.tokens; ++token)
+      if (!utterance.token_mask[token] || chosen[token] < 0) fill_zero(grad_text + token * width, width);
+
   const Buffer<int32_t> candidates(tokens.count);
   int64_t candidate_count = 0;
   for (int64_t j = 0; j < tokens.count; ++j)
     if (chosen[tokens.index[j]] >= 0) candidates[candidate_count++] = static_cast<int32_t>(chosen[tokens.index[j]]);
-  sort_by_first_frame(utterance, candidates.data(), candidate_count);
+  candidate_count = part.select(candidates.data(), candidate_count);
   int64_t distinct = 0;
   for (int64_t c = 0; c < candidate_count; ++c)
     if (c == 0 || candidates[c] != candidates[c - 1]) candidates[distinct++] = candidates[c];
   const Units<T> units(utterance, candidates.data(), distinct);
 
-  SpeechGradient<T> speech(grad_speech, utterance, grad_speech ? open_frames(utterance, units) : 0);
+  SpeechGradient<T> speech(grad_speech, utterance, grad_speech ? open_frames(utterance, units) : 0, part.begin,
+                           part.end);
   const Buffer<S> unit_row(width), unit_sum(width), token_row(width), token_sum(width);
   for (int64_t k = 0; k < units.count; ++k) {
     units.pool(k, unit_row.data(), 0, width);
     const S inverse = inverse_norm<S>(sum_of_squares(unit_row.data(), width));
-    unit_sum.fill_zero(width);
+    fill_zero(unit_sum.data(), width);
     for (int64_t j = 0; j < tokens.count; ++j) {
       const int64_t token = tokens.index[j];
       if (chosen[token] != units.index[k]) continue;
@@ -196,7 +270,7 @@ void hard_backward(const AlignmentBackward& arguments, int64_t batch, const Utte
         if (!norm_is_clamped(inverse))
           scaled_add(unit_sum.data(), unit_row.data(), -gradient[token] * cosine * inverse * inverse, width);
       }
-      if (grad_text) {
+      if (grad_text && part.owns(units.index[k])) {
         scaled_copy(token_sum.data(), unit_row.data(), inverse, width);
         if (!norm_is_clamped(tokens.inverse[j])) scaled_add(token_sum.data(), token_row.data(), -cosine, width);
         scaled_copy(grad_text + token * width, token_sum.data(), gradient[token] * tokens.inverse[j], width);
@@ -208,22 +282,37 @@ void hard_backward(const AlignmentBackward& arguments, int64_t batch, const Utte
 }
 
 template <class T>
-void backward_utterance(const AlignmentBackward& arguments, int64_t batch) {
-  const Utterance<T> utterance(arguments, batch);
-  T* grad_speech =
-      arguments.grad_speech ? static_cast<T*>(arguments.grad_speech) + batch * utterance.frames * utterance.width
-                            : nullptr;
-  T* grad_text = arguments.grad_text
-                     ? static_cast<T*>(arguments.grad_text) + batch * utterance.tokens * utterance.width
-                     : nullptr;
-  if (grad_text)
-    std::memset(static_cast<void*>(grad_text), 0,
-                static_cast<size_t>(utterance.tokens * utterance.width) * sizeof(T));
-  const Tokens<T> tokens(utterance);
-  if (arguments.temperature > 0)
-    soft_backward<T>(arguments, batch, utterance, tokens, grad_speech, grad_text);
-  else
-    hard_backward<T>(arguments, batch, utterance, tokens, grad_speech, grad_text);
+void hard_backward(const AlignmentBackward& arguments) {
+  const int64_t parts = parts_of_utterance(arguments);
+  for_each_part<Accumulator<T>>(arguments, parts, [&](int64_t batch, int64_t part) {
+    hard_part(Part<T>(arguments, batch, part, parts));
+  });
+}
+
+template <class T>
+void soft_backward(const AlignmentBackward& arguments) {
+  using S = Accumulator<T>;
+  const int64_t parts = parts_of_utterance(arguments);
+  const int64_t columns = round_up(arguments.tokens, maximum(lanes<S>, tile_rows));
+  const int64_t padded_width = round_up(arguments.width, lanes<S>), slot = columns * (padded_width + 1);
+  // Where an utterance is one task, its sums live as long as the task.
+  const bool together = parts == 1;
+  const Buffer<S> shared(arguments.grad_text && !together ? arguments.batch * parts * slot : 0);
+  const auto sums_in = [&](S* memory) { return TokenSums<S>{memory, memory + columns * padded_width}; };
+  for_each_part<S>(arguments, parts, [&](int64_t batch, int64_t part) {
+    const Buffer<S> own(arguments.grad_text && together ? slot : 0);
+    S* memory = together ? own.data() : shared.data() + (batch * parts + part) * slot;
+    if (arguments.grad_text) fill_zero(memory, slot);
+    const TokenSums<S> sums = sums_in(memory);
+    soft_part(Part<T>(arguments, batch, part, parts), sums);
+    if (arguments.grad_text && together) finish_text<T>(arguments, batch, &sums, 1);
+  });
+  if (!arguments.grad_text || together) return;
+  for_each_part<S>(arguments, 1, [&](int64_t batch, int64_t) {
+    const Buffer<TokenSums<S>> sums(parts);
+    for (int64_t part = 0; part < parts; ++part) sums[part] = sums_in(shared.data() + (batch * parts + part) * slot);
+    finish_text<T>(arguments, batch, sums.data(), parts);
+  });
 }
 
 }  // namespace
@@ -234,8 +323,10 @@ void alignment_backward(const AlignmentBackward& arguments) {
     if (arguments.grad_speech)
       advise_large_pages(arguments.grad_speech, arguments.batch * arguments.frames * arguments.width *
                                                     static_cast<int64_t>(sizeof(T)));
-    for_each_utterance<Accumulator<T>>(arguments,
-                                       [&](int64_t batch) { backward_utterance<T>(arguments, batch); });
+    if (arguments.temperature > 0)
+      soft_backward<T>(arguments);
+    else
+      hard_backward<T>(arguments);
   });
 }
 

@@ -1,5 +1,5 @@
 // Alignment forward: units stream past the tokens, a running maximum (hard) or an online softmax (soft)
-// per token is all that is kept.
+// per token is all that is kept. The parts of an utterance are merged in order.
 #include "units.h"
 
 namespace pad {
@@ -75,23 +75,26 @@ void update_soft(const Units<T>& units, int64_t first, int64_t n, const Accumula
   }
 }
 
+// The running values of one token after a part of the units; unit -1: none took part.
+template <class S>
+struct Partial {
+  S best, sum, weighted;
+  int64_t unit;
+};
+
 template <class T>
-void forward_utterance(const AlignmentForward& arguments, int64_t batch) {
+void forward_part(const AlignmentForward& arguments, int64_t batch, int64_t part, int64_t parts,
+                  Partial<Accumulator<T>>* partial) {
   using S = Accumulator<T>;
   const Utterance<T> utterance(arguments, batch);
-  S* similarity = static_cast<S*>(arguments.similarity) + batch * utterance.tokens;
-  S* log_normalizer = static_cast<S*>(arguments.log_normalizer) + batch * utterance.tokens;
-  int64_t* unit = arguments.unit + batch * utterance.tokens;
-  for (int64_t j = 0; j < utterance.tokens; ++j) {
-    similarity[j] = log_normalizer[j] = 0;
-    unit[j] = -1;
-  }
+  for (int64_t j = 0; j < utterance.tokens; ++j) partial[j] = {0, 0, 0, -1};
   const Tokens<T> tokens(utterance);
   if (tokens.count == 0) return;
   const Buffer<int32_t> candidates(utterance.units);
   all_units(utterance.units, candidates.data());
   Units<T> units(utterance, candidates.data(), utterance.units);
-  if (units.count == 0) return;
+  const int64_t begin = units.count * part / parts, end = units.count * (part + 1) / parts;
+  if (begin == end) return;
 
   const bool soft = arguments.temperature > 0;
   const S inverse_temperature = soft ? static_cast<S>(1 / arguments.temperature) : S{0};
@@ -99,20 +102,36 @@ void forward_utterance(const AlignmentForward& arguments, int64_t batch) {
   const Buffer<S> panel(utterance.width * columns), scores(tile_units * columns);
   tokens.write_panel(utterance, panel.data());
   Running<S> running(columns);
-  for (int64_t first = 0; first < units.count; first += tile_units) {
-    const int64_t n = minimum(tile_units, units.count - first);
+  for (int64_t first = begin; first < end; first += tile_units) {
+    const int64_t n = minimum(tile_units, end - first);
     units.score_tile(first, n, panel.data(), columns, scores.data());
     if (soft)
       update_soft<T>(units, first, n, scores.data(), columns, inverse_temperature, running);
     else
       update_hard<T>(units, first, n, scores.data(), columns, running);
   }
-  for (int64_t j = 0; j < tokens.count; ++j) {
-    const int64_t token = tokens.index[j];
-    similarity[token] = soft ? running.weighted[j] / running.sum[j] : running.best[j];
-    log_normalizer[token] = soft ? running.best[j] + logarithm(running.sum[j]) : S{0};
-    unit[token] = running.unit[j];
+  for (int64_t j = 0; j < tokens.count; ++j)
+    partial[tokens.index[j]] = {running.best[j], running.sum[j], running.weighted[j], running.unit[j]};
+}
+
+// Merges a token's parts in order; `stride` lies between them.
+template <class S>
+Partial<S> merge(const Partial<S>* partial, int64_t parts, int64_t stride) {
+  Partial<S> whole = partial[0];
+  for (int64_t part = 1; part < parts; ++part) {
+    const Partial<S>& other = partial[part * stride];
+    if (other.unit < 0) continue;
+    if (whole.unit < 0) {
+      whole = other;
+      continue;
+    }
+    const bool better = other.best > whole.best || other.best != other.best;
+    const S best = better ? other.best : whole.best;
+    const S shrink = exponential(whole.best - best), other_shrink = exponential(other.best - best);
+    whole = {best, whole.sum * shrink + other.sum * other_shrink,
+             whole.weighted * shrink + other.weighted * other_shrink, better ? other.unit : whole.unit};
   }
+  return whole;
 }
 
 }  // namespace
@@ -120,8 +139,19 @@ void forward_utterance(const AlignmentForward& arguments, int64_t batch) {
 void alignment_forward(const AlignmentForward& arguments) {
   with_element(arguments.element, [&](auto element) {
     using T = decltype(element);
-    for_each_utterance<Accumulator<T>>(arguments,
-                                       [&](int64_t batch) { forward_utterance<T>(arguments, batch); });
+    using S = Accumulator<T>;
+    const int64_t tokens = arguments.tokens, parts = parts_of_utterance(arguments);
+    const Buffer<Partial<S>> partials(arguments.batch * parts * tokens);
+    for_each_part<S>(arguments, parts, [&](int64_t batch, int64_t part) {
+      forward_part<T>(arguments, batch, part, parts, partials.data() + (batch * parts + part) * tokens);
+    });
+    for (int64_t i = 0; i < arguments.batch * tokens; ++i) {
+      const Partial<S> whole = merge(partials.data() + i / tokens * parts * tokens + i % tokens, parts, tokens);
+      const bool any = whole.unit >= 0, soft = arguments.temperature > 0;
+      arguments.unit[i] = whole.unit;
+      static_cast<S*>(arguments.similarity)[i] = !any ? S{0} : soft ? whole.weighted / whole.sum : whole.best;
+      static_cast<S*>(arguments.log_normalizer)[i] = any && soft ? whole.best + logarithm(whole.sum) : S{0};
+    }
   });
 }
 

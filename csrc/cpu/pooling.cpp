@@ -24,7 +24,7 @@ struct Forward {
     const S* weights = static_cast<const S*>(a.weights) + b * a.length + first;
     const T* values = static_cast<const T*>(a.values.data) + b * a.values.batch_stride + first * a.values.row_stride;
     S* sums = partial + index * a.width;
-    std::memset(sums, 0, static_cast<size_t>(a.width) * sizeof(S));
+    fill_zero(sums, a.width);
 
     // Only rows with a weight are looked at; four at a time share one pass over the sums.
     const T* rows[chunk_rows + rows_at_once];
@@ -50,7 +50,7 @@ struct Forward {
 
   void merge(int64_t b) const {
     S* out = static_cast<S*>(a.out) + b * a.width;
-    std::memset(out, 0, static_cast<size_t>(a.width) * sizeof(S));
+    fill_zero(out, a.width);
     for (int64_t c = 0; c < chunks; ++c) scaled_add(out, partial + (b * chunks + c) * a.width, S(1), a.width);
   }
 };
@@ -75,7 +75,7 @@ void backward_chunk(const PoolingBackward& a, int64_t index, int64_t chunks) {
     const S weight = static_cast<const S*>(a.weights)[b * a.length + l];
     T* row = static_cast<T*>(a.grad_values) + (b * a.length + l) * a.width;
     if (weight == 0)
-      std::memset(row, 0, static_cast<size_t>(a.width) * sizeof(T));
+      fill_zero(row, a.width);
     else
       scaled_copy(row, grad, weight, a.width);
   }

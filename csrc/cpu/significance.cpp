@@ -126,7 +126,7 @@ struct Significance {
     const T* query = static_cast<const T*>(a.query.data) + b * a.query.batch_stride + h * a.query.head_stride;
     const T* key = static_cast<const T*>(a.key.data) + b * a.key.batch_stride + h * a.key.head_stride;
     S* sums = partial + index * a.length;
-    std::memset(sums, 0, static_cast<size_t>(count) * sizeof(S));
+    fill_zero(sums, count);
 
     const bool keep = !a.lse && count * queries * static_cast<int64_t>(sizeof(S)) <= kept_score_bytes;
     const Buffer<S> panel(a.width * queries), scores((keep ? count : block_keys) * queries);
@@ -164,7 +164,7 @@ struct Significance {
   // Adds heads and chunks in order, normalises, and puts the result at its positions.
   void merge(int64_t b) const {
     S* out = static_cast<S*>(a.out) + b * a.length;
-    std::memset(out, 0, static_cast<size_t>(a.length) * sizeof(S));
+    fill_zero(out, a.length);
     const S* parts = partial + b * a.heads * chunks * a.length;
     const int64_t count = counts[b], *positions = indices + b * a.length;
     double total = 0;

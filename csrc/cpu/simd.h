@@ -256,6 +256,11 @@ inline void scaled_add(Accumulator<From>* to, const From* from, Accumulator<From
   for (; i < width; ++i) to[i] += to_accumulator(from[i]) * scale;
 }
 
+template <class T>
+inline void fill_zero(T* to, int64_t count) {
+  std::memset(static_cast<void*>(to), 0, static_cast<size_t>(count) * sizeof(T));
+}
+
 // Uninitialised memory of one task, aligned to a vector.
 template <class S>
 class Buffer {
@@ -267,7 +272,6 @@ class Buffer {
   Buffer& operator=(const Buffer&) = delete;
   S* data() const { return data_; }
   S& operator[](int64_t i) const { return data_[i]; }
-  void fill_zero(int64_t size) const { std::memset(data_, 0, static_cast<size_t>(size) * sizeof(S)); }
 
  private:
   static constexpr std::align_val_t alignment{64};

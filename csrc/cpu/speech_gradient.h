@@ -1,4 +1,4 @@
-// The speech gradient of one utterance, written once and in order of time.
+// The speech gradient of a part of an utterance's frames, written once and in order of time.
 #pragma once
 #include "units.h"
 
@@ -14,8 +14,15 @@ class SpeechGradient {
   using S = Accumulator<T>;
 
   // `window`: the most frames that are open at a time; 0 where every unit is one frame.
-  SpeechGradient(T* rows, const Utterance<T>& utterance, int64_t window)
-      : rows_(rows), utterance_(utterance), window_(window), ring_(window * utterance.width) {}
+  SpeechGradient(T* rows, const Utterance<T>& utterance, int64_t window, int64_t begin, int64_t end)
+      : rows_(rows),
+        utterance_(utterance),
+        window_(window),
+        ring_(window * utterance.width),
+        begin_(begin),
+        end_(end),
+        closed_(begin),
+        open_(begin) {}
 
   // The row of a unit of one frame, to be written by the caller.
   T* row(int64_t frame) {
@@ -24,21 +31,22 @@ class SpeechGradient {
     return rows_ + frame * utterance_.width;
   }
 
-  // Spreads a unit's gradient over its frames. `unit` counts the units that take part.
+  // Spreads a unit's gradient over its frames within the part. `unit` counts the units that take part.
   void add(const Units<T>& units, int64_t unit, const S* gradient) {
-    const int64_t first = utterance_.first_frame(units.index[unit]), last = utterance_.last_frame(units.index[unit]);
+    const int64_t first = maximum(begin_, utterance_.first_frame(units.index[unit]));
+    const int64_t last = minimum(end_, utterance_.last_frame(units.index[unit]));
     if (!utterance_.start) {
       scaled_copy(row(first), gradient, S{1}, utterance_.width);
       return;
     }
     close(first);
     open_ = maximum(open_, first);
-    for (; open_ < last; ++open_) std::memset(ring_row(open_), 0, static_cast<size_t>(utterance_.width) * sizeof(S));
+    for (; open_ < last; ++open_) fill_zero(ring_row(open_), utterance_.width);
     for (int64_t i = first; i < last; ++i)
       if (utterance_.prior[i] > 0) scaled_add(ring_row(i), gradient, units.weight(unit, i), utterance_.width);
   }
 
-  void finish() { close(utterance_.frames); }
+  void finish() { close(end_); }
 
  private:
   S* ring_row(int64_t frame) const { return ring_.data() + frame % window_ * utterance_.width; }
@@ -48,8 +56,7 @@ class SpeechGradient {
     for (; closed_ < minimum(open_, frame); ++closed_)
       scaled_copy(rows_ + closed_ * utterance_.width, ring_row(closed_), S{1}, utterance_.width);
     if (closed_ < frame) {
-      std::memset(static_cast<void*>(rows_ + closed_ * utterance_.width), 0,
-                  static_cast<size_t>((frame - closed_) * utterance_.width) * sizeof(T));
+      fill_zero(rows_ + closed_ * utterance_.width, (frame - closed_) * utterance_.width);
       closed_ = frame;
     }
   }
@@ -58,7 +65,8 @@ class SpeechGradient {
   const Utterance<T>& utterance_;
   int64_t window_;
   Buffer<S> ring_;
-  int64_t closed_ = 0, open_ = 0;
+  int64_t begin_, end_;
+  int64_t closed_, open_;
 };
 
 }  // namespace

@@ -45,6 +45,16 @@ struct Utterance {
   int64_t first_frame(int64_t unit) const { return start ? maximum(0, minimum(start[unit], frames)) : unit; }
   int64_t last_frame(int64_t unit) const { return end ? maximum(0, minimum(end[unit], frames)) : unit + 1; }
 
+  // Where a part of the frames begins: each has its share of those that take part.
+  int64_t part_begin(int64_t part, int64_t parts) const {
+    if (part == 0) return 0;
+    if (part == parts) return frames;
+    int64_t total = 0, seen = 0, frame = 0;
+    for (int64_t i = 0; i < frames; ++i) total += prior[i] > 0;
+    for (; seen < total * part / parts; ++frame) seen += prior[frame] > 0;
+    return frame;
+  }
+
   int64_t width, padded_width, frames, tokens, units;
   const T *speech, *text;
   int64_t speech_stride, text_stride;
@@ -224,10 +234,18 @@ struct Units {
   Buffer<const S*> storage_rows_;
 };
 
-// Calls task(utterance) for every utterance of the batch, the ones with the most frames first, so that no
-// thread is left alone with a long one at the end.
+// How many parts an utterance is worked on in, so that a small batch fills many threads. A matter of sizes alone:
+// the order of the sums, and so every bit of the result, is the same for any number of threads.
+inline int64_t parts_of_utterance(const AlignmentArguments& arguments) {
+  constexpr int64_t wanted_tasks = 16, smallest_part = 96;
+  const int64_t wanted = (wanted_tasks + maximum(1, arguments.batch) - 1) / maximum(1, arguments.batch);
+  return maximum(1, minimum(wanted, arguments.frames / smallest_part));
+}
+
+// Calls task(batch, part) for every part of every utterance, the utterances with the most frames first, so that
+// no thread is left alone with a long one at the end.
 template <class S, class Task>
-inline void for_each_utterance(const AlignmentArguments& arguments, const Task& task) {
+inline void for_each_part(const AlignmentArguments& arguments, int64_t parts, const Task& task) {
   Buffer<int64_t> order(arguments.batch), frames(arguments.batch);
   const S* prior = static_cast<const S*>(arguments.frame_prior);
   for (int64_t b = 0; b < arguments.batch; ++b) {
@@ -240,12 +258,13 @@ inline void for_each_utterance(const AlignmentArguments& arguments, const Task& 
   struct Context {
     const Task& task;
     const int64_t* order;
-  } context{task, order.data()};
+    int64_t parts;
+  } context{task, order.data(), parts};
   parallel_for(
-      arguments.batch, arguments.threads,
+      arguments.batch * parts, arguments.threads,
       [](void* raw, int64_t i, int) {
         const Context& own = *static_cast<Context*>(raw);
-        own.task(own.order[i]);
+        own.task(own.order[i / own.parts], i % own.parts);
       },
       &context);
 }
