@@ -1,0 +1,48 @@
+"""Fixtures: every available backend in turn, and fresh memory that is never zero by luck."""
+
+import pytest
+import torch
+
+import pad_kernels
+
+
+@pytest.fixture(params=pad_kernels.available_backends())
+def backend(request) -> str:
+    """Each backend that runs on this machine."""
+    return request.param
+
+
+@pytest.fixture
+def threads():
+    """Sets the number of threads; what it was comes back afterwards."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+class _Dirty:
+    """torch, but for fresh memory, which comes filled with NaN (integers: with their largest value)."""
+
+    def __getattr__(self, name):
+        return getattr(torch, name)
+
+    @staticmethod
+    def _filled(tensor):
+        floating = tensor.is_floating_point()
+        return tensor.fill_(torch.nan if floating else True if tensor.dtype == torch.bool
+                            else torch.iinfo(tensor.dtype).max)  # fmt: skip
+
+    def empty(self, *args, **kwargs):
+        return self._filled(torch.empty(*args, **kwargs))
+
+    def empty_like(self, *args, **kwargs):
+        return self._filled(torch.empty_like(*args, **kwargs))
+
+
+@pytest.fixture(autouse=True)
+def dirty_memory(monkeypatch):
+    """What a kernel forgets to write is NaN, not an old zero."""
+    if "native" in pad_kernels.available_backends():
+        from pad_kernels.backends import native
+
+        monkeypatch.setattr(native, "torch", _Dirty())

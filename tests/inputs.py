@@ -1,0 +1,80 @@
+"""Seeded inputs of the alignment ops, with NaN wherever nothing may be read, and how results are compared."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+KINDS = ("full", "ragged", "left", "holes", "zero_priors", "some_empty", "all_empty")
+
+
+class Inputs(NamedTuple):
+    """The tensors of the alignment ops, masks and priors folded."""
+
+    speech: Tensor
+    text: Tensor
+    frame_prior: Tensor
+    token_mask: Tensor
+    start: Tensor | None
+    end: Tensor | None
+
+    def double(self) -> "Inputs":
+        """The same values in float64, detached."""
+        wide = [x.detach().double() if x is not None and x.is_floating_point() else x for x in self]
+        return Inputs(*wide)
+
+
+def make_mask(kind: str, batch: int, length: int, generator: torch.Generator) -> Tensor:
+    """[batch, length] bool: which positions are real."""
+    mask = torch.ones(batch, length, dtype=torch.bool)
+    if kind in ("ragged", "left", "some_empty"):
+        lengths = torch.randint(1, length + 1, (batch,), generator=generator)
+        mask = torch.arange(length) < lengths[:, None]
+    if kind == "left":
+        mask = mask.flip(1)
+    if kind == "holes":
+        mask = torch.rand(batch, length, generator=generator) < 0.7
+    if kind == "some_empty":
+        mask[int(torch.randint(batch, (), generator=generator))] = False
+    if kind == "all_empty":
+        mask[:] = False
+    return mask
+
+
+def make_inputs(
+    batch: int,
+    frames: int,
+    tokens: int,
+    width: int,
+    *,
+    kind: str = "ragged",
+    units: int | None = None,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+) -> Inputs:
+    """Inputs of a kind; `units` random spans (some empty, many overlapping, unsorted), or None for frames."""
+    generator = torch.Generator().manual_seed(seed)
+    accumulator = torch.float64 if dtype == torch.float64 else torch.float32
+    speech = torch.randn(batch, frames, width, generator=generator, dtype=torch.float64).to(dtype)
+    text = torch.randn(batch, tokens, width, generator=generator, dtype=torch.float64).to(dtype)
+    prior = torch.rand(batch, frames, generator=generator) + 0.05
+    prior = prior * make_mask(kind, batch, frames, generator)
+    if kind == "zero_priors":
+        prior = prior * (torch.rand(batch, frames, generator=generator) < 0.6)
+    token_mask = make_mask(kind, batch, tokens, generator)
+    speech[prior == 0] = torch.nan
+    text[~token_mask] = torch.nan
+    start = end = None
+    if units is not None:
+        bounds = torch.randint(0, frames + 1, (2, batch, units), generator=generator)
+        start = bounds.amin(0)
+        lengths = torch.randint(0, 12, (batch, units), generator=generator)
+        end = torch.minimum(start + lengths, torch.tensor(frames)).int()
+        start = start.int()
+    return Inputs(speech, text, prior.to(accumulator), token_mask, start, end)
+
+
+def relative_error(value: Tensor, truth: Tensor) -> float:
+    """||value - truth|| / ||truth||; 0 where both are exactly 0."""
+    difference = (value.double() - truth.double()).norm().item()
+    return difference / truth.double().norm().item() if difference else 0.0
