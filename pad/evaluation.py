@@ -1,0 +1,130 @@
+"""Judges a frozen student: do words find their place in time, and can a linear probe tell what is meant?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional
+
+from pad.batching import Collator, SpeechTextDataset, frame_mask
+from pad.models import FrameLayout
+from pad.teacher import Teacher
+from pad_kernels import align
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One utterance as the student hears it: frames [m, D]; centres of the frames in seconds [m]."""
+
+    frames: torch.Tensor
+    centres: torch.Tensor
+
+
+@torch.no_grad()
+def encode(student, collator: Collator, dataset: SpeechTextDataset, batch_size: int = 32) -> list[Encoded]:
+    """Run the student over a dataset in evaluation mode; the results are on the CPU."""
+    student.eval()
+    layout, rate = FrameLayout.of(student.config), dataset.sampling_rate
+    device = next(student.parameters()).device
+    order = sorted(range(len(dataset)), key=lambda number: dataset.utterances[number].duration)
+    encoded: list[Encoded | None] = [None] * len(dataset)
+    for first in range(0, len(order), batch_size):
+        numbers = order[first : first + batch_size]
+        batch = collator([dataset[number] for number in numbers])
+        inputs = {
+            name: batch[name].to(device) for name in ("input_values", "attention_mask") if name in batch
+        }
+        frames = student(**inputs).last_hidden_state.float().cpu()
+        for row, number in enumerate(numbers):
+            length = int(batch["frame_lengths"][row])
+            encoded[number] = Encoded(frames[row, :length].clone(), layout.centres(length) / rate)
+    return encoded
+
+
+@torch.no_grad()
+def word_embeddings(teacher: Teacher, transcript: str) -> torch.Tensor:
+    """[words, D]: for each word of a transcript (parted by spaces) the mean of its tokens' embeddings."""
+    words = transcript.split()
+    device = next(teacher.model.parameters()).device
+    text = teacher.tokenizer([words], is_split_into_words=True, return_tensors="pt", truncation=True).to(
+        device
+    )
+    owners = text.word_ids(0)
+    mask = torch.tensor([[owner is not None for owner in owners]], device=device)
+    embeddings = teacher(text["input_ids"], text["attention_mask"], mask)[0][0].float().cpu()
+    return torch.stack([
+        embeddings[[place for place, owner in enumerate(owners) if owner == number]].mean(dim=0)
+        for number in range(len(words))
+    ])  # fmt: skip
+
+
+def word_hit_rate(encoded: Sequence[Encoded], words: Sequence, embeddings: Sequence[torch.Tensor]) -> dict:
+    """How often the frame most like a word lies within the word's true time.
+
+    words: per utterance its words (attributes start, end in seconds, known); embeddings: per utterance [words, D].
+    Gives {"hit_rate", "chance", "words"}: chance is that of a frame drawn at random; unknown words are left out.
+    """
+    hits, chance, count = 0.0, 0.0, 0
+    for utterance, spoken, text in zip(encoded, words, embeddings):
+        best = align(utterance.frames[None], text[None], temperature=0.0).unit[0]
+        for word, unit in zip(spoken, best.tolist()):
+            inside = (utterance.centres >= word.start) & (utterance.centres < word.end)
+            if not word.known or not inside.any():
+                continue
+            hits += float(inside[unit])
+            chance += float(inside.double().mean())
+            count += 1
+    return {"hit_rate": hits / max(count, 1), "chance": chance / max(count, 1), "words": count}
+
+
+def mean_frames(encoded: Sequence[Encoded]) -> torch.Tensor:
+    """[utterances, D]: the mean of each utterance's frames."""
+    return torch.stack([utterance.frames.mean(dim=0) for utterance in encoded])
+
+
+PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1)
+
+
+def linear_probe(train, dev, test, penalties: Sequence[float] = PENALTIES) -> dict:
+    """Accuracy of a linear classifier on frozen features; each split is (features [n, D], labels [n] int64).
+
+    The features are standardised by the training split, and the squared-norm penalty is the one that is best on
+    dev. Gives {"accuracy" (test), "dev_accuracy", "penalty"}.
+    """
+    mean, deviation = train[0].mean(dim=0), train[0].std(dim=0) + 1e-6
+    train, dev, test = (((features - mean) / deviation, labels) for features, labels in (train, dev, test))
+    results = []
+    for penalty in penalties:
+        weights = _fit(*train, penalty)
+        results.append((_accuracy(weights, *dev), -penalty, weights))
+    dev_accuracy, negative, weights = max(results, key=lambda result: result[:2])
+    return {"accuracy": _accuracy(weights, *test), "dev_accuracy": dev_accuracy, "penalty": -negative}
+
+
+def _fit(features: torch.Tensor, labels: torch.Tensor, penalty: float) -> tuple[torch.Tensor, torch.Tensor]:
+    classes = int(labels.max()) + 1
+    weight = torch.zeros(classes, features.shape[1], requires_grad=True)
+    bias = torch.zeros(classes, requires_grad=True)
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=100, line_search_fn="strong_wolfe")
+
+    def closure():
+        optimizer.zero_grad()
+        loss = functional.cross_entropy(features @ weight.T + bias, labels) + penalty * weight.square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    return weight.detach(), bias.detach()
+
+
+def _accuracy(weights, features: torch.Tensor, labels: torch.Tensor) -> float:
+    weight, bias = weights
+    return float(((features @ weight.T + bias).argmax(dim=1) == labels).double().mean())
+
+
+def padded(encoded: Sequence[Encoded]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Frames [B, M, D] of several utterances and their mask [B, M]."""
+    frames = torch.nn.utils.rnn.pad_sequence([item.frames for item in encoded], batch_first=True)
+    return frames, frame_mask(torch.tensor([len(item.frames) for item in encoded]), frames.shape[1])

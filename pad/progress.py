@@ -1,0 +1,35 @@
+"""A progress bar for the Trainer that shows the loss."""
+
+from __future__ import annotations
+
+from tqdm import tqdm
+from transformers import TrainerCallback
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+
+class LossBar(TrainerCallback):
+    """One bar over all steps with the running loss beside it."""
+
+    def __init__(self, title: str, losses: list):
+        self.title, self.losses, self.bar = title, losses, None
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.title, unit="step")
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step % args.logging_steps == 0:
+            recent = self.losses[-int(args.logging_steps) :]
+            self.bar.set_postfix(
+                loss=f"{sum(float(loss) for loss in recent) / len(recent):.3f}", refresh=False
+            )
+        self.bar.update(1)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.bar.close()
+
+
+def show_progress(trainer, title: str) -> None:
+    """Replace the Trainer's own output by one bar."""
+    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(ProgressCallback)
+    trainer.add_callback(LossBar(title, trainer.step_losses))
