@@ -103,9 +103,8 @@ def test_significance(kind):
     generator = torch.Generator().manual_seed(1)
     query, key = (torch.randn(3, 2, 11, 4, generator=generator, dtype=torch.float64) for _ in range(2))
     mask = make_mask(kind, 3, 11, generator)
-    expected = [
-        oracle.significance_utterance(query[b].numpy(), key[b].numpy(), mask[b].numpy(), 0.5) for b in range(3)
-    ]
+    per_utterance = zip(query.numpy(), key.numpy(), mask.numpy())
+    expected = [oracle.significance_utterance(q, k, real, 0.5) for q, k, real in per_utterance]
     masked = ~mask[:, None, :, None]
     found = significance(
         query.masked_fill(masked, torch.nan), key.masked_fill(masked, torch.nan), mask, backend="reference"
@@ -137,8 +136,7 @@ def test_loss(kind, priors, temperature, level):
     speech_prior = text_prior = None
     if priors:
         speech_prior, text_prior = (
-            torch.rand(batch, n, generator=generator).double() * (torch.rand(batch, n, generator=generator) < 0.8)
-            for n in (frames, tokens)
+            (torch.rand(batch, n, generator=generator).double() - 0.2).clamp(min=0) for n in (frames, tokens)
         )
         text_prior[0] = 0
     expected = []
@@ -146,10 +144,8 @@ def test_loss(kind, priors, temperature, level):
         p, q = (None if x is None else x[b].tolist() for x in (speech_prior, text_prior))
         real = int(text_mask[b].sum())
         spans = oracle.spans_of(p, speech_mask[b].tolist(), real, real, (0.5, 1, 2), None, "topk")
-        expected.append(
-            oracle.loss_utterance(speech[b].numpy(), text[b].numpy(), speech_mask[b].tolist(), text_mask[b].tolist(),
-                                  p, q, level, temperature, spans)  # fmt: skip
-        )
+        values = (speech[b].numpy(), text[b].numpy(), speech_mask[b].tolist(), text_mask[b].tolist())
+        expected.append(oracle.loss_utterance(*values, p, q, level, temperature, spans))
     arguments = dict(level=level, temperature=temperature, backend="reference")
     inputs = (speech, text, speech_mask, text_mask, speech_prior, text_prior)
     counted = [loss for loss in expected if loss is not None]
