@@ -48,3 +48,11 @@ def dirty_memory(monkeypatch):
         from pad_kernels.backends import native
 
         monkeypatch.setattr(native, "torch", _Dirty())
+
+
+@pytest.fixture
+def native() -> str:
+    """The compiled library; the test is left out where it was not built."""
+    if "native" not in pad_kernels.available_backends():
+        pytest.skip("the native backend is not available: see python -m pad_kernels.info")
+    return "native"

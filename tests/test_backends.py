@@ -1,0 +1,117 @@
+"""Who serves what, how one is chosen, and what happens where the compiled library is missing."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import pad_kernels
+from pad_kernels import backends, pad_loss
+
+SPEECH, TEXT = torch.randn(2, 9, 8), torch.randn(2, 3, 8)
+
+
+def in_a_new_process(*arguments, **environment):
+    """Standard output of Python with these arguments; a warning or an error fails the test."""
+    command = [sys.executable, "-W", "error", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture
+def only_reference(monkeypatch):
+    """As if the compiled library had not been built."""
+    missing = backends._Missing("the compiled library is missing")
+    found = backends._backend
+    monkeypatch.setattr(backends, "_backend", lambda name: missing if name == "native" else found(name))
+    backends._find.cache_clear()
+    yield
+    backends._find.cache_clear()
+
+
+def test_reference_is_always_there():
+    names = pad_kernels.available_backends()
+    assert names[-1] == "reference" and set(names) <= set(backends.FASTEST_FIRST)
+
+
+def test_auto_takes_the_fastest(monkeypatch):
+    monkeypatch.delenv("PAD_KERNELS_BACKEND", raising=False)
+    cpu = torch.device("cpu")
+    for op in backends.OPS:
+        fastest = pad_kernels.info.report()["ops"]["cpu"][op][0]
+        function = getattr(backends._backend(fastest), op)
+        assert backends.serve(op, "auto", cpu, torch.float32) is function
+        assert backends.serve(op, "", cpu, torch.float32) is function
+
+
+def test_auto_falls_back(only_reference):
+    assert pad_kernels.available_backends() == ["reference"]
+    loss = pad_loss(SPEECH, TEXT, backend="auto")
+    assert torch.equal(loss, pad_loss(SPEECH, TEXT, backend="reference"))
+
+
+@pytest.mark.parametrize("level", ["token", "span", "global"])
+def test_a_backend_asked_for_says_why_it_cannot(only_reference, level):
+    with pytest.raises(ValueError, match="'native' cannot run .* the compiled library is missing"):
+        pad_loss(SPEECH, TEXT, level=level, backend="native")
+
+
+def test_triton_is_not_there():
+    with pytest.raises(ValueError, match="triton"):
+        pad_loss(SPEECH, TEXT, backend="triton")
+
+
+def test_environment_sets_the_default(only_reference, monkeypatch):
+    monkeypatch.setenv("PAD_KERNELS_BACKEND", "native")
+    with pytest.raises(ValueError, match="compiled library is missing"):
+        pad_loss(SPEECH, TEXT)
+    pad_loss(SPEECH, TEXT, backend="reference")
+    pad_loss(SPEECH, TEXT, backend="auto")
+    monkeypatch.setenv("PAD_KERNELS_BACKEND", "fastest")
+    with pytest.raises(ValueError, match="variable PAD_KERNELS_BACKEND: got 'fastest', expected one of"):
+        pad_loss(SPEECH, TEXT)
+
+
+def test_unknown_backend():
+    with pytest.raises(ValueError, match="got 'cuda', expected one of auto, triton, native, reference"):
+        pad_loss(SPEECH, TEXT, backend="cuda")
+
+
+HIDE_LIBRARY = "import sys; sys.modules['pad_kernels._native'] = None\n"
+
+
+def test_import_without_the_compiled_library():
+    code = HIDE_LIBRARY + (
+        "import torch, pad_kernels\n"
+        "from pad_kernels import info\n"
+        "loss = pad_kernels.pad_loss(torch.randn(2, 9, 8), torch.randn(2, 3, 8))\n"
+        "print(pad_kernels.available_backends(), loss.item() > 0, info.report()['backends']['native'])"
+    )
+    output = in_a_new_process("-c", code)
+    assert output.startswith("['reference'] True ") and "could not be loaded" in output
+
+
+def test_import_is_light():
+    """torch alone: neither the training package nor what it needs."""
+    code = "import sys, pad_kernels; print({'transformers', 'torchaudio', 'triton', 'pad'} & {*sys.modules})"
+    assert in_a_new_process("-c", code).strip() == "set()"
+
+
+def test_information():
+    output = in_a_new_process("-m", "pad_kernels.info")
+    for word in ("pad_kernels", "torch", "threads", "reference", "native", "triton", *backends.OPS):
+        assert word in output
+    report = pad_kernels.info.report()
+    assert report["backends"]["reference"] is None and report["backends"]["triton"]
+    available = [name for name, reason in report["backends"].items() if reason is None]
+    assert available == pad_kernels.available_backends()
+    assert all("reference" in report["ops"]["cpu"][op] for op in backends.OPS)
+
+
+def test_public_names():
+    assert all(hasattr(pad_kernels, name) for name in pad_kernels.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = pad_kernels.nothing

@@ -1,0 +1,148 @@
+"""Bad input: a ValueError that names the argument, what it got and what it wants."""
+
+import pytest
+import torch
+
+from pad_kernels import (
+    PADLoss,
+    align,
+    alignment_matrix,
+    pad_loss,
+    select_spans,
+    significance,
+    significance_from_attentions,
+)
+
+SPEECH, TEXT = torch.randn(2, 6, 4), torch.randn(2, 3, 4)
+SPANS = (torch.zeros(2, 5, dtype=torch.int32), torch.full((2, 5), 3, dtype=torch.int32))
+PRIOR = torch.rand(2, 6)
+
+
+def bad(call, *words):
+    with pytest.raises(ValueError) as caught:
+        call()
+    for word in words:
+        assert word in str(caught.value), str(caught.value)
+
+
+@pytest.mark.parametrize("function", [pad_loss, align, alignment_matrix])
+def test_embeddings(function):
+    bad(lambda: function(SPEECH[0], TEXT), "speech: got a float32 tensor of shape (6, 4)", "[batch, length,")
+    bad(lambda: function(None, TEXT), "speech: got None")
+    bad(lambda: function(SPEECH.long(), TEXT), "speech: got a int64 tensor")
+    bad(lambda: function(SPEECH, TEXT.tolist()), "text: got")
+    bad(lambda: function(SPEECH, TEXT[:1]), "text: got", "(1, 3, 4)", "batch size of speech, 2")
+    bad(lambda: function(SPEECH, TEXT[..., :3]), "text: got", "(2, 3, 3)", "width of speech, 4")
+    bad(lambda: function(SPEECH[..., :0], TEXT[..., :0]), "text: got", "at least 1")
+    bad(lambda: function(SPEECH, TEXT.double()), "speech and text: got torch.float32 and torch.float64")
+    bad(lambda: function(SPEECH.half(), TEXT), "torch.float16 and torch.float32")
+    bad(lambda: function(SPEECH, TEXT.to("meta")), "text: got", "on meta", "cpu")
+
+
+@pytest.mark.parametrize("function", [pad_loss, align, alignment_matrix])
+@pytest.mark.parametrize("name, length", [("speech_mask", 6), ("text_mask", 3)])
+def test_masks(function, name, length):
+    def call(mask):
+        return lambda: function(SPEECH, TEXT, **{name: mask})
+
+    bad(call(torch.ones(2, length + 1)), name, f"({2}, {length + 1})")
+    bad(call(torch.ones(2, length)), name, "float32", "bool or integers 0 and 1")
+    bad(call(torch.tensor([length, 1])), name, "(2,)", f"({2}, {length})")
+    bad(call(torch.full((2, length), 3)), name, "values from 3 to 3", "0 and 1")
+    bad(call(torch.full((2, length), -1)), name, "-1")
+    bad(call([[1] * length] * 2), name, "[[1, 1")
+    bad(call(torch.ones(2, length, dtype=torch.bool, device="meta")), name, "on meta", "cpu")
+
+
+def test_priors():
+    def call(prior, **more):
+        return lambda: pad_loss(SPEECH, TEXT, speech_prior=prior, **more)
+
+    bad(call(torch.rand(2, 5)), "speech_prior: got a float32 tensor of shape (2, 5)", "(2, 6)")
+    bad(call(torch.ones(2, 6, dtype=torch.int64)), "speech_prior", "int64", "floating")
+    bad(call(PRIOR - 2), "speech_prior: got -", "at least 0")
+    bad(call(PRIOR * torch.nan), "speech_prior: got NaN")
+    bad(call(PRIOR / 0), "speech_prior: got inf")
+    bad(lambda: pad_loss(SPEECH, TEXT, text_prior=-torch.ones(2, 3)), "text_prior: got -1.0")
+    bad(lambda: align(SPEECH, TEXT, speech_prior=-PRIOR), "speech_prior")
+    bad(lambda: select_spans(-PRIOR, None, 3), "speech_prior")
+    real = torch.arange(6).expand(2, 6) < 4
+    call(torch.where(real, PRIOR, -1.0), speech_mask=real)()
+    call(torch.where(real, PRIOR, torch.nan), speech_mask=real)()
+
+
+@pytest.mark.parametrize("function", [pad_loss, align, alignment_matrix])
+def test_spans(function):
+    start, end = SPANS
+
+    def call(*spans):
+        return lambda: function(SPEECH, TEXT, spans=spans)
+
+    bad(call(start), "spans", "(start, end)")
+    bad(lambda: function(SPEECH, TEXT, spans=start), "spans", "(start, end)")
+    bad(call(start, end[:, :4]), "spans end", "(2, 4)", "(2, 5)")
+    bad(call(start[:1], end[:1]), "spans start", "(1, 5)")
+    bad(call(start[0], end[0]), "spans start", "(5,)")
+    bad(call(start.float(), end), "spans start", "float32", "int32 or int64")
+    bad(call(start.short(), end), "spans start", "int16")
+    bad(call(start, None), "spans end", "None")
+    bad(call(start, end + 4), "spans", "0 <= start <= end <= 6")
+    bad(call(start - 1, end), "spans", "0 <= start")
+    bad(call(end, start), "spans", "start <= end")
+
+
+def test_options():
+    bad(lambda: pad_loss(SPEECH, TEXT, level="word"), "level: got 'word'", "'global', 'token', 'span'")
+    bad(lambda: pad_loss(SPEECH, TEXT, reduction="batchmean"), "reduction: got 'batchmean'", "'none'")
+    bad(lambda: pad_loss(SPEECH, TEXT, anchors="random"), "anchors: got 'random'", "'peaks'")
+    for temperature in (-0.1, float("nan"), float("inf"), "0.1", None, torch.tensor(0.1)):
+        bad(lambda: pad_loss(SPEECH, TEXT, temperature=temperature), "temperature: got")  # noqa: B023
+        bad(lambda: align(SPEECH, TEXT, temperature=temperature), "temperature: got")  # noqa: B023
+    for scales in ((), (1, 0), (-1,), (float("nan"),), 2, ("1",)):
+        bad(lambda: pad_loss(SPEECH, TEXT, scales=scales), "scales: got")  # noqa: B023
+    for level in ("token", "global"):
+        bad(lambda: pad_loss(SPEECH, TEXT, level=level, spans=SPANS), "spans", f"level='{level}'")  # noqa: B023
+    for name in ("level", "temperature", "reduction", "anchors", "backend"):
+        bad(lambda: PADLoss(**{name: "x"}), f"{name}: got 'x'")  # noqa: B023
+
+
+def test_select_spans():
+    bad(lambda: select_spans(None, None, 3), "speech_mask: got None")
+    bad(lambda: select_spans(PRIOR[0], None, 3), "speech_prior", "(6,)", "[batch, frames]")
+    bad(lambda: select_spans(PRIOR, torch.ones(2, 5, dtype=torch.bool), 3), "speech_mask", "(2, 5)", "(2, 6)")
+    bad(lambda: select_spans(PRIOR, None, torch.tensor([1, 2, 3])), "num_tokens", "(3,)", "(2,)")
+    bad(lambda: select_spans(PRIOR, None, torch.tensor([1.0, 2.0])), "num_tokens", "float32")
+    bad(lambda: select_spans(PRIOR, None, torch.tensor([1, -2])), "num_tokens", "negative")
+    bad(lambda: select_spans(PRIOR, None, -1), "num_tokens: got -1")
+    bad(lambda: select_spans(PRIOR, None, 2.5), "num_tokens: got 2.5")
+    bad(lambda: select_spans(PRIOR, None, True), "num_tokens: got True")
+    bad(lambda: select_spans(PRIOR, None, 3, num_anchors="4"), "num_anchors: got '4'")
+    bad(lambda: select_spans(PRIOR, None, 3, max_anchors=-1), "max_anchors: got -1")
+    bad(lambda: select_spans(PRIOR, None, 3, max_anchors=2.0), "max_anchors: got 2.0")
+    bad(lambda: select_spans(PRIOR, None, 3, xi=-1.0), "xi: got -1.0")
+    bad(lambda: select_spans(PRIOR, None, 3, xi=torch.tensor([1.0, torch.nan])), "xi", "NaN")
+    bad(lambda: select_spans(PRIOR, None, 3, scales=[0]), "scales: got [0]")
+    bad(lambda: select_spans(PRIOR, None, 3, anchors="top"), "anchors: got 'top'")
+
+
+def test_significance():
+    query = torch.randn(2, 3, 5, 4)
+    bad(lambda: significance(query[0], query), "query", "(3, 5, 4)", "[B, H, T, d]")
+    bad(lambda: significance(query, query[:, :, :4]), "key", "(2, 3, 4, 4)", "(2, 3, 5, 4)")
+    bad(lambda: significance(query, query.double()), "key", "float64", "float32")
+    bad(lambda: significance(query[:, :0], query[:, :0]), "query", "at least one head")
+    bad(lambda: significance(query, query, torch.ones(2, 4)), "mask", "(2, 4)")
+    bad(lambda: significance(query, query, scale="1"), "scale: got '1'")
+    bad(lambda: significance(query, query, scale=float("nan")), "scale: got nan")
+    bad(lambda: significance(query, query, lse=torch.randn(2, 3, 4)), "lse", "(2, 3, 4)", "(2, 3, 5)")
+    bad(lambda: significance(query, query, backend="fast"), "backend: got 'fast'")
+
+
+def test_significance_from_attentions():
+    maps = torch.rand(2, 3, 5, 5)
+    bad(lambda: significance_from_attentions([]), "attentions", "empty")
+    bad(lambda: significance_from_attentions(maps[..., :4]), "attentions", "(2, 3, 5, 4)")
+    bad(lambda: significance_from_attentions(maps[0, 0]), "attentions", "(5, 5)")
+    bad(lambda: significance_from_attentions([maps, maps[..., :4, :4]]), "attentions", "(2, 3, 4, 4)")
+    bad(lambda: significance_from_attentions([maps, None]), "attentions: got None")
+    bad(lambda: significance_from_attentions(maps, torch.ones(2, 4)), "mask", "(2, 4)")

@@ -1,0 +1,188 @@
+"""pad_loss and PADLoss: what masks, priors, options and empty utterances mean."""
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from inputs import KINDS, make_mask, relative_error
+
+from pad_kernels import PADLoss, Spans, pad_loss, select_spans
+
+LEVELS = ["global", "token", "span"]
+BAR = {torch.float32: 1e-5, torch.float64: 1e-12, torch.bfloat16: 1e-2, torch.float16: 1e-2}
+
+
+def make(batch=3, frames=40, tokens=9, width=24, kind="ragged", dtype=torch.float32, seed=0, priors=True):
+    """The six arguments; NaN at masked positions of the embeddings and the priors."""
+    generator = torch.Generator().manual_seed(seed)
+    tensors, masks, weights = [], [], []
+    for length in (frames, tokens):
+        mask = make_mask(kind, batch, length, generator)
+        values = torch.randn(batch, length, width, generator=generator, dtype=torch.float64).to(dtype)
+        tensors.append(values.masked_fill(~mask[..., None], torch.nan))
+        prior = torch.rand(batch, length, generator=generator).masked_fill(~mask, torch.nan)
+        weights.append(prior if priors else None)
+        masks.append(mask)
+    return *tensors, *masks, *weights
+
+
+def run(arguments, **options):
+    """Loss, and gradients of speech and text for a loss scaled by 3."""
+    speech, text = (x.detach().requires_grad_() for x in arguments[:2])
+    loss = pad_loss(speech, text, *arguments[2:], **options)
+    return loss, *torch.autograd.grad(3 * loss.sum(), (speech, text))
+
+
+def double(arguments):
+    return [x if x is None or not x.is_floating_point() else x.double() for x in arguments]
+
+
+def check(arguments, backend, **options):
+    bar = BAR[arguments[0].dtype]
+    found = run(arguments, backend=backend, **options)
+    expected = run(double(arguments), backend="reference", **options)
+    assert found[0].dtype == (torch.float64 if arguments[0].dtype == torch.float64 else torch.float32)
+    for name, value, correct in zip(("loss", "speech", "text"), found, expected):
+        assert value.isfinite().all(), name
+        assert relative_error(value, correct) <= bar, name
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.1])
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("priors", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", BAR, ids=str)
+def test_value_and_gradients(backend, dtype, kind, priors, level, temperature):
+    check(make(kind=kind, dtype=dtype, priors=priors), backend, level=level, temperature=temperature)
+
+
+@settings(max_examples=100, deadline=None, derandomize=True,
+          suppress_health_check=[HealthCheck.function_scoped_fixture])  # fmt: skip
+@given(
+    st.integers(1, 4), st.integers(1, 90), st.integers(1, 40), st.integers(8, 60), st.sampled_from(KINDS),
+    st.booleans(), st.sampled_from(LEVELS), st.sampled_from([0.0, 0.1]),
+    st.sampled_from(["topk", "peaks", "stride"]), st.sampled_from(["mean", "sum", "none"]),
+    st.integers(0, 1000),
+)  # fmt: skip
+def test_any_shape(
+    backend, batch, frames, tokens, width, kind, priors, level, temperature, anchors, reduction, seed
+):
+    arguments = make(batch, frames, tokens, width, kind, priors=priors, seed=seed)
+    check(arguments, backend, level=level, temperature=temperature, anchors=anchors, reduction=reduction)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_batch_mean_is_over_the_utterances_that_count(backend, level):
+    speech, text, speech_mask, text_mask, speech_prior, text_prior = make(5, kind="full")
+    speech_mask[1] = False
+    text_mask[2] = False
+    speech_prior[3] = 0
+    text_prior[4] = 0
+    arguments = (speech, text, speech_mask, text_mask, speech_prior, text_prior)
+    each = pad_loss(*arguments, level=level, reduction="none", backend=backend)
+    assert each[0] > 0 and (each[1:] == 0).all()
+    mean, grad_speech, grad_text = run(arguments, level=level, backend=backend)
+    assert torch.allclose(mean, each[0])
+    assert (grad_speech[1:] == 0).all() and (grad_text[1:] == 0).all() and grad_speech[0].any()
+    assert torch.allclose(pad_loss(*arguments, level=level, reduction="sum", backend=backend), each[0])
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("shape", [(3, 8, 4), (0, 8, 4), (2, 0, 4), (2, 8, 0)])
+def test_a_batch_without_anything_is_zero(backend, level, shape):
+    loss, grad_speech, grad_text = run(make(*shape, kind="all_empty"), level=level, backend=backend)
+    assert loss == 0 and not grad_speech.any() and not grad_text.any()
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_prior_zero_is_as_good_as_masked(backend, level):
+    speech, text, _, _, speech_prior, text_prior = make(kind="full")
+    speech_real, text_real = (make_mask("ragged", 3, n, torch.Generator().manual_seed(1)) for n in (40, 9))
+    speech_prior, text_prior = speech_prior * speech_real, text_prior * text_real
+    spans = select_spans(speech_prior, speech_real, text_real.sum(1)) if level == "span" else None
+    options = dict(level=level, spans=spans, backend=backend)
+    masked = run((speech, text, speech_real, text_real, speech_prior, text_prior), **options)
+    speech = speech.masked_fill(~speech_real[..., None], torch.nan)
+    text = text.masked_fill(~text_real[..., None], torch.nan)
+    weighed = run((speech, text, None, None, speech_prior, text_prior), **options)
+    for one, other in zip(masked, weighed):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8])
+def test_integer_masks(backend, level, dtype):
+    arguments = make()
+    integers = (*arguments[:2], *(mask.to(dtype) for mask in arguments[2:4]), *arguments[4:])
+    options = dict(level=level, backend=backend)
+    assert torch.equal(pad_loss(*arguments, **options), pad_loss(*integers, **options))
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_scale_of_the_priors_does_not_matter(backend, level):
+    arguments = make()
+    scaled = (*arguments[:4], arguments[4] * 1000, arguments[5] * 1e-3)
+    options = dict(level=level, backend=backend)
+    assert torch.allclose(pad_loss(*arguments, **options), pad_loss(*scaled, **options), rtol=1e-5)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_priors_get_no_gradient(backend, level):
+    arguments = make(kind="full")
+    priors = [prior.requires_grad_() for prior in arguments[4:]]
+    speech = arguments[0].requires_grad_()
+    pad_loss(*arguments, level=level, backend=backend).backward()
+    assert speech.grad is not None and all(prior.grad is None for prior in priors)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_only_the_gradient_asked_for(backend, level):
+    speech, text, *rest = make()
+    pad_loss(speech.requires_grad_(), text, *rest, level=level, backend=backend).backward()
+    assert speech.grad is not None and text.grad is None
+    assert not pad_loss(speech.detach(), text, *rest, level=level, backend=backend).requires_grad
+
+
+def test_spans_of_ones_own(backend):
+    arguments = make()
+    selected = select_spans(*arguments[4:1:-2], arguments[3].sum(1), max_anchors=9, backend=backend)
+    expected = pad_loss(*arguments, backend=backend)
+    for spans in (selected, tuple(selected), Spans(*(bound.long() for bound in selected))):
+        assert torch.equal(pad_loss(*arguments, spans=spans, backend=backend), expected)
+
+
+def test_spans_of_single_frames_are_the_token_level(backend):
+    arguments = make()
+    start = torch.arange(40, dtype=torch.int32).expand(3, 40)
+    for temperature in (0.0, 0.1):
+        options = dict(temperature=temperature, backend=backend)
+        token = pad_loss(*arguments, level="token", **options)
+        span = pad_loss(*arguments, level="span", spans=(start, start + 1), **options)
+        assert torch.allclose(token, span, rtol=1e-5)
+
+
+@pytest.mark.parametrize("wanted", [4, torch.tensor([3, 4, 2])])
+def test_number_of_anchors(backend, wanted):
+    arguments = make()
+    spans = select_spans(arguments[4], arguments[2], arguments[3].sum(1), num_anchors=wanted, backend=backend)
+    found = pad_loss(*arguments, num_anchors=wanted, backend=backend)
+    assert torch.equal(found, pad_loss(*arguments, spans=spans, backend=backend))
+
+
+def test_identical_embeddings_have_no_loss(backend):
+    text = torch.randn(2, 7, 16)
+    speech = text.repeat_interleave(3, 1)
+    assert pad_loss(speech, text, level="token", temperature=0.0, backend=backend).abs() <= 1e-6
+    assert pad_loss(speech, text, level="global", backend=backend) <= 1e-4
+
+
+def test_module(backend):
+    arguments = make()
+    module = PADLoss("token", 0.05, reduction="sum", backend=backend)
+    options = dict(level="token", temperature=0.05, reduction="sum", backend=backend)
+    assert torch.equal(module(*arguments), pad_loss(*arguments, **options))
+    spans = select_spans(arguments[4], arguments[2], 3, backend=backend)
+    module = PADLoss(backend=backend)
+    assert torch.equal(module(*arguments, spans=spans), pad_loss(*arguments, spans=spans, backend=backend))
+    assert "level='span'" in repr(module) and "anchors='topk'" in repr(module)
+    assert not list(module.parameters()) and not module.state_dict()

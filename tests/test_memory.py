@@ -1,0 +1,75 @@
+"""What the native backend takes beyond its inputs: the peak of resident memory in a new process."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+PEAK = """
+import sys, torch
+import pad_kernels
+from pad_kernels import pad_loss, significance
+
+def reset_peak():
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")
+
+def resident(key):
+    with open("/proc/self/status") as file:
+        return int(next(line for line in file if line.startswith(key)).split()[1]) / 1024
+
+torch.set_num_threads(2)
+torch.manual_seed(0)
+
+def extra(function, *small, large):
+    for inputs in small:
+        function(*inputs)
+    reset_peak()
+    before = resident("VmRSS")
+    function(*large)
+    print(resident("VmHWM") - before)
+"""
+
+ALIGNMENT = """
+def inputs(batch, frames, tokens, width):
+    return tuple(torch.randn(batch, length, width).requires_grad_() for length in (frames, tokens))
+
+def run(speech, text):
+    loss = pad_loss(speech, text, level={level!r}, temperature={temperature}, backend="native")
+    torch.autograd.grad(loss, (speech, text))
+
+extra(run, inputs(2, 64, 8, 16), large=inputs(2, 8192, 512, 16))
+"""
+
+SIGNIFICANCE = """
+def run(query, key):
+    significance(query, key, backend="native")
+
+extra(run, torch.randn(2, 1, 2, 64, 16), large=torch.randn(2, 1, 2, 4096, 16))
+"""
+
+
+def megabytes(code):
+    environment = os.environ | {"MALLOC_TRIM_THRESHOLD_": "0", "MALLOC_MMAP_THRESHOLD_": "65536"}
+    done = subprocess.run([sys.executable, "-c", PEAK + code], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    return float(done.stdout)
+
+
+NEEDED = "/proc/self/clear_refs"
+pytestmark = pytest.mark.skipif(not os.path.exists(NEEDED), reason="needs Linux")
+
+GRADIENTS = 2 * (8192 + 512) * 16 * 4 / 2**20
+
+
+@pytest.mark.parametrize("level", ["token", "span"])
+@pytest.mark.parametrize("temperature", [0.0, 0.1])
+def test_alignment(native, level, temperature):
+    """1 MB per thread beside the gradients; all similarities would take 32 MB (token), 6 MB (span)."""
+    assert megabytes(ALIGNMENT.format(level=level, temperature=temperature)) < GRADIENTS + 2
+
+
+def test_significance(native):
+    """Both attention maps of both utterances would take 256 MB."""
+    assert megabytes(SIGNIFICANCE) < 2
