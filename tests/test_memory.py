@@ -52,7 +52,8 @@ extra(run, torch.randn(2, 1, 2, 64, 16), large=torch.randn(2, 1, 2, 4096, 16))
 
 def megabytes(code):
     environment = os.environ | {"MALLOC_TRIM_THRESHOLD_": "0", "MALLOC_MMAP_THRESHOLD_": "65536"}
-    done = subprocess.run([sys.executable, "-c", PEAK + code], capture_output=True, text=True, env=environment)
+    command = [sys.executable, "-c", PEAK + code]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     return float(done.stdout)
 

@@ -65,6 +65,22 @@ def test_backward_equals_autograd(kind, units, temperature):
         assert close(one, other)
 
 
+@pytest.mark.parametrize("temperature", [0.0, 0.1])
+@pytest.mark.parametrize("units", [None, 8])
+def test_backward_equals_autograd_below_the_smallest_norm(units, temperature):
+    inputs = make_inputs(2, 12, 4, 5, kind="full", units=units, dtype=torch.float64)
+    inputs.speech[:, ::2] *= 1e-10
+    inputs.text[:, 1] *= 1e-11
+    speech, text = (x.requires_grad_() for x in inputs[:2])
+    outputs = reference.alignment(*inputs, temperature)
+    by_autograd = torch.autograd.grad(outputs[0].sum(), (speech, text))
+    arguments = [x if x is None else x.detach() for x in (*inputs, *outputs)]
+    grad = torch.ones_like(arguments[6])
+    written_out = reference.alignment_backward(grad, *arguments[:6], temperature, *arguments[6:], True, True)
+    for one, other in zip(by_autograd, written_out):
+        assert np.allclose(one, other, rtol=EXACT, atol=EXACT * one.abs().max())
+
+
 def test_gradient_of_zero_vectors_is_finite():
     speech = torch.zeros(1, 4, 3, dtype=torch.float64, requires_grad=True)
     text = torch.zeros(1, 2, 3, dtype=torch.float64, requires_grad=True)

@@ -1,0 +1,188 @@
+"""The ops as torch sees them: opcheck, torch.compile, autocast, fake tensors, second derivatives."""
+
+import pytest
+import torch
+from inputs import make_inputs, relative_error
+from test_loss import make
+
+from pad_kernels import align, pad_loss, select_spans, significance
+from pad_kernels.pooling import pool
+
+LEVELS = ["global", "token", "span"]
+OPS = torch.ops.pad_kernels
+
+
+def opcheck(op, arguments):
+    torch.library.opcheck(op, arguments)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.1])
+@pytest.mark.parametrize("units", [None, 7])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_opcheck_alignment(backend, dtype, units, temperature):
+    inputs = make_inputs(2, 12, 5, 8, kind="full", units=units, dtype=dtype)
+    outputs = OPS.alignment_forward(*inputs, temperature, backend)
+    speech, text = (x.detach().clone().requires_grad_() for x in inputs[:2])
+    opcheck(OPS.alignment_forward.default, (speech, text, *inputs[2:], temperature, backend))
+    backward = (torch.ones_like(outputs[0]), *inputs, temperature, *outputs)
+    for needed in ((True, True), (True, False), (False, True)):
+        opcheck(OPS.alignment_backward.default, (*backward, *needed, backend))
+
+
+def test_opcheck_others(backend):
+    values, weights = torch.randn(2, 6, 5, requires_grad=True), torch.rand(2, 6)
+    opcheck(OPS.pooling_forward.default, (values, weights, backend))
+    opcheck(OPS.pooling_backward.default, (torch.randn(2, 5), weights, torch.bfloat16, backend))
+    query, key, mask = torch.randn(2, 3, 6, 4), torch.randn(2, 3, 6, 4), torch.rand(2, 6) < 0.7
+    opcheck(OPS.significance.default, (query, key, mask, 0.5, None, backend))
+    opcheck(OPS.significance.default, (query, key, None, 0.5, torch.randn(2, 3, 6), backend))
+    counts = torch.tensor([3, 2])
+    for xi in (None, torch.tensor([2.0, 3.0], dtype=torch.float64)):
+        arguments = (weights, mask, counts, counts, 3, [0.5, 1.0], xi, "topk", backend)
+        opcheck(OPS.select_spans.default, arguments)
+
+
+def gradients(loss_function, arguments, **options):
+    speech, text = (x.detach().requires_grad_() for x in arguments[:2])
+    loss = loss_function(speech, text, *arguments[2:], **options)
+    return loss, *torch.autograd.grad(loss, (speech, text))
+
+
+def assert_compiles(arguments, how, **options):
+    torch.compiler.reset()
+    compiled = torch.compile(pad_loss, fullgraph=True, backend=how)
+    found, expected = (gradients(function, arguments, **options) for function in (compiled, pad_loss))
+    for one, other in zip(found, expected):
+        assert relative_error(one, other) <= 1e-6
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("priors", [True, False])
+def test_compile(backend, priors, level):
+    assert_compiles(make(priors=priors), "aot_eager", level=level, backend=backend)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_compile_without_masks(level):
+    assert_compiles((*make(kind="full")[:2],), "aot_eager", level=level)
+
+
+def test_compile_with_inductor():
+    assert_compiles(make(), "inductor", level="span", temperature=0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("temperature", [0.0, 0.1])
+@pytest.mark.parametrize("level", LEVELS)
+def test_compile_every_level_with_inductor(level, temperature):
+    assert_compiles(make(), "inductor", level=level, temperature=temperature)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_compile_with_dynamic_shapes(level):
+    torch.compiler.reset()
+    compiled = torch.compile(pad_loss, fullgraph=True, backend="aot_eager", dynamic=True)
+    for frames, tokens in ((40, 9), (55, 12), (31, 7)):
+        arguments = make(3, frames, tokens)
+        found, expected = (gradients(f, arguments, level=level) for f in (compiled, pad_loss))
+        assert all(relative_error(one, other) <= 1e-6 for one, other in zip(found, expected))
+
+
+def test_compile_the_other_functions():
+    torch.compiler.reset()
+
+    def everything(speech, text, prior, mask, query):
+        spans = select_spans(prior, mask, torch.full((3,), 5), max_anchors=5)
+        found = align(speech, text, spans, mask, speech_prior=prior)
+        return found.similarity, found.unit, significance(query, query, mask)
+
+    speech, text, mask, _, prior, _ = make()
+    arguments = (speech, text[:, :5].nan_to_num(0), prior, mask, torch.randn(3, 2, 40, 8))
+    compiled = torch.compile(everything, fullgraph=True, backend="aot_eager")
+    for one, other in zip(compiled(*arguments), everything(*arguments)):
+        assert relative_error(one, other) <= 1e-6
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_compile_inside_autocast(level):
+    torch.compiler.reset()
+    arguments = make()
+    arguments = (arguments[0].bfloat16(), *arguments[1:])
+
+    def loss(*arguments):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return pad_loss(*arguments, level=level)
+
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    for one, other in zip(gradients(compiled, arguments), gradients(loss, arguments)):
+        assert relative_error(one, other) <= 1e-6
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_autocast_does_not_lower_the_precision(backend, dtype, level):
+    arguments = make()
+    expected = gradients(pad_loss, arguments, level=level, backend=backend)
+    with torch.autocast("cpu", dtype=dtype):
+        found = gradients(pad_loss, arguments, level=level, backend=backend)
+    assert found[0].dtype == torch.float32
+    for one, other in zip(found, expected):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_autocast_promotes_the_narrower_dtype(backend, level):
+    speech, text, *rest = make()
+    narrow = speech.bfloat16()
+    expected = gradients(pad_loss, (narrow.float(), text, *rest), level=level, backend=backend)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = gradients(pad_loss, (narrow, text, *rest), level=level, backend=backend)
+    assert [x.dtype for x in found] == [torch.float32, torch.bfloat16, torch.float32]
+    assert torch.equal(found[0], expected[0]) and torch.equal(found[2], expected[2])
+    assert torch.equal(found[1], expected[1].bfloat16())
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_double_backward_raises(backend, level):
+    speech, text, *rest = make(kind="full")
+    speech, weight = speech.requires_grad_(), torch.ones((), requires_grad=True)
+    loss = weight * pad_loss(speech, text, *rest, level=level, backend=backend)
+    (grad,) = torch.autograd.grad(loss, speech, create_graph=True)
+    with pytest.raises(RuntimeError, match="can be differentiated once"):
+        grad.sum().backward()
+
+
+def test_only_the_similarity_is_differentiable(backend):
+    speech, text, *_ = make(kind="full")
+    found = align(speech.requires_grad_(), text, backend=backend)
+    assert found.similarity.requires_grad
+    assert not found.log_normalizer.requires_grad and not found.unit.requires_grad
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_fake_and_meta_tensors(level):
+    """Shapes can be worked out without values."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    speech, text, *rest = make()
+    with FakeTensorMode() as mode:
+        arguments = [mode.from_tensor(x) for x in (speech, text, *rest)]
+        loss = pad_loss(*arguments, level=level)
+        assert loss.shape == () and loss.dtype == torch.float32
+    arguments = [x.to("meta") for x in (speech, text, *rest)]
+    assert pad_loss(*arguments, level=level, reduction="none").shape == (3,)
+
+
+def test_checkpointing(backend):
+    speech, text, *rest = make()
+    expected = gradients(pad_loss, (speech, text, *rest), backend=backend)
+
+    def recomputed(*arguments, **options):
+        return torch.utils.checkpoint.checkpoint(pad_loss, *arguments, use_reentrant=False, **options)
+
+    found = gradients(recomputed, (speech, text, *rest), backend=backend)
+    assert all(torch.equal(one, other) for one, other in zip(found, expected))
+
+
+def test_pooling_of_a_constant_needs_no_gradient(backend):
+    assert not pool(torch.randn(2, 3, 4), torch.rand(2, 3), backend).requires_grad
