@@ -211,9 +211,9 @@ def select_spans(frame_prior, frame_mask, num_tokens, num_anchors, max_anchors, 
     if xi is None:
         xi = real.double() / num_tokens.clamp(min=1).double()
     anchor = _anchors(frame_prior, frame_mask, count, max_anchors, xi, anchors)[..., None]
-    scale = torch.tensor(scales, dtype=torch.float64, device=xi.device)
     # A width beyond twice the frames covers them all.
-    width = (scale * xi[:, None] + 0.5).floor().clamp(1, 2 * frames + 1).long()[:, None, :]
+    width = torch.stack([(scale * xi + 0.5).floor() for scale in scales], 1).clamp(1, 2 * frames + 1)
+    width = width.long()[:, None, :]
     first = frame_mask.to(torch.uint8).argmax(1)[:, None, None]
     past = frames - frame_mask.flip(1).to(torch.uint8).argmax(1)[:, None, None]
     low = anchor - width // 2
