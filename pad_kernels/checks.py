@@ -37,7 +37,7 @@ def _values_can_be_read(value: Tensor) -> bool:
 
 def tensor(name, value, dtypes, shape, device, wanted):
     """A tensor of one of `dtypes`, of `shape` and on `device`; `wanted` names it in the message."""
-    if not isinstance(value, Tensor) or value.dtype not in dtypes or value.shape != torch.Size(shape):
+    if not isinstance(value, Tensor) or value.dtype not in dtypes or tuple(value.shape) != tuple(shape):
         _wrong(name, value, f"{wanted} of shape {tuple(shape)}")
     if value.device != device:
         _wrong(name, value, f"a tensor on {device}")
@@ -118,7 +118,7 @@ def spans(value, batch: int, frames: int, device) -> tuple[Tensor | None, Tensor
     """Spans (start, end) [B, U] as int32, or (None, None)."""
     if value is None:
         return None, None
-    if not isinstance(value, tuple | list) or len(value) != 2:
+    if not isinstance(value, (tuple, list)) or len(value) != 2:
         _wrong("spans", value, "a pair of tensors (start, end)")
     start, end = value
     units = start.shape[1] if isinstance(start, Tensor) and start.dim() == 2 else "units"
@@ -148,7 +148,7 @@ def choice(name: str, value, allowed: tuple[str, ...]) -> None:
 
 def scales(value) -> list[float]:
     """Widths of the spans of an anchor, in units of xi: at least one, each positive."""
-    if not isinstance(value, tuple | list) or not value:
+    if not isinstance(value, (tuple, list)) or not value:
         _wrong("scales", value, "a sequence of positive numbers")
     for scale in value:
         if not isinstance(scale, Real) or not 0 < scale < math.inf:

@@ -103,7 +103,7 @@ def select_spans(
     num_anchors = checks.per_utterance(name, wanted, shape[0], device, torch.int64)
     if max_anchors is None:
         max_anchors = wanted if isinstance(wanted, int) else int(wanted.max()) if wanted.numel() else 0
-    elif not isinstance(max_anchors, int | torch.SymInt) or max_anchors < 0:
+    elif not isinstance(max_anchors, (int, torch.SymInt)) or max_anchors < 0:
         raise ValueError(f"max_anchors: got {max_anchors!r}, expected an int of at least 0")
     if xi is not None:
         xi = checks.per_utterance("xi", xi, shape[0], device, torch.float64)
