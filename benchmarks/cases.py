@@ -50,6 +50,10 @@ class Case:
     def backward(self) -> bool:
         return self.direction == "forward+backward"
 
+    @property
+    def label(self) -> str:
+        return " ".join(filter(None, (self.level, self.mode, self.direction)))
+
     def as_dict(self) -> dict:
         return asdict(self) | {"shape": self.shape._asdict()}
 

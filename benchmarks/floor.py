@@ -1,9 +1,9 @@
-"""The least time a case can take on the measured machine: its memory traffic, or its arithmetic, whichever is longer.
+"""The least time a case can take on the measured machine: memory traffic or arithmetic, whichever is longer.
 
-Counted over real frames and tokens only. Forward reads every frame and token once and makes one product of frames
-and tokens. Soft backward reads the frames again (the similarities are not kept), makes the product again and two
-more (gradients of frames and of tokens); hard backward and the global level touch so little that their products
-count as none. Backward writes each gradient once, padding included.
+Counted over real frames and tokens only. Forward reads every frame and token once and makes one product of
+frames and tokens. Soft backward reads the frames again (the similarities are not kept), makes the product
+again and two more (gradients of frames and of tokens); hard backward and the global level touch so little
+that their products count as none. Backward writes each gradient once, padding included.
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ class Work:
     write_bytes: float
 
     def milliseconds(self, rates: dict[str, float | None]) -> dict[str, float]:
-        """Floor by memory, by arithmetic (at the FMA peak, else at torch.mm's rate), and the longer of both."""
+        """Floor by memory, by arithmetic (at the FMA peak, else at torch.mm rate), and the longer of both."""
         gflops = rates["fma_gflops"] or rates["mm_gflops"]
         memory = self.read_bytes / rates["read_gbs"] / 1e6 + self.write_bytes / rates["write_gbs"] / 1e6
         arithmetic = self.flops / gflops / 1e6

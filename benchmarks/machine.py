@@ -97,8 +97,8 @@ def _fma_peak_gflops(threads: int) -> float | None:
 def measure_rates(device: str, threads: int) -> dict[str, float | None]:
     """Best of several tries: matrix products in GFLOP/s, memory reads and writes in GB/s.
 
-    `fma_gflops` is the ceiling of the CPU's arithmetic (multiply-adds in registers), `mm_gflops` what torch.mm
-    reaches on square float32 matrices of 2048; `write_gbs` is into memory already mapped.
+    `fma_gflops` is the ceiling of the CPU's arithmetic (multiply-adds in registers), `mm_gflops` what
+    torch.mm reaches on square float32 matrices of 2048; `write_gbs` is into memory already mapped.
     """
     a, b = torch.randn(2, 2048, 2048, device=device)
     out = torch.empty_like(a)

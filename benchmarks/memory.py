@@ -1,9 +1,9 @@
 """Peak memory of a call, beyond what its inputs take.
 
-CPU: a child process per provider, where each call is made once to warm up and then once under measurement; the
-figure is the growth of the process's peak resident set (VmHWM, reset through /proc/self/clear_refs). Freed memory
-goes back to the system at once there (malloc's mmap threshold is lowered), so that the figure is what was alive.
-CUDA: torch.cuda.max_memory_allocated minus what was allocated before.
+CPU: a child process per provider, where each call is made once to warm up and then once under measurement;
+the figure is the growth of the process's peak resident set (VmHWM, reset through /proc/self/clear_refs).
+Freed memory goes back to the system at once there (malloc's mmap threshold is lowered), so that the figure is
+what was alive. CUDA: torch.cuda.max_memory_allocated minus what was allocated before.
 """
 
 import gc

@@ -1,8 +1,8 @@
 """The ways to compute one PAD loss. All take the same `Inputs` and return the scalar loss.
 
-`eager` is what one writes first. `eager_scaled` is the same written well: no normalised copy of the frames, the
-similarities are scaled by norms computed apart, and 16-bit inputs are widened once so that the result is right.
-`compiled` is torch.compile of the latter. `ours` is pad_kernels.
+`eager` is what one writes first. `eager_scaled` is the same written well: no normalised copy of the frames,
+the similarities are scaled by norms computed apart, and 16-bit inputs are widened once so that the result is
+right. `compiled` is torch.compile of the latter. `ours` is pad_kernels.
 """
 
 from collections.abc import Callable
@@ -25,7 +25,7 @@ def _normalized(prior: Tensor, mask: Tensor) -> Tensor:
 
 
 def _pool(speech: Tensor, prior: Tensor, start: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
-    """Pooled units [B, U, D] and their priors [B, U], by a matrix product with the spans' weights [B, U, M]."""
+    """Pooled units [B, U, D] and their priors [B, U], by a product with the weights [B, U, M]."""
     frames = torch.arange(speech.shape[1], device=speech.device)
     inside = (frames >= start[..., None]) & (frames < end[..., None])
     weights = inside * prior[:, None, :]
@@ -36,7 +36,7 @@ def _pool(speech: Tensor, prior: Tensor, start: Tensor, end: Tensor) -> tuple[Te
 
 
 def _reduce(similarity: Tensor, unit_prior: Tensor, text_prior: Tensor, temperature: float) -> Tensor:
-    """Loss of the similarities [B, U, N]: best or soft-aligned unit, weighted by the text prior, batch mean."""
+    """Loss of similarities [B, U, N]: best or soft-aligned unit, weighted by the text prior, batch mean."""
     if temperature == 0:
         best = similarity.masked_fill((unit_prior == 0)[..., None], -torch.inf).max(1).values
     else:

@@ -36,8 +36,8 @@ def round_robin(
 ) -> dict[str, dict[str, float]]:
     """Time each function once per round, starting each round one further, for about `seconds` in all.
 
-    Returns milliseconds at the 20th, 50th and 80th percentile and the number of rounds, by name. Results are freed
-    before the next call; on CUDA the caches are overwritten before each one.
+    Returns milliseconds at the 20th, 50th and 80th percentile and the number of rounds, by name. Results are
+    freed before the next call; on CUDA the caches are overwritten before each one.
     """
     cache = torch.empty(CACHE_BYTES, dtype=torch.uint8, device=device) if device == "cuda" else None
     names = list(functions)

@@ -68,8 +68,8 @@ class Collator:
     """Pads a list of {"samples", "transcript"} to one batch of tensors.
 
     Gives student inputs (`input_values` [B, T] and, if the student was trained with one, `attention_mask`),
-    `frame_lengths` [B], teacher inputs (`text_ids`, `text_attention_mask` [B, N]) and `text_mask` [B, N] bool, the
-    tokens that are text and not special tokens.
+    `frame_lengths` [B], teacher inputs (`text_ids`, `text_attention_mask` [B, N]) and `text_mask` [B, N]
+    bool, the tokens that are text and not special tokens.
     """
 
     def __init__(self, extractor, tokenizer, layout: FrameLayout):

@@ -13,7 +13,7 @@ from pad.errors import UserError
 _HELP = {
     "student": "wav2vec 2.0-like encoder: a transformers checkpoint folder or hub name",
     "teacher": "text encoder of the same width: a transformers checkpoint folder or hub name",
-    "data": "folder of transcribed speech (LibriSpeech, transcripts.tsv, Sphinx, or text beside each audio file)",
+    "data": "folder of transcribed speech (LibriSpeech, transcripts.tsv, Sphinx, or a text per audio file)",
     "output": "new folder for checkpoints, settings and the distilled student",
     "preset": "objective: pad-glob, pad-tlocal, pad-slocal, ... (docs/training.md lists all)",
     "temperature": "of the soft alignment; 0 is the hard one (default: the preset's)",

@@ -11,7 +11,7 @@ from pad.errors import UserError
 
 @dataclass
 class DistillConfig:
-    """What `pad distill` does. The paper fixes the models and the objectives; the training schedule is ours."""
+    """What `pad distill` does. Models and objectives are the paper's, the schedule is ours."""
 
     student: str
     teacher: str

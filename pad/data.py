@@ -1,7 +1,7 @@
 """A folder of transcribed speech: finds the transcripts, pairs them with audio files, reads the audio.
 
-Four layouts are read; if a folder holds transcript lists (the first three), these alone say what belongs to the
-data, otherwise every audio file needs a transcript of its own beside it:
+Four layouts are read; if a folder holds transcript lists (the first three), these alone say what belongs to
+the data, otherwise every audio file needs a transcript of its own beside it:
 
 - `transcripts.tsv` in the folder: audio path (relative to the file), a tab, the transcript;
 - LibriSpeech, `*.trans.txt` anywhere below: utterance id, a space, the transcript; audio `id.flac` beside it;

@@ -63,8 +63,10 @@ def word_embeddings(teacher: Teacher, transcript: str) -> torch.Tensor:
 def word_hit_rate(encoded: Sequence[Encoded], words: Sequence, embeddings: Sequence[torch.Tensor]) -> dict:
     """How often the frame most like a word lies within the word's true time.
 
-    words: per utterance its words (attributes start, end in seconds, known); embeddings: per utterance [words, D].
-    Gives {"hit_rate", "chance", "words"}: chance is that of a frame drawn at random; unknown words are left out.
+    words: per utterance its words (attributes start, end in seconds, known); embeddings: per utterance
+    [words, D].
+    Gives {"hit_rate", "chance", "words"}: chance is that of a frame drawn at random; unknown words are left
+    out.
     """
     hits, chance, count = 0.0, 0.0, 0
     for utterance, spoken, text in zip(encoded, words, embeddings):
@@ -90,8 +92,8 @@ PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1)
 def linear_probe(train, dev, test, penalties: Sequence[float] = PENALTIES) -> dict:
     """Accuracy of a linear classifier on frozen features; each split is (features [n, D], labels [n] int64).
 
-    The features are standardised by the training split, and the squared-norm penalty is the one that is best on
-    dev. Gives {"accuracy" (test), "dev_accuracy", "penalty"}.
+    The features are standardised by the training split, and the squared-norm penalty is the one that is best
+    on dev. Gives {"accuracy" (test), "dev_accuracy", "penalty"}.
     """
     mean, deviation = train[0].mean(dim=0), train[0].std(dim=0) + 1e-6
     train, dev, test = (((features - mean) / deviation, labels) for features, labels in (train, dev, test))

@@ -26,8 +26,8 @@ class FrameLayout:
         kernels, strides = getattr(config, "conv_kernel", None), getattr(config, "conv_stride", None)
         if not isinstance(kernels, (list, tuple)) or not isinstance(strides, (list, tuple)):
             raise UserError(
-                f"student: a model of type {config.model_type!r} has no conv_kernel and conv_stride; expected an "
-                "encoder of waveforms such as wav2vec 2.0, HuBERT or WavLM"
+                f"student: a model of type {config.model_type!r} has no conv_kernel, conv_stride; expected "
+                "an encoder of waveforms such as wav2vec 2.0, HuBERT or WavLM"
             )
         if getattr(config, "add_adapter", False):
             raise UserError(
@@ -77,7 +77,7 @@ def _attention(with_maps: bool) -> dict[str, str]:
 
 
 def load_student(name: str, attention_maps: bool = False):
-    """(model, feature extractor) of a waveform encoder: a transformers checkpoint folder or hub name, float32."""
+    """(model, feature extractor) of a waveform encoder: a checkpoint folder or hub name; float32."""
     model = _load(AutoModel, name, "student", **_attention(attention_maps)).float()
     FrameLayout.of(model.config)
     if (Path(name) / "preprocessor_config.json").is_file() or not Path(name).is_dir():
@@ -88,7 +88,7 @@ def load_student(name: str, attention_maps: bool = False):
 
 
 def default_feature_extractor(config) -> Wav2Vec2FeatureExtractor:
-    """For a student saved without one: 16 kHz, inputs normalised; a mask only for layer-normed convolutions."""
+    """For a student saved without one: 16 kHz, normalised; a mask only for layer-normed convolutions."""
     return Wav2Vec2FeatureExtractor(
         feature_size=1,
         sampling_rate=16000,
@@ -115,6 +115,6 @@ def check_widths(student: nn.Module, teacher: nn.Module) -> None:
     """PAD adds no layer, so the two widths must agree; raises UserError that names both."""
     if width(student) != width(teacher):
         raise UserError(
-            f"student and teacher differ in width: {width(student)} and {width(teacher)}; PAD adds no projection, "
+            f"student and teacher differ in width: {width(student)} and {width(teacher)}; PAD adds no layer, "
             "so choose two models of one width"
         )

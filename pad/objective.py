@@ -61,7 +61,7 @@ PRESETS: dict[str, Objective] = {
 
 
 def objective(preset: str, temperature: float | None = None) -> Objective:
-    """The objective of a preset, at another temperature if one is given; raises UserError for an unknown name."""
+    """The objective of a preset, at another temperature if given; raises UserError for an unknown name."""
     if preset not in PRESETS:
         raise UserError(f"preset: {preset!r} is unknown; expected one of {', '.join(PRESETS)}")
     chosen = PRESETS[preset]

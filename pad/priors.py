@@ -21,8 +21,8 @@ def speech_prior(attentions: Sequence[torch.Tensor], frame_mask: torch.Tensor) -
 def text_prior(attentions: Sequence[torch.Tensor], text_mask: torch.Tensor) -> torch.Tensor:
     """Prior [B, N] float32 of the teacher's tokens; attentions: one map [B, H, N, N] per layer.
 
-    text_mask: [B, N] bool, False at padding and at special tokens: [CLS] and [SEP] soak up attention, so they are
-    masked and the rest is renormalised.
+    text_mask: [B, N] bool, False at padding and at special tokens: [CLS] and [SEP] soak up attention, so
+    they are masked and the rest is renormalised.
     """
     with torch.no_grad():
         return significance_from_attentions([layer.detach() for layer in attentions], text_mask)

@@ -13,7 +13,8 @@ class Teacher:
     """Runs a frozen text encoder; what it gives carries no gradient.
 
     layer: which hidden state is the token embedding, -1 the last, 0 the input embeddings.
-    cache: keep the result of each text in memory; the teacher is frozen, so an epoch's results hold for the next.
+    cache: keep the result of each text in memory; the teacher is frozen, so an epoch's results hold for the
+    next.
     """
 
     def __init__(self, model, tokenizer, with_prior: bool, layer: int = -1, cache: bool = False):
@@ -26,7 +27,7 @@ class Teacher:
 
     @torch.no_grad()
     def __call__(self, text_ids, text_attention_mask, text_mask):
-        """(embeddings [B, N, D], prior [B, N] or None) of token ids [B, N]; masks as the Collator gives them."""
+        """(embeddings [B, N, D], prior [B, N] or None) of ids [B, N]; masks as the Collator gives them."""
         if self._cache is None:
             embeddings, prior = self._run(text_ids, text_attention_mask, text_mask)
         else:

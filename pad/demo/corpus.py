@@ -20,7 +20,8 @@ SAMPLING_RATE = 16000
 
 # No voice of one split is heard in another. Accent and voice quality of eSpeak NG.
 _VARIANTS = {
-    "train": ["m1", "m2", "m3", "m4", "m5", "f1", "f2", "f3", "klatt", "klatt2", "adam", "Alex", "Andrea", "Andy",
+    "train": ["m1", "m2", "m3", "m4", "m5", "f1", "f2", "f3", "klatt", "klatt2", "adam", "Alex", "Andrea",
+              "Andy",
               "belinda", "benjamin", "boris", "caleb", "david", "edward", "Gene", "grandma", "iven", "iven2",
               "john", "Lee", "linda", "Mike", "paul", "pedro", "steph", "travis"],
     "dev": ["m6", "f4", "robert", "anika", "ian"],
@@ -55,7 +56,8 @@ def speak(
     progress=lambda count: None,
     processes: int = 2,
 ) -> list[SpokenSentence]:
-    """Have (sentence, intent) pairs spoken by voices of a split: 16 kHz wav files and a transcripts.tsv in `folder`.
+    """Have (sentence, intent) pairs spoken by voices of a split: 16 kHz wav files and a transcripts.tsv in
+    `folder`.
 
     progress: called with the number of sentences done since its last call.
     """
@@ -138,8 +140,8 @@ def _as_heard(waveform: np.ndarray, rate: int, generator: np.random.Generator) -
 def word_times(sentence: str, starts: dict[int, float], duration: float) -> tuple[SpokenWord, ...]:
     """Words of a sentence with their times (s), from the start times that the synthesiser gave by offset.
 
-    It glues some words to the one before ("on the"): such a word has no start of its own, and the word before it
-    no end; both are marked as not known.
+    It glues some words to the one before ("on the"): such a word has no start of its own, and the word
+    before it no end; both are marked as not known.
     """
     offsets, position = [], 0
     words = sentence.split()

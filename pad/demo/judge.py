@@ -36,12 +36,14 @@ def build_corpus(config: DemoConfig, folder: Path, progress) -> Corpus:
              "train": sentences[2 * held_out :]}  # fmt: skip
     per_intent = {"train": config.commands_per_intent, "dev": config.held_out_per_intent,
                   "test": config.held_out_per_intent}  # fmt: skip
+
+    def spoken(kind: str, split: str, pairs: list) -> list[SpokenSentence]:
+        return speak(pairs, split, folder / f"{kind}-{split}", source, progress)
+
     return Corpus(
-        {split: speak([(text, None) for text in parts[split]], split, folder / f"free-{split}", source, progress)
-         for split in SPLITS},
-        {split: speak(commands(split, per_intent[split], source), split, folder / f"commands-{split}", source, progress)
-         for split in SPLITS},
-    )  # fmt: skip
+        {split: spoken("free", split, [(text, None) for text in parts[split]]) for split in SPLITS},
+        {split: spoken("commands", split, commands(split, per_intent[split], source)) for split in SPLITS},
+    )
 
 
 def corpus_size(config: DemoConfig) -> int:
@@ -93,7 +95,7 @@ class Judge:
         return encode(student, self.collator, SpeechTextDataset(sentences, SAMPLING_RATE))
 
     def probe(self, features: dict[str, torch.Tensor], split: str = "test") -> dict:
-        """Intent accuracy of a linear classifier on features [utterances, D] of the commands of each split."""
+        """Intent accuracy of a linear classifier; features [utterances, D] of the commands by split."""
         intents = list(INTENTS)
         labelled = {
             name: (values, torch.tensor([intents.index(item.intent) for item in self.corpus.commands[name]]))

@@ -46,7 +46,7 @@ def fetch(folder: Path) -> Path:
 
 
 def find(folder: str | None) -> Path | None:
-    """The folder asked for, or one that the tests have fetched, or None; UserError if the one asked for is wrong."""
+    """The folder asked for, else what the tests have fetched, else None; UserError if it is missing."""
     if folder is not None:
         if not Path(folder).is_dir():
             raise UserError(f"recordings: {folder} is not a folder")
@@ -56,7 +56,7 @@ def find(folder: str | None) -> Path | None:
 
 
 def load(folder: Path) -> list[SpokenSentence]:
-    """Utterances of a folder whose word times lie in `name.json` beside `name.wav` (PocketSphinx's alignment)."""
+    """Utterances of a folder, their word times from `name.json` beside `name.wav` (PocketSphinx's form)."""
     spoken = []
     for item in load_utterances(folder):
         times = item.audio.with_suffix(".json")

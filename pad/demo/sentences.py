@@ -1,8 +1,9 @@
-"""What the demo says: spoken commands of 24 intents, and free sentences that share their words but not their form.
+"""What the demo says: spoken commands of 24 intents, and free sentences that share their words but not their
+form.
 
 Commands are requests; free sentences tell of somebody, somewhere, in the past or in general. No free sentence
-holds a command within. Each intent has phrasings for training, for choosing settings (dev) and for the final test, so
-that a probe is judged on phrasings which it has not seen.
+holds a command within. Each intent has phrasings for training, for choosing settings (dev) and for the final
+test, so that a probe is judged on phrasings which it has not seen.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ INTENTS: dict[str, tuple[list[str], list[str], list[str]]] = {
         ["it is much too hot in the {room}", "i want a cool {room}", "lower the heat in the {room}"],
     ),
     "louder": (
-        ["turn up the sound", "make the {player} louder", "i can not hear the {player}", "raise the volume please",
+        ["turn up the sound", "make the {player} louder", "i can not hear the {player}",
+          "raise the volume please",
          "the {player} is too quiet"],
         ["more volume on the {player}", "i want a loud {player}"],
         ["speak louder please", "increase the volume of the {player}", "turn the {player} up"],
@@ -74,7 +76,8 @@ INTENTS: dict[str, tuple[list[str], list[str], list[str]]] = {
         ["what is the hour in {city}", "please tell me the time", "is it late already"],
     ),
     "alarm_set": (
-        ["wake me at {hour}", "set an alarm for {hour}", "i must get up at {hour}", "let the bell ring at {hour}",
+        ["wake me at {hour}", "set an alarm for {hour}", "i must get up at {hour}",
+          "let the bell ring at {hour}",
          "set the alarm for {hour} {day}"],
         ["i want to wake up at {hour}", "put an alarm at {hour}"],
         ["do not let me sleep past {hour}", "get me out of bed at {hour}", "i need an alarm at {hour}"],
@@ -95,10 +98,12 @@ INTENTS: dict[str, tuple[list[str], list[str], list[str]]] = {
         ["send a message to {person}", "write a letter to {person}", "send {person} a note",
          "write to {person} that i am late", "mail this to {person}"],
         ["let {person} read my message", "write {person} a message"],
-        ["tell {person} in a letter that i am late", "send this note to {person}", "i want to write to {person}"],
+        ["tell {person} in a letter that i am late", "send this note to {person}",
+          "i want to write to {person}"],
     ),
     "order_food": (
-        ["order {food} for {count}", "i am hungry for {food}", "bring me some {food}", "get us {food} for dinner",
+        ["order {food} for {count}", "i am hungry for {food}", "bring me some {food}",
+          "get us {food} for dinner",
          "i would like to eat {food}"],
         ["we want {food} for lunch", "order us some {food}"],
         ["can i have {food} for dinner", "let us eat {food}", "i feel like {food}"],
@@ -119,7 +124,8 @@ INTENTS: dict[str, tuple[list[str], list[str], list[str]]] = {
         ["show me the way to the {place}", "how do i get to the {place}", "which road goes to the {place}",
          "lead me to the {place}", "where is the {place}"],
         ["find the road to the {place}", "how far is the {place}"],
-        ["guide me to the {place}", "what is the best way to the {place}", "which street leads to the {place}"],
+        ["guide me to the {place}", "what is the best way to the {place}",
+          "which street leads to the {place}"],
     ),
     "door_open": (
         ["open the {door}", "please open the {door} for {person}", "let {person} in", "unlock the {door}",
@@ -257,7 +263,8 @@ _FREE_SLOTS: dict[str, list[str]] = {
     "moved": ["walked", "travelled", "drove", "ran", "went", "came", "moved"],
     "thing": ["lamp", "table", "box", "letter", "book", "clock", "bell", "record", "phone", "car", "door"],
     "things": ["lamps", "books", "letters", "boxes", "chairs", "tickets", "lights", "cars", "songs"],
-    "spot": ["station", "airport", "hospital", "market", "museum", "school", "beach", "river", "bridge", "church",
+    "spot": ["station", "airport", "hospital", "market", "museum", "school", "beach", "river", "bridge",
+             "church",
              "garden", "street", "mountain"],
     "meal": ["lunch", "dinner", "breakfast"],
     "weather": ["cold", "warm", "hot", "sunny", "wet", "freezing"],
@@ -265,11 +272,15 @@ _FREE_SLOTS: dict[str, list[str]] = {
     "season": ["summer", "winter", "spring", "autumn"],
     "we": ["i", "we", "you", "they", "people", "the doctor", "my uncle", "susan"],
     "modal": ["will", "can", "must", "should", "would like to", "want to", "need to", "do not", "can not"],
-    "verb": ["turn", "switch", "raise", "lower", "close", "shut", "lock", "unlock", "remove", "delete", "cancel",
-             "add", "bring", "order", "find", "buy", "get", "make", "keep", "set", "put", "send", "reserve", "book",
-             "cross", "start", "stop", "end", "pause", "finish", "reduce", "increase", "take", "leave", "show",
+    "verb": ["turn", "switch", "raise", "lower", "close", "shut", "lock", "unlock", "remove", "delete",
+             "cancel",
+             "add", "bring", "order", "find", "buy", "get", "make", "keep", "set", "put", "send",
+             "reserve", "book",
+             "cross", "start", "stop", "end", "pause", "finish", "reduce", "increase", "take", "leave",
+             "show",
              "have", "give", "expect", "need", "want", "see"],
-    "go": ["go", "lead", "sleep", "wake", "sing", "dance", "play", "talk", "eat", "be", "ring", "feel", "run"],
+    "go": ["go", "lead", "sleep", "wake", "sing", "dance", "play", "talk", "eat", "be", "ring", "feel",
+           "run"],
     "say": ["say", "tell", "speak", "write", "read", "hear", "know", "listen", "remember", "forget", "mail"],
     "much": ["too", "much too", "so", "already"],
     "street": ["road", "street", "way", "river", "world"],
@@ -283,7 +294,8 @@ def _fill(template: str, slots: dict[str, list[str]], random_source: random.Rand
 
 
 def commands(split: str, per_intent: int, random_source: random.Random) -> list[tuple[str, str]]:
-    """(sentence, intent) pairs, `per_intent` each; split is "train", "dev" or "test". A sentence may recur."""
+    """(sentence, intent) pairs, `per_intent` each; split is "train",
+    "dev" or "test". A sentence may recur."""
     column = ("train", "dev", "test").index(split)
     pairs = []
     for intent, phrasings in INTENTS.items():

@@ -1,4 +1,5 @@
-"""Speech synthesis with eSpeak NG, run as a child process: `python -m pad.demo.speaker OUTPUT < requests.json`.
+"""Speech synthesis with eSpeak NG, run as a child process: `python -m pad.demo.speaker OUTPUT <
+requests.json`.
 
 eSpeak NG is licensed under the GPL, so its library is loaded by this small program alone and never by the
 process that trains.
@@ -73,7 +74,7 @@ class Speaker:
         return 0
 
     def say(self, text: str, voice: str, rate: int, pitch: int, pitch_range: int):
-        """Speak `text`: (int16 samples, [(character offset, first sample)] of the words eSpeak tells apart)."""
+        """Speak `text`: (int16 samples, [(character offset, first sample)] of the words it tells apart)."""
         self._blocks, self._words = [], []
         if self._library.espeak_SetVoiceByName(voice.encode()) != 0:
             raise RuntimeError(f"eSpeak NG has no voice {voice!r}")

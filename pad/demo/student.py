@@ -49,7 +49,7 @@ def new_student(
 
 
 def log_mel(samples: torch.Tensor, layout: FrameLayout) -> torch.Tensor:
-    """Log-mel energies [B, M, 40] around the centre of each of the layout's frames; samples [B, T] at 16 kHz."""
+    """Log-mel energies [B, M, 40] around the centre of each frame; samples [B, T] at 16 kHz."""
     filters = torch.from_numpy(
         mel_filter_bank(_WINDOW // 2 + 1, _MELS, 60.0, 7600.0, SAMPLING_RATE, norm=None, mel_scale="htk")
     ).float()
@@ -62,7 +62,7 @@ def log_mel(samples: torch.Tensor, layout: FrameLayout) -> torch.Tensor:
 
 def warm_up(model: Wav2Vec2Model, waveforms: list[np.ndarray], steps: int, seed: int, batch_size: int = 32,
             learning_rate: float = 2e-3) -> Iterator[float]:  # fmt: skip
-    """Teach the convolutions log-mel energies by regression, no text involved; gives the loss of each step."""
+    """Teach the convolutions log-mel energies by regression, without text; gives the loss of each step."""
     layout = FrameLayout.of(model.config)
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)

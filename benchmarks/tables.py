@@ -1,0 +1,94 @@
+"""Terminal tables of the benchmarks."""
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+
+def shape_text(case: dict) -> str:
+    """Sizes of a case in METHOD's letters."""
+    shape = case["shape"]
+    return f"B={shape['batch']} M={shape['frames']} N={shape['tokens']} D={shape['width']}"
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A number to a few significant digits, or a dash."""
+    if value is None:
+        return "-"
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.{digits}g}"
+
+
+def megabytes(count: float | None) -> str:
+    """Bytes as MB (10^6)."""
+    return "-" if count is None else number(count / 1e6)
+
+
+def make_console() -> Console:
+    """As wide as the terminal; where output goes to a file, wide enough for the tables."""
+    console = Console()
+    return console if console.is_terminal else Console(width=120)
+
+
+def make_progress(console: Console) -> Progress:
+    """A progress bar with what is being measured and the time so far."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TimeElapsedColumn(),
+        console=console,
+    )
+
+
+def print_results(console: Console, results: list[dict]) -> None:
+    """One table per title; a provider whose result is wrong gets its error instead of a ratio."""
+    groups: dict[str, list[dict]] = {}
+    for result in results:
+        groups.setdefault(result["title"], []).append(result)
+    for title, members in groups.items():
+        table = Table(title=title)
+        for column in ("", "provider"):
+            table.add_column(column, justify="left")
+        for column in ("p20 ms", "p50 ms", "p80 ms", "x eager", "x floor", "extra MB", "error"):
+            table.add_column(column, justify="right", no_wrap=True)
+        for result in members:
+            for provider, row in result["providers"].items():
+                table.add_row(
+                    result["label"],
+                    provider,
+                    *(number(row["ms"][p]) for p in ("p20", "p50", "p80")),
+                    number(row["ratio_to_eager"]),
+                    number(row["ms"]["p50"] / result["floor"]["floor"] if row["correct"] else None),
+                    megabytes(row["extra_bytes"]),
+                    worst_error(row),
+                )
+            table.add_section()
+        console.print(table)
+
+
+def worst_error(row: dict) -> str:
+    """The largest relative error of a provider, marked where it is beyond the tolerance."""
+    if not row["error"]:
+        return "-"
+    return f"{max(row['error'].values()):.0e}" + ("" if row["correct"] else " WRONG")
+
+
+def rates_text(rates: dict[str, float | None]) -> str:
+    """The machine's measured rates in a line."""
+    peak = rates["fma_gflops"]
+    return (
+        f"measured in this run: torch.mm {rates['mm_gflops']:.0f} GFLOP/s, "
+        + (f"multiply-adds in registers {peak:.0f} GFLOP/s, " if peak else "")
+        + f"memory read {rates['read_gbs']:.0f} GB/s, write {rates['write_gbs']:.0f} GB/s"
+    )
+
+
+def print_bars(console: Console, bars: list[dict]) -> None:
+    """Bar, measured, met or not."""
+    table = Table(title="bars")
+    for column in ("bar", "wanted", "measured", "met"):
+        table.add_column(column, justify="left" if column == "bar" else "right")
+    for bar in bars:
+        met = {None: "not measured", True: "yes", False: "no"}[bar["met"]]
+        table.add_row(bar["bar"], f"{number(bar['wanted'])} {bar['unit']}", number(bar["measured"]), met)
+    console.print(table)

@@ -1,0 +1,67 @@
+"""What is called when a provider is checked, timed, or its memory measured."""
+
+from collections.abc import Callable
+from dataclasses import fields
+
+import torch
+from torch import Tensor
+
+from .cases import Case, Inputs, make_inputs
+from .providers import PROVIDERS, Loss, reference
+
+# Largest relative error of the loss, and of each gradient in norm, against float64 on the same inputs.
+TOLERANCES = {"float32": 1e-5, "bfloat16": 1e-2, "float16": 1e-2}
+
+
+def make_call(loss: Loss, inputs: Inputs, case: Case) -> Callable[[], object]:
+    """The loss without a graph, or the loss and fresh gradients of speech and text."""
+    if not case.backward:
+
+        def forward():
+            with torch.no_grad():
+                return loss(inputs, case.level, case.temperature)
+
+        return forward
+    leaves = inputs._replace(
+        speech=inputs.speech.clone().requires_grad_(), text=inputs.text.clone().requires_grad_()
+    )
+
+    def forward_backward():
+        return torch.autograd.grad(loss(leaves, case.level, case.temperature), (leaves.speech, leaves.text))
+
+    return forward_backward
+
+
+def value_and_gradients(loss: Loss, inputs: Inputs, case: Case) -> tuple[Tensor, ...]:
+    """Loss, gradient of speech, gradient of text."""
+    leaves = inputs._replace(
+        speech=inputs.speech.clone().requires_grad_(), text=inputs.text.clone().requires_grad_()
+    )
+    value = loss(leaves, case.level, case.temperature)
+    return value.detach(), *torch.autograd.grad(value, (leaves.speech, leaves.text))
+
+
+def truth(inputs: Inputs, case: Case) -> tuple[Tensor, ...]:
+    """Loss and gradients of the reference in float64."""
+    return value_and_gradients(reference, inputs.double(), case)
+
+
+def errors(found: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> dict[str, float]:
+    """Relative errors in norm of the loss and of both gradients."""
+    names = ("loss", "grad_speech", "grad_text")
+    return {
+        name: float((f.double() - e).norm() / e.norm().clamp(min=1e-300))
+        for name, f, e in zip(names, found, expected, strict=True)
+    }
+
+
+def within_tolerance(error: dict[str, float], dtype: str) -> bool:
+    """Whether the loss and both gradients are right; NaN is not."""
+    return all(value <= TOLERANCES[dtype] for value in error.values())
+
+
+def workload(provider: str, case: dict, device: str) -> Callable[[], object]:
+    """The call to measure, from the plain data a child process is given."""
+    case = Case(**{field.name: case[field.name] for field in fields(Case)})
+    torch._dynamo.reset()
+    return make_call(PROVIDERS[provider](), make_inputs(case, device), case)

@@ -1,0 +1,45 @@
+"""The native kernels in each instruction set that this processor has, whichever of them it would choose."""
+
+import pytest
+import test_alignment
+import test_pooling
+import test_significance
+import torch
+from inputs import make_inputs
+
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+
+
+@pytest.fixture(params=["baseline", "avx2", "avx512"])
+def kernels(request, native):
+    """The native backend, made to use one instruction set."""
+    from pad_kernels import _native
+
+    before = _native.instruction_set()
+    if not _native.set_instruction_set(request.param):
+        pytest.skip(f"no {request.param} on this processor")
+    yield native
+    _native.set_instruction_set(before)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.1])
+@pytest.mark.parametrize("units", [None, 40])
+@pytest.mark.parametrize("width", [5, 33, 128, 200])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_alignment_kernels(kernels, dtype, width, units, temperature):
+    for kind in ("ragged", "holes"):
+        inputs = make_inputs(2, 150, 27, width, kind=kind, units=units, dtype=dtype)
+        test_alignment.check(inputs, temperature, kernels)
+
+
+@pytest.mark.parametrize("width", [5, 40, 64])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_significance_kernels(kernels, dtype, width):
+    test_significance.check(*test_significance.make(2, 2, 90, width, dtype=dtype), kernels)
+
+
+@pytest.mark.parametrize("width", [5, 200])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_pooling_kernels(kernels, dtype, width):
+    inputs = make_inputs(2, 50, 1, width, kind="holes", dtype=dtype)
+    test_pooling.check(inputs.speech, inputs.frame_prior, kernels)

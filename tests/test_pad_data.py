@@ -1,0 +1,134 @@
+"""Folders of transcribed speech: the layouts that are read, and what is said of the ones that cannot be."""
+
+import numpy as np
+import pytest
+
+pytest.importorskip("soundfile")
+pytest.importorskip("soxr")
+
+import soundfile  # noqa: E402
+
+from pad.data import load_utterances, read_audio  # noqa: E402
+from pad.errors import UserError  # noqa: E402
+
+
+def write_audio(path, seconds=0.5, rate=16000, channels=1):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    time = np.arange(int(seconds * rate)) / rate
+    wave = 0.1 * np.sin(2 * np.pi * 440 * time)
+    soundfile.write(path, np.stack([wave] * channels, axis=1), rate)
+
+
+def transcripts(folder, **options):
+    return {item.audio.name: item.transcript for item in load_utterances(folder, **options)}
+
+
+def test_librispeech(tmp_path):
+    chapter = tmp_path / "train" / "19" / "198"
+    write_audio(chapter / "19-198-0000.flac")
+    write_audio(chapter / "19-198-0001.flac")
+    (chapter / "19-198.trans.txt").write_text("19-198-0000 NORTHANGER ABBEY\n19-198-0001 THIS LITTLE WORK\n")
+    assert transcripts(tmp_path) == {
+        "19-198-0000.flac": "NORTHANGER ABBEY",
+        "19-198-0001.flac": "THIS LITTLE WORK",
+    }
+
+
+def test_table(tmp_path):
+    write_audio(tmp_path / "clips" / "a.wav")
+    write_audio(tmp_path / "clips" / "not listed.wav")
+    (tmp_path / "transcripts.tsv").write_text("clips/a.wav\tgood morning\n\n")
+    assert transcripts(tmp_path) == {"a.wav": "good morning"}
+
+
+def test_sphinx(tmp_path):
+    write_audio(tmp_path / "u-1.wav")
+    (tmp_path / "transcription").write_text("<s> he was not ill </s> (u-1)\n")
+    assert transcripts(tmp_path) == {"u-1.wav": "he was not ill"}
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".lab"])
+def test_text_beside_audio(tmp_path, suffix):
+    write_audio(tmp_path / "deep" / "a.wav")
+    (tmp_path / "deep" / "a.wav").with_suffix(suffix).write_text("good\nmorning\n")
+    assert transcripts(tmp_path) == {"a.wav": "good morning"}
+
+
+def test_long_utterances_are_left_out(tmp_path):
+    for name, seconds in (("short", 0.5), ("long", 2.0)):
+        write_audio(tmp_path / f"{name}.wav", seconds)
+        (tmp_path / f"{name}.txt").write_text("text")
+    assert list(transcripts(tmp_path, max_seconds=1.0)) == ["short.wav"]
+    with pytest.raises(UserError, match=r"at most 0\.1 s found"):
+        load_utterances(tmp_path, max_seconds=0.1)
+
+
+def test_audio_is_mono_at_the_rate_asked_for(tmp_path):
+    write_audio(tmp_path / "a.wav", seconds=1.0, rate=22050, channels=2)
+    samples = read_audio(tmp_path / "a.wav", 16000)
+    assert samples.dtype == np.float32
+    assert samples.shape == (16000,)
+    assert np.abs(samples).max() == pytest.approx(0.1, abs=0.01)
+
+
+def test_missing_folder(tmp_path):
+    with pytest.raises(UserError, match="nowhere is not a folder"):
+        load_utterances(tmp_path / "nowhere")
+
+
+def test_empty_folder(tmp_path):
+    with pytest.raises(UserError, match="no transcribed audio found"):
+        load_utterances(tmp_path)
+
+
+def test_audio_without_transcript(tmp_path):
+    write_audio(tmp_path / "a.wav")
+    with pytest.raises(UserError, match=r"a\.wav: no transcript; looked for a\.txt and a\.lab"):
+        load_utterances(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("transcripts.tsv", "a.wav\tgood\n\na.wav\t \n", r"transcripts\.tsv:3: empty transcript for a\.wav"),
+        ("transcripts.tsv", "a.wav\tgood\nb.wav\tday\n", r"transcripts\.tsv:2: the audio file .*b\.wav does not"),
+        ("transcripts.tsv", "good morning\n", r"transcripts\.tsv:1: expected an audio path, a tab"),
+        ("x.trans.txt", "a GOOD\na\n", r"x\.trans\.txt:2: empty transcript for a\.wav"),
+        ("x.trans.txt", "b GOOD\n", r"x\.trans\.txt:1: no audio file .*b with one of the endings"),
+        ("x.transcription", "<s> good </s>\n", r"x\.transcription:1: expected a transcript and .* id in brackets"),
+        ("x.transcription", "<s> </s> (a)\n", r"x\.transcription:1: empty transcript for a\.wav"),
+        ("a.txt", "\n", r"a\.txt: empty transcript for a\.wav"),
+    ],
+)
+def test_bad_transcripts_are_named_by_file_and_line(tmp_path, name, text, message):
+    write_audio(tmp_path / "a.wav")
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=message):
+        load_utterances(tmp_path)
+
+
+def test_transcript_in_another_encoding(tmp_path):
+    write_audio(tmp_path / "a.wav")
+    (tmp_path / "a.txt").write_bytes(b"caf\xe9")
+    with pytest.raises(UserError, match=r"a\.txt: cannot be read as UTF-8"):
+        load_utterances(tmp_path)
+
+
+def test_bad_audio_is_named(tmp_path):
+    (tmp_path / "a.txt").write_text("text")
+    audio = tmp_path / "a.wav"
+    for content, message in ((b"", "not a readable audio file"), (b"no audio" * 99, "not a readable audio file")):
+        audio.write_bytes(content)
+        with pytest.raises(UserError, match=rf"a\.wav: {message}"):
+            load_utterances(tmp_path)
+        with pytest.raises(UserError, match=rf"a\.wav: {message}"):
+            read_audio(audio)
+    write_audio(audio, seconds=0)
+    with pytest.raises(UserError, match=r"a\.wav: the audio file is empty"):
+        load_utterances(tmp_path)
+    write_audio(audio, seconds=0.01)
+    with pytest.raises(UserError, match=r"0\.010 s of audio is shorter than one frame of the student, 0\.025 s"):
+        load_utterances(tmp_path, min_samples=400)
+    soundfile.write(audio, np.full(1600, np.nan), 16000, subtype="FLOAT")
+    with pytest.raises(UserError, match="NaN or infinite"):
+        read_audio(audio)
