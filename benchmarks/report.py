@@ -1,0 +1,116 @@
+"""Draws README.md's measured tables from the committed results: `python -m benchmarks.report`.
+
+What stands between `<!-- NAME -->` and `<!-- /NAME -->` is replaced; no figure there is typed by hand.
+"""
+
+import re
+import statistics
+from pathlib import Path
+
+from benchmarks import results
+
+README = results.FOLDER.parent.parent / "README.md"
+NOT_MEASURED = "Not measured yet."
+STUDENTS = ("chance", "undistilled", "distilled", "shuffled")
+
+
+def _table(header: list[str], rows: list[list[str]]) -> str:
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
+
+
+def _machine(content: dict) -> str:
+    machine = content["machine"]
+    versions = machine["versions"]
+    return f"{machine['cpu']}, {machine['threads']} threads, torch {versions['torch']}"
+
+
+def _milliseconds(row: dict | None) -> str:
+    if row is None:
+        return "-"
+    return (
+        f"{row['ms']['p50']:.3g} ({row['ms']['p20']:.3g}-{row['ms']['p80']:.3g})"
+        if row["correct"]
+        else "wrong"
+    )
+
+
+def _against(result: dict, base: str) -> str:
+    value = results.ratio(result, "ours", base)
+    return "-" if value is None else f"{value:.1f}x"
+
+
+def align(content: dict) -> str:
+    """The losses at the base size, float32."""
+    found = [r for r in content["results"] if r["case"]["size"] == "base" and r["case"]["dtype"] == "float32"]
+    providers = [name for name in found[0]["providers"] if name != "ours"]
+    header = ["loss", "pad_kernels, ms", *(f"{name}, ms" for name in providers)]
+    header += [*(f"faster than {name}" for name in providers)]
+    rows = [
+        [r["label"], _milliseconds(r["providers"].get("ours"))]
+        + [_milliseconds(r["providers"].get(name)) for name in providers]
+        + [_against(r, name) for name in providers]
+        for r in found
+    ]
+    return (
+        f"{_table(header, rows)}\n\n{found[0]['title']}; medians and, in brackets, 20th to 80th percentile; "
+        + (f"{_machine(content)}.")
+    )
+
+
+def significance(content: dict) -> str:
+    """The significance prior, all its cases."""
+    providers = [name for name in content["results"][0]["providers"] if name != "ours"]
+    header = ["case", "pad_kernels, ms", *(f"{name}, ms" for name in providers)]
+    rows = [
+        [f"{r['title']}, {r['label']}", _milliseconds(r["providers"]["ours"])]
+        + [_milliseconds(r["providers"].get(name)) for name in providers]
+        for r in content["results"]
+    ]
+    return f"{_table(header, rows)}\n\n{_machine(content)}."
+
+
+def demo(content: dict) -> str:
+    """Word hit rate and probe accuracy, mean over seeds with the lowest and highest."""
+    runs = content["runs"]
+
+    def cell(values: list[float]) -> str:
+        return f"{statistics.mean(values):.3f} ({min(values):.3f}-{max(values):.3f})"
+
+    def row(title: str, pick) -> list[str]:
+        picked = [pick(run) for run in runs]
+        return [title, *(cell([p[name] for p in picked]) if name in picked[0] else "-" for name in STUDENTS)]
+
+    rows = [
+        row("best frame of a word lies within the word", lambda run: run["word_hit_rate"]),
+        row(
+            "intent accuracy of a linear probe",
+            lambda run: {"chance": run["probe"]["chance"], **run["probe_accuracy"]},
+        ),
+        row("loss on held-out speech", lambda run: run["held_out_loss"]),
+    ]
+    if all(run.get("word_hit_rate_recordings") for run in runs):
+        rows.insert(1, row("the same on five real recordings", lambda run: run["word_hit_rate_recordings"]))
+    seconds = statistics.mean(sum(run["seconds"].values()) for run in runs)
+    seeds = ", ".join(str(run["seed"]) for run in runs)
+    return (
+        f"{_table(['', *STUDENTS], rows)}\n\nMean over seeds {seeds} (lowest-highest), test split; "
+        f"{seconds:.0f} s a run; {_machine(content)}."
+    )
+
+
+SECTIONS = {"align": (align, "align_cpu.json"), "significance": (significance, "significance_cpu.json"),
+            "demo": (demo, "demo.json")}  # fmt: skip
+
+
+def fill(text: str, folder: Path = results.FOLDER) -> str:
+    """README text with its tables drawn anew."""
+    for name, (draw, file) in SECTIONS.items():
+        body = draw(results.read_json(folder / file)) if (folder / file).is_file() else NOT_MEASURED
+        pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
+        text = re.sub(pattern, lambda match, body=body: f"{match[1]}{body}\n{match[2]}", text, flags=re.S)
+    return text
+
+
+if __name__ == "__main__":
+    README.write_text(fill(README.read_text(encoding="utf-8")), encoding="utf-8")
