@@ -27,14 +27,14 @@ DIRECTIONS = ("forward", "forward+backward")
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    """Command line. By default: the base size in float32 and bfloat16, the other sizes in float32."""
+    """Command line. By default the base size, in float32 and bfloat16; other sizes in float32."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: 2)")
     parser.add_argument(
-        "--sizes", nargs="+", choices=tuple(SIZES), help="default: all; others than base in float32"
+        "--sizes", nargs="+", choices=tuple(SIZES), default=("base",), help="default: base; others in float32"
     )
     parser.add_argument("--levels", nargs="+", choices=LEVELS, default=LEVELS)
     parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES)
@@ -42,7 +42,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--dtypes", nargs="+", choices=tuple(DTYPES))
     parser.add_argument("--providers", nargs="+", choices=tuple(PROVIDERS), default=tuple(PROVIDERS))
     parser.add_argument(
-        "--seconds", type=float, default=6.0, help="time for each case, all providers (default: 6)"
+        "--seconds", type=float, default=4.0, help="time for each case, all providers (default: 4)"
     )
     parser.add_argument(
         "--quick",
@@ -55,7 +55,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         type=Path,
         help="JSON file (default: benchmarks/results/align_<device>.json, with --quick none)",
     )
-    parser.add_argument("--plot", type=Path, metavar="PNG", help="also draw the base size")
+    parser.add_argument("--plot", type=Path, nargs="?", metavar="PNG", const=results.FOLDER / "align.png",
+        help="also draw the base size (default: benchmarks/results/align.png)")
     return parser.parse_args(arguments)
 
 
@@ -63,13 +64,12 @@ def choose_cases(options: argparse.Namespace) -> list[Case]:
     """The cells to measure, those that share inputs next to each other."""
     if options.quick:
         options.directions = ("forward+backward",)
-        options.sizes = options.sizes or ("base",)
         options.dtypes = options.dtypes or ("float32",)
         options.levels = tuple(level for level in options.levels if level != "global")
         options.providers = tuple(name for name in options.providers if name != "torch.compile")
         options.seconds = min(options.seconds, 4.0)
     cases = []
-    for size in options.sizes or SIZES:
+    for size in options.sizes:
         for dtype in options.dtypes or (("float32", "bfloat16") if size == "base" else ("float32",)):
             for level in options.levels:
                 for mode in ("",) if level == "global" else options.modes:
