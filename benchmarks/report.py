@@ -8,6 +8,7 @@ import statistics
 from pathlib import Path
 
 from benchmarks import results
+from benchmarks.tables import number
 
 README = results.FOLDER.parent.parent / "README.md"
 NOT_MEASURED = "Not measured yet."
@@ -38,6 +39,15 @@ def _milliseconds(row: dict | None) -> str:
 def _against(result: dict, base: str) -> str:
     value = results.ratio(result, "ours", base)
     return "-" if value is None else f"{value:.1f}x"
+
+
+def _bars(content: dict) -> str:
+    met = {None: "not measured", True: "yes", False: "no"}
+    rows = [
+        [bar["bar"], f"{number(bar['wanted'])} {bar['unit']}", number(bar["measured"]), met[bar["met"]]]
+        for bar in content["bars"]
+    ]
+    return "\n\n" + _table(["goal", "wanted", "measured", "met"], rows)
 
 
 def align(content: dict) -> str:
@@ -103,10 +113,15 @@ SECTIONS = {"align": (align, "align_cpu.json"), "significance": (significance, "
             "demo": (demo, "demo.json")}  # fmt: skip
 
 
+def _section(draw, path: Path) -> str:
+    content = results.read_json(path)
+    return draw(content) + (_bars(content) if content.get("bars") else "")
+
+
 def fill(text: str, folder: Path = results.FOLDER) -> str:
     """README text with its tables drawn anew."""
     for name, (draw, file) in SECTIONS.items():
-        body = draw(results.read_json(folder / file)) if (folder / file).is_file() else NOT_MEASURED
+        body = _section(draw, folder / file) if (folder / file).is_file() else NOT_MEASURED
         pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
         text = re.sub(pattern, lambda match, body=body: f"{match[1]}{body}\n{match[2]}", text, flags=re.S)
     return text
