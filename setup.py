@@ -51,7 +51,8 @@ class CMakeBuild(build_ext):
         folder = Path(self.build_temp).resolve()
         folder.mkdir(parents=True, exist_ok=True)
         configure = [
-            "cmake", "--fresh", "-S", str(SOURCE), "-B", str(folder), "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release",
+            "cmake", "--fresh", "-S", str(SOURCE), "-B", str(folder), "-G", "Ninja",
+            "-DCMAKE_BUILD_TYPE=Release",
             f"-DPython_EXECUTABLE={sys.executable}", f"-DPAD_KERNELS_OUTPUT={output_folder}",
         ]  # fmt: skip
         for name in ("PAD_KERNELS_CUDA", "PAD_KERNELS_CUDA_ARCHS"):

@@ -91,11 +91,19 @@ def test_audio_without_transcript(tmp_path):
     ("name", "text", "message"),
     [
         ("transcripts.tsv", "a.wav\tgood\n\na.wav\t \n", r"transcripts\.tsv:3: empty transcript for a\.wav"),
-        ("transcripts.tsv", "a.wav\tgood\nb.wav\tday\n", r"transcripts\.tsv:2: the audio file .*b\.wav does not"),
+        (
+            "transcripts.tsv",
+            "a.wav\tgood\nb.wav\tday\n",
+            r"transcripts\.tsv:2: the audio file .*b\.wav does not",
+        ),
         ("transcripts.tsv", "good morning\n", r"transcripts\.tsv:1: expected an audio path, a tab"),
         ("x.trans.txt", "a GOOD\na\n", r"x\.trans\.txt:2: empty transcript for a\.wav"),
         ("x.trans.txt", "b GOOD\n", r"x\.trans\.txt:1: no audio file .*b with one of the endings"),
-        ("x.transcription", "<s> good </s>\n", r"x\.transcription:1: expected a transcript and .* id in brackets"),
+        (
+            "x.transcription",
+            "<s> good </s>\n",
+            r"x\.transcription:1: expected a transcript and .* id in brackets",
+        ),
         ("x.transcription", "<s> </s> (a)\n", r"x\.transcription:1: empty transcript for a\.wav"),
         ("a.txt", "\n", r"a\.txt: empty transcript for a\.wav"),
     ],
@@ -117,7 +125,10 @@ def test_transcript_in_another_encoding(tmp_path):
 def test_bad_audio_is_named(tmp_path):
     (tmp_path / "a.txt").write_text("text")
     audio = tmp_path / "a.wav"
-    for content, message in ((b"", "not a readable audio file"), (b"no audio" * 99, "not a readable audio file")):
+    for content, message in (
+        (b"", "not a readable audio file"),
+        (b"no audio" * 99, "not a readable audio file"),
+    ):
         audio.write_bytes(content)
         with pytest.raises(UserError, match=rf"a\.wav: {message}"):
             load_utterances(tmp_path)
@@ -127,7 +138,9 @@ def test_bad_audio_is_named(tmp_path):
     with pytest.raises(UserError, match=r"a\.wav: the audio file is empty"):
         load_utterances(tmp_path)
     write_audio(audio, seconds=0.01)
-    with pytest.raises(UserError, match=r"0\.010 s of audio is shorter than one frame of the student, 0\.025 s"):
+    with pytest.raises(
+        UserError, match=r"0\.010 s of audio is shorter than one frame of the student, 0\.025 s"
+    ):
         load_utterances(tmp_path, min_samples=400)
     soundfile.write(audio, np.full(1600, np.nan), 16000, subtype="FLOAT")
     with pytest.raises(UserError, match="NaN or infinite"):

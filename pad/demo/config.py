@@ -12,11 +12,11 @@ class DemoConfig:
     seed: int = 0
     free_sentences: int = 6000  # what the student is distilled on
     held_out_sentences: int = 200  # per split, for the word hit rate
-    commands_per_intent: int = 30  # what the probe is trained on
+    commands_per_intent: int = 60  # what the probe is trained on
     held_out_per_intent: int = 20  # per split, for the probe
     warm_up_steps: int = 200
-    warm_up_utterances: int = 1500
-    steps: int = 450
+    warm_up_utterances: int = 1000
+    steps: int = 400
     batch_size: int = 32
     learning_rate: float = 1e-3
     learning_rate_warm_up: int = 50
@@ -28,12 +28,12 @@ class DemoConfig:
         """Small enough for a test of the machinery; its scores are lower."""
         return cls(
             seed=seed,
-            free_sentences=1200,
+            free_sentences=1000,
             held_out_sentences=60,
             commands_per_intent=10,
             held_out_per_intent=5,
-            warm_up_steps=50,
-            warm_up_utterances=400,
-            steps=80,
+            warm_up_steps=40,
+            warm_up_utterances=300,
+            steps=60,
             learning_rate_warm_up=10,
         )

@@ -145,7 +145,6 @@ class _Demo:
         )  # fmt: skip
         arguments = training_arguments(settings, str(self.scratch / name))
         arguments.save_strategy = "no"
-        student.feature_extractor._freeze_parameters()
         trainer = DistillationTrainer(
             model=student,
             args=arguments,

@@ -31,10 +31,10 @@ def new_student(
         conv_stride=(10, 4, 4, 4),
         conv_kernel=(20, 8, 8, 8),
         num_feat_extract_layers=4,
-        feat_extract_norm="layer",
+        feat_extract_norm="group",
         num_conv_pos_embeddings=32,
         num_conv_pos_embedding_groups=16,
-        do_stable_layer_norm=False,
+        do_stable_layer_norm=True,
         hidden_dropout=0.0,
         attention_dropout=0.0,
         activation_dropout=0.0,
@@ -61,7 +61,7 @@ def log_mel(samples: torch.Tensor, layout: FrameLayout) -> torch.Tensor:
 
 
 def warm_up(model: Wav2Vec2Model, waveforms: list[np.ndarray], steps: int, seed: int, batch_size: int = 32,
-            learning_rate: float = 2e-3) -> Iterator[float]:  # fmt: skip
+            learning_rate: float = 1e-3) -> Iterator[float]:  # fmt: skip
     """Teach the convolutions log-mel energies by regression, without text; gives the loss of each step."""
     layout = FrameLayout.of(model.config)
     generator = torch.Generator().manual_seed(seed)

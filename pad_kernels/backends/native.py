@@ -18,7 +18,8 @@ LOADED = _native is not None
 
 ELEMENTS = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 OPS = {
-    "alignment_forward", "alignment_backward", "significance", "select_spans", "pooling_forward", "pooling_backward",
+    "alignment_forward", "alignment_backward", "significance", "select_spans", "pooling_forward",
+    "pooling_backward",
 }  # fmt: skip
 ANCHORS = {"topk": 0, "peaks": 1, "stride": 2}
 
@@ -162,7 +163,8 @@ def pooling_backward(grad, weights, dtype):
     grad, weights = grad.to(accumulator).contiguous(), weights.to(accumulator).contiguous()
     grad_values = torch.empty(*weights.shape, grad.shape[1], dtype=dtype)
     _native.pooling_backward(
-        tuple(grad_values.shape), ELEMENTS[dtype], grad.data_ptr(), weights.data_ptr(), torch.get_num_threads(),
+        tuple(grad_values.shape), ELEMENTS[dtype], grad.data_ptr(), weights.data_ptr(),
+        torch.get_num_threads(),
         grad_values.data_ptr(),
     )  # fmt: skip
     return grad_values
