@@ -49,7 +49,7 @@ def describe(device: str, threads: int) -> dict:
         "threads": threads,
         "versions": package_versions(),
         "backends": str(pad_kernels.available_backends()),
-        "command": " ".join(["python", *sys.argv]),
+        "command": " ".join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]),
         "finished": "",
     }
     if device == "cuda":
