@@ -17,7 +17,8 @@ from pad.evaluation import Encoded, linear_probe, word_hit_rate  # noqa: E402
 
 
 def test_phrasings_of_the_splits_are_disjoint():
-    seen = [{template for phrasings in INTENTS.values() for template in phrasings[split]} for split in range(3)]
+    by_intent = INTENTS.values()
+    seen = [{template for phrasings in by_intent for template in phrasings[split]} for split in range(3)]
     assert len(INTENTS) == 24
     assert not (seen[0] & seen[1] or seen[0] & seen[2] or seen[1] & seen[2])
 
