@@ -36,4 +36,12 @@ struct AlignmentBackward : AlignmentArguments {
 void alignment_forward(const AlignmentForward& arguments);
 void alignment_backward(const AlignmentBackward& arguments);
 
+// On the GPU: float32, bfloat16 and float16; with memory of the size named, on a CUDA stream.
+namespace cuda {
+int64_t alignment_forward_workspace(const AlignmentForward& arguments);
+int64_t alignment_backward_workspace(const AlignmentBackward& arguments);
+void alignment_forward(const AlignmentForward& arguments, void* workspace, void* stream);
+void alignment_backward(const AlignmentBackward& arguments, void* workspace, void* stream);
+}  // namespace cuda
+
 }  // namespace pad

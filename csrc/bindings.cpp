@@ -4,10 +4,12 @@
 
 #include <array>
 #include <cstdint>
+#include <string>
 #include <vector>
 
 #include "alignment.h"
 #include "cpu/dispatch.h"
+#include "device.h"
 #include "pooling.h"
 #include "significance.h"
 #include "spans.h"
@@ -23,11 +25,39 @@ T* pointer(uintptr_t address) {
 
 using Address = uintptr_t;
 
+// Where an op runs: on the CPU with so many threads, or (no threads) on a CUDA stream, with memory that the
+// caller allocates, by size in bytes, for as long as the work takes.
+struct Place {
+  explicit Place(const py::tuple& place)
+      : threads(place[0].cast<int>()), stream(pointer<void>(place[1].cast<Address>())), allocate(place[2]) {}
+
+  bool on_cpu() const { return threads > 0; }
+
+  void* memory(int64_t bytes) const { return bytes ? pointer<void>(allocate(bytes).cast<Address>()) : nullptr; }
+
+  int threads;
+  void* stream;
+  py::object allocate;
+};
+
+template <class Arguments>
+int64_t no_workspace(const Arguments&) {
+  return 0;
+}
+
+template <class Arguments>
+void run(const Place& place, const Arguments& arguments, void (*on_cpu)(const Arguments&),
+         int64_t (*workspace)(const Arguments&), void (*on_gpu)(const Arguments&, void*, void*)) {
+  void* memory = place.on_cpu() ? nullptr : place.memory(workspace(arguments));
+  py::gil_scoped_release unlocked;
+  place.on_cpu() ? on_cpu(arguments) : on_gpu(arguments, memory, place.stream);
+}
+
 // sizes: batch, frames, tokens, units, width; strides: of speech and text, batch then row.
 pad::AlignmentArguments alignment_arguments(const std::array<int64_t, 5>& sizes, const std::array<int64_t, 4>& strides,
                                             int element, Address speech, Address text, Address frame_prior,
                                             Address token_mask, Address start, Address end, double temperature,
-                                            int threads) {
+                                            const Place& place) {
   return {sizes[0],
           sizes[1],
           sizes[2],
@@ -41,37 +71,39 @@ pad::AlignmentArguments alignment_arguments(const std::array<int64_t, 5>& sizes,
           pointer<int32_t>(start),
           pointer<int32_t>(end),
           temperature,
-          threads};
+          place.threads};
 }
 
 void alignment_forward(const std::array<int64_t, 5>& sizes, const std::array<int64_t, 4>& strides, int element,
                        Address speech, Address text, Address frame_prior, Address token_mask, Address start,
-                       Address end, double temperature, int threads, Address similarity, Address unit,
-                       Address log_normalizer) {
+                       Address end, double temperature, Address similarity, Address unit, Address log_normalizer,
+                       const py::tuple& where) {
+  const Place place(where);
   const pad::AlignmentForward arguments{
       alignment_arguments(sizes, strides, element, speech, text, frame_prior, token_mask, start, end, temperature,
-                          threads),
+                          place),
       pointer<void>(similarity), pointer<int64_t>(unit), pointer<void>(log_normalizer)};
-  py::gil_scoped_release unlocked;
-  pad::alignment_forward(arguments);
+  run(place, arguments, pad::alignment_forward, pad::cuda::alignment_forward_workspace, pad::cuda::alignment_forward);
 }
 
 void alignment_backward(const std::array<int64_t, 5>& sizes, const std::array<int64_t, 4>& strides, int element,
                         Address speech, Address text, Address frame_prior, Address token_mask, Address start,
-                        Address end, double temperature, int threads, Address grad_similarity, Address similarity,
-                        Address unit, Address log_normalizer, Address grad_speech, Address grad_text) {
+                        Address end, double temperature, Address grad_similarity, Address similarity, Address unit,
+                        Address log_normalizer, Address grad_speech, Address grad_text, const py::tuple& where) {
+  const Place place(where);
   const pad::AlignmentBackward arguments{
       alignment_arguments(sizes, strides, element, speech, text, frame_prior, token_mask, start, end, temperature,
-                          threads),
+                          place),
       pointer<void>(grad_similarity), pointer<void>(similarity), pointer<int64_t>(unit),
       pointer<void>(log_normalizer),  pointer<void>(grad_speech), pointer<void>(grad_text)};
-  py::gil_scoped_release unlocked;
-  pad::alignment_backward(arguments);
+  run(place, arguments, pad::alignment_backward, pad::cuda::alignment_backward_workspace,
+      pad::cuda::alignment_backward);
 }
 
 // sizes: batch, heads, length, width; strides: of query and key, batch, head and row.
 void significance(const std::array<int64_t, 4>& sizes, const std::array<int64_t, 6>& strides, int element,
-                  Address query, Address key, Address mask, Address lse, double scale, int threads, Address out) {
+                  Address query, Address key, Address mask, Address lse, double scale, Address out,
+                  const py::tuple& where) {
   const pad::SignificanceArguments arguments{sizes[0],
                                              sizes[1],
                                              sizes[2],
@@ -83,7 +115,7 @@ void significance(const std::array<int64_t, 4>& sizes, const std::array<int64_t,
                                              pointer<float>(lse),
                                              scale,
                                              pointer<void>(out),
-                                             threads};
+                                             Place(where).threads};
   py::gil_scoped_release unlocked;
   pad::significance(arguments);
 }
@@ -91,7 +123,8 @@ void significance(const std::array<int64_t, 4>& sizes, const std::array<int64_t,
 // sizes: batch, frames, anchors of an utterance at most.
 void select_spans(const std::array<int64_t, 3>& sizes, Address frame_prior, bool is_double, Address frame_mask,
                   Address num_tokens, Address num_anchors, const std::vector<double>& scales, Address xi, int anchors,
-                  int threads, Address start, Address end) {
+                  Address start, Address end, const py::tuple& where) {
+  const Place place(where);
   const pad::SpanArguments arguments{sizes[0],
                                      sizes[1],
                                      sizes[2],
@@ -106,30 +139,29 @@ void select_spans(const std::array<int64_t, 3>& sizes, Address frame_prior, bool
                                      static_cast<pad::Anchors>(anchors),
                                      pointer<int32_t>(start),
                                      pointer<int32_t>(end),
-                                     threads};
-  py::gil_scoped_release unlocked;
-  pad::select_spans(arguments);
+                                     place.threads};
+  run(place, arguments, pad::select_spans, pad::cuda::select_spans_workspace, pad::cuda::select_spans);
 }
 
 // sizes: batch, length, width; strides: of values, batch and row.
 void pooling_forward(const std::array<int64_t, 3>& sizes, const std::array<int64_t, 2>& strides, int element,
-                     Address values, Address weights, int threads, Address out) {
+                     Address values, Address weights, Address out, const py::tuple& where) {
+  const Place place(where);
   const pad::PoolingForward arguments{
-      {sizes[0], sizes[1], sizes[2], static_cast<pad::Element>(element), pointer<void>(weights), threads},
+      {sizes[0], sizes[1], sizes[2], static_cast<pad::Element>(element), pointer<void>(weights), place.threads},
       {pointer<void>(values), strides[0], strides[1]},
       pointer<void>(out)};
-  py::gil_scoped_release unlocked;
-  pad::pooling_forward(arguments);
+  run(place, arguments, pad::pooling_forward, no_workspace, pad::cuda::pooling_forward);
 }
 
-void pooling_backward(const std::array<int64_t, 3>& sizes, int element, Address grad, Address weights, int threads,
-                      Address grad_values) {
+void pooling_backward(const std::array<int64_t, 3>& sizes, int element, Address grad, Address weights,
+                      Address grad_values, const py::tuple& where) {
+  const Place place(where);
   const pad::PoolingBackward arguments{
-      {sizes[0], sizes[1], sizes[2], static_cast<pad::Element>(element), pointer<void>(weights), threads},
+      {sizes[0], sizes[1], sizes[2], static_cast<pad::Element>(element), pointer<void>(weights), place.threads},
       pointer<void>(grad),
       pointer<void>(grad_values)};
-  py::gil_scoped_release unlocked;
-  pad::pooling_backward(arguments);
+  run(place, arguments, pad::pooling_backward, no_workspace, pad::cuda::pooling_backward);
 }
 
 }  // namespace
@@ -142,6 +174,8 @@ PYBIND11_MODULE(_native, module) {
   module.def("select_spans", &select_spans);
   module.def("pooling_forward", &pooling_forward);
   module.def("pooling_backward", &pooling_backward);
+  module.def("cuda_targets", &pad::cuda::targets, "What the CUDA kernels were compiled for; empty: not at all.");
+  module.def("cuda_failure", &pad::cuda::failure, "Why the CUDA runtime cannot be used; empty if it can.");
   module.def("instruction_set", &pad::instruction_set, "The instruction set in use: baseline, avx2 or avx512.");
   module.def("set_instruction_set", &pad::set_instruction_set,
              "Choose a lesser instruction set, for tests; False where it is not to be had.");

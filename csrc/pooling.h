@@ -25,4 +25,9 @@ struct PoolingBackward : PoolingArguments {
 void pooling_forward(const PoolingForward& arguments);
 void pooling_backward(const PoolingBackward& arguments);
 
+namespace cuda {
+void pooling_forward(const PoolingForward& arguments, void* workspace, void* stream);  // workspace: none needed
+void pooling_backward(const PoolingBackward& arguments, void* workspace, void* stream);
+}  // namespace cuda
+
 }  // namespace pad

@@ -23,4 +23,10 @@ struct SpanArguments {
 
 void select_spans(const SpanArguments& arguments);
 
+// On the GPU; scales is read on the host.
+namespace cuda {
+int64_t select_spans_workspace(const SpanArguments& arguments);
+void select_spans(const SpanArguments& arguments, void* workspace, void* stream);
+}  // namespace cuda
+
 }  // namespace pad

@@ -1,5 +1,6 @@
-"""The compiled library on CPU tensors: unpacks tensors into pointers, sizes and strides."""
+"""The compiled library, on CPU and CUDA tensors: unpacks tensors into pointers, sizes and strides."""
 
+import functools
 from pathlib import Path
 
 import torch
@@ -17,29 +18,69 @@ else:
 LOADED = _native is not None
 
 ELEMENTS = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
-OPS = {
-    "alignment_forward", "alignment_backward", "significance", "select_spans", "pooling_forward",
-    "pooling_backward",
-}  # fmt: skip
 ANCHORS = {"topk": 0, "peaks": 1, "stride": 2}
+CUDA_WIDTH = 2048
 
 
-def serves(op, device, dtype):
-    """None where the op runs here on this device and dtype, else the reason why not."""
+def serves(op, device, dtype, width=None):
+    """None where the op runs here on this device, dtype and width, else the reason why not."""
     if not LOADED:
         return REASON
-    if op not in OPS:
-        return f"the native backend has no {op}"
-    if device.type != "cpu":
-        return f"the native backend runs on cpu, not on {device.type}"
     if dtype not in ELEMENTS:
         return f"the native backend takes float32, float64, bfloat16 and float16, not {dtype}"
+    if device.type == "cpu":
+        return None
+    if device.type != "cuda":
+        return f"the native backend runs on cpu and cuda, not on {device.type}"
+    if op == "significance":
+        return "the native backend has no significance on cuda"
+    if op.startswith("alignment"):
+        if dtype == torch.float64:
+            return "the native backend on cuda takes float32, bfloat16 and float16 here, not torch.float64"
+        if width is not None and width > CUDA_WIDTH:
+            return f"the native backend on cuda takes widths up to {CUDA_WIDTH}, not {width}"
+    return _reason_against_gpu(device.index)
+
+
+@functools.cache
+def _reason_against_gpu(index):
+    if torch.version.hip is not None:
+        return "the native backend's GPU kernels are CUDA's, and this torch is built for ROCm"
+    if not _native.cuda_targets():
+        return "pad_kernels was built without CUDA kernels"
+    if not torch.cuda.is_available():
+        return "torch finds no GPU"
+    failure = _native.cuda_failure()
+    if failure:
+        return f"the CUDA runtime of pad_kernels cannot be used: {failure}"
+    capability = torch.cuda.get_device_capability(index)
+    if capability < (8, 0):
+        return f"the CUDA kernels need compute capability 8.0, not {capability[0]}.{capability[1]}"
     return None
 
 
 def instruction_set():
     """Name of the instruction set in use."""
     return _native.instruction_set() if LOADED else None
+
+
+def cuda_targets():
+    """What the CUDA kernels were compiled for; None without them."""
+    return LOADED and _native.cuda_targets() or None
+
+
+def _run(function, device, *arguments):
+    """Call into the library with the place to run at: threads of the CPU, or a stream and its memory."""
+    if device.type == "cpu":
+        return function(*arguments, (torch.get_num_threads(), 0, None))
+    workspace = []
+
+    def allocate(size):
+        workspace.append(torch.empty(size, dtype=torch.uint8, device=device))
+        return workspace[0].data_ptr()
+
+    with torch.cuda.device(device):
+        return function(*arguments, (0, torch.cuda.current_stream(device).cuda_stream, allocate))
 
 
 def _accumulator(tensor):
@@ -65,7 +106,6 @@ def _alignment_arguments(speech, text, frame_prior, token_mask, start, end, temp
         0 if start is None else start.data_ptr(),
         0 if end is None else end.data_ptr(),
         temperature,
-        torch.get_num_threads(),
     )
 
 
@@ -84,11 +124,11 @@ def _alignment_tensors(speech, text, frame_prior, token_mask, start, end):
 def alignment_forward(speech, text, frame_prior, token_mask, start, end, temperature):
     """csrc/alignment.h: similarity, best unit and log-normaliser of each token."""
     tensors = _alignment_tensors(speech, text, frame_prior, token_mask, start, end)
-    similarity = torch.empty(text.shape[:2], dtype=_accumulator(speech))
+    similarity = torch.empty(text.shape[:2], dtype=_accumulator(speech), device=speech.device)
     log_normalizer = torch.empty_like(similarity)
-    unit = torch.empty(text.shape[:2], dtype=torch.int64)
-    _native.alignment_forward(
-        *_alignment_arguments(*tensors, temperature),
+    unit = torch.empty_like(similarity, dtype=torch.int64)
+    _run(
+        _native.alignment_forward, speech.device, *_alignment_arguments(*tensors, temperature),
         similarity.data_ptr(), unit.data_ptr(), log_normalizer.data_ptr(),
     )  # fmt: skip
     return similarity, unit, log_normalizer
@@ -102,10 +142,10 @@ def alignment_backward(
     tensors = _alignment_tensors(speech, text, frame_prior, token_mask, start, end)
     rows = [grad_similarity.to(_accumulator(speech)).contiguous(), similarity.contiguous(), unit.contiguous()]
     rows.append(log_normalizer.contiguous())
-    grad_speech = torch.empty(speech.shape if need_speech else 0, dtype=speech.dtype)
-    grad_text = torch.empty(text.shape if need_text else 0, dtype=text.dtype)
-    _native.alignment_backward(
-        *_alignment_arguments(*tensors, temperature),
+    grad_speech = torch.empty(speech.shape if need_speech else 0, dtype=speech.dtype, device=speech.device)
+    grad_text = torch.empty(text.shape if need_text else 0, dtype=text.dtype, device=text.device)
+    _run(
+        _native.alignment_backward, speech.device, *_alignment_arguments(*tensors, temperature),
         *(row.data_ptr() for row in rows),
         grad_speech.data_ptr() if need_speech else 0,
         grad_text.data_ptr() if need_text else 0,
@@ -119,11 +159,11 @@ def significance(query, key, mask, scale, lse):
     query, key = _rows(query), _rows(key)
     mask = None if mask is None else mask.contiguous()
     lse = None if lse is None else lse.to(torch.float32).contiguous()
-    out = torch.empty(batch, length, dtype=_accumulator(query))
-    _native.significance(
-        (batch, heads, length, width), (*query.stride()[:3], *key.stride()[:3]), ELEMENTS[query.dtype],
+    out = torch.empty(batch, length, dtype=_accumulator(query), device=query.device)
+    _run(
+        _native.significance, query.device, (batch, heads, length, width), (*query.stride()[:3], *key.stride()[:3]), ELEMENTS[query.dtype],
         query.data_ptr(), key.data_ptr(), 0 if mask is None else mask.data_ptr(),
-        0 if lse is None else lse.data_ptr(), scale, torch.get_num_threads(), out.data_ptr(),
+        0 if lse is None else lse.data_ptr(), scale, out.data_ptr(),
     )  # fmt: skip
     return out
 
@@ -135,12 +175,13 @@ def select_spans(frame_prior, frame_mask, num_tokens, num_anchors, max_anchors, 
     rows = [frame_mask.to(torch.bool).contiguous()]
     rows += [count.to(torch.int64).contiguous() for count in (num_tokens, num_anchors)]
     xi = None if xi is None else xi.to(torch.float64).contiguous()
-    start = torch.empty(batch, max_anchors * len(scales), dtype=torch.int32)
+    start = torch.empty(batch, max_anchors * len(scales), dtype=torch.int32, device=frame_prior.device)
     end = torch.empty_like(start)
-    _native.select_spans(
+    _run(
+        _native.select_spans, frame_prior.device,
         (batch, frames, max_anchors), frame_prior.data_ptr(), frame_prior.dtype == torch.float64,
         *(row.data_ptr() for row in rows), list(scales), 0 if xi is None else xi.data_ptr(), ANCHORS[anchors],
-        torch.get_num_threads(), start.data_ptr(), end.data_ptr(),
+        start.data_ptr(), end.data_ptr(),
     )  # fmt: skip
     return start, end
 
@@ -149,10 +190,10 @@ def pooling_forward(values, weights):
     """csrc/pooling.h: weighted sum of the rows of each batch element."""
     values = _rows(values)
     weights = weights.to(_accumulator(values)).contiguous()
-    out = torch.empty(values.shape[0], values.shape[2], dtype=_accumulator(values))
-    _native.pooling_forward(
-        tuple(values.shape), values.stride()[:2], ELEMENTS[values.dtype],
-        values.data_ptr(), weights.data_ptr(), torch.get_num_threads(), out.data_ptr(),
+    out = torch.empty(values.shape[0], values.shape[2], dtype=_accumulator(values), device=values.device)
+    _run(
+        _native.pooling_forward, values.device, tuple(values.shape), values.stride()[:2],
+        ELEMENTS[values.dtype], values.data_ptr(), weights.data_ptr(), out.data_ptr(),
     )  # fmt: skip
     return out
 
@@ -161,10 +202,9 @@ def pooling_backward(grad, weights, dtype):
     """csrc/pooling.h: gradient of the values, in `dtype`."""
     accumulator = torch.float64 if dtype == torch.float64 else torch.float32
     grad, weights = grad.to(accumulator).contiguous(), weights.to(accumulator).contiguous()
-    grad_values = torch.empty(*weights.shape, grad.shape[1], dtype=dtype)
-    _native.pooling_backward(
-        tuple(grad_values.shape), ELEMENTS[dtype], grad.data_ptr(), weights.data_ptr(),
-        torch.get_num_threads(),
-        grad_values.data_ptr(),
+    grad_values = torch.empty(*weights.shape, grad.shape[1], dtype=dtype, device=grad.device)
+    _run(
+        _native.pooling_backward, grad.device, tuple(grad_values.shape), ELEMENTS[dtype],
+        grad.data_ptr(), weights.data_ptr(), grad_values.data_ptr(),
     )  # fmt: skip
     return grad_values

@@ -1,0 +1,172 @@
+// A tile of cosines, 64 tokens by 64 units, that lives in shared memory alone. Units are pooled from their
+// frames as they are loaded, and all norms come from the same pass.
+#pragma once
+#include "alignment.h"
+#include "product.h"
+
+namespace pad::cuda {
+
+constexpr float EPS = 1e-8f;
+
+// The width is walked in chunks; rows are padded so that neighbouring rows lie in other banks.
+template <class T>
+struct Tile {
+  static constexpr int CHUNK = sizeof(T) == 2 ? 64 : 32;
+  static constexpr int STRIDE = CHUNK + 16 / static_cast<int>(sizeof(T));
+  static constexpr int COSINE_STRIDE = TILE + 4;
+
+  alignas(128) T text[TILE * STRIDE];
+  alignas(128) T units[TILE * STRIDE];
+  alignas(128) float cosine[TILE * COSINE_STRIDE];
+  float partial[2 * THREADS];
+
+  bool taking[TILE];         // the token takes part
+  float text_inverse[TILE];  // 1 / max(|t|, eps)
+  float text_norm[TILE];
+
+  int start[TILE];  // frames of the unit
+  int end[TILE];
+  float prior[TILE];  // 0: the unit takes no part
+  float total[TILE];  // sum of the frames' priors
+  float unit_inverse[TILE];
+  float unit_norm[TILE];
+};
+
+__device__ inline int clamp(int value, int64_t high) {
+  return value < 0 ? 0 : value > high ? static_cast<int>(high) : value;
+}
+
+struct Unit {
+  int start, end;
+  float prior, total;
+};
+
+template <bool SPANS>
+__device__ Unit find_unit(const AlignmentArguments& a, int64_t b, int64_t unit) {
+  const float* prior = static_cast<const float*>(a.frame_prior) + b * a.frames;
+  if (!SPANS) return {static_cast<int>(unit), static_cast<int>(unit) + 1, prior[unit], prior[unit]};
+  Unit found{clamp(a.start[b * a.units + unit], a.frames), clamp(a.end[b * a.units + unit], a.frames), 0, 0};
+  for (int i = found.start; i < found.end; ++i) found.total += prior[i];
+  if (found.total > 0) found.prior = found.total / (found.end - found.start);
+  return found;
+}
+
+// One element of a unit: of its frame, or sum p_i s_i / sum p_i. Frames of prior 0 are not read.
+template <class T, bool SPANS>
+__device__ float unit_element(const AlignmentArguments& a, int64_t b, const Unit& unit, int64_t column) {
+  const T* speech = static_cast<const T*>(a.speech.data) + b * a.speech.batch_stride + column;
+  if (!SPANS) return unit.prior > 0 ? wide(speech[unit.start * a.speech.row_stride]) : 0.0f;
+  const float* prior = static_cast<const float*>(a.frame_prior) + b * a.frames;
+  float sum = 0;
+  for (int i = unit.start; i < unit.end; ++i)
+    if (prior[i] > 0) sum += prior[i] / unit.total * wide(speech[i * a.speech.row_stride]);
+  return sum;
+}
+
+template <class T>
+__device__ Unit unit_of(const Tile<T>& tile, int row) {
+  return {tile.start[row], tile.end[row], tile.prior[row], tile.total[row]};
+}
+
+template <class T>
+__device__ float text_element(const AlignmentArguments& a, int64_t b, int64_t token, int64_t column) {
+  return wide(static_cast<const T*>(a.text.data)[b * a.text.batch_stride + token * a.text.row_stride + column]);
+}
+
+// Priors and ranges of the units of a tile; false if none takes part. Ends in a barrier.
+template <class T, bool SPANS>
+__device__ bool find_units(const AlignmentArguments& a, int64_t b, int64_t first, Tile<T>& tile) {
+  const int row = threadIdx.x;
+  bool any = false;
+  if (row < TILE) {
+    Unit unit{0, 0, 0, 0};
+    if (first + row < a.units) unit = find_unit<SPANS>(a, b, first + row);
+    tile.start[row] = unit.start;
+    tile.end[row] = unit.end;
+    tile.prior[row] = unit.prior;
+    tile.total[row] = unit.total;
+    any = unit.prior > 0;
+  }
+  return __syncthreads_or(any);
+}
+
+// Which tokens of a tile take part: real ones, and in the backward (`unit` given) those that found a unit.
+// False if none does. Ends in a barrier.
+template <class T>
+__device__ bool find_tokens(const AlignmentArguments& a, const int64_t* unit, int64_t b, int64_t first,
+                            Tile<T>& tile) {
+  const int row = threadIdx.x;
+  bool taking = false;
+  if (row < TILE) {
+    const int64_t token = b * a.tokens + first + row;
+    taking = first + row < a.tokens && a.token_mask[token] && (!unit || unit[token] >= 0);
+    tile.taking[row] = taking;
+  }
+  return __syncthreads_or(taking);
+}
+
+// Columns [column, column + CHUNK) of the tile's rows, each warp a row at a time; zeros for what takes no part.
+template <class T, bool SPANS>
+__device__ void load_units(const AlignmentArguments& a, int64_t b, int64_t column, bool normalised, Tile<T>& tile) {
+  for (int row = threadIdx.x / 32; row < TILE; row += THREADS / 32) {
+    const Unit unit = unit_of(tile, row);
+    const float factor = normalised ? tile.unit_inverse[row] : 1.0f;
+    for (int i = threadIdx.x % 32; i < Tile<T>::CHUNK; i += 32) {
+      float value = 0;
+      if (unit.prior > 0 && column + i < a.width) value = factor * unit_element<T, SPANS>(a, b, unit, column + i);
+      tile.units[row * Tile<T>::STRIDE + i] = narrow<T>(value);
+    }
+  }
+}
+
+template <class T>
+__device__ void load_text(const AlignmentArguments& a, int64_t b, int64_t first, int64_t column, bool normalised,
+                          Tile<T>& tile) {
+  for (int row = threadIdx.x / 32; row < TILE; row += THREADS / 32) {
+    const float factor = normalised ? tile.text_inverse[row] : 1.0f;
+    for (int i = threadIdx.x % 32; i < Tile<T>::CHUNK; i += 32) {
+      float value = 0;
+      if (tile.taking[row] && column + i < a.width) value = factor * text_element<T>(a, b, first + row, column + i);
+      tile.text[row * Tile<T>::STRIDE + i] = narrow<T>(value);
+    }
+  }
+}
+
+// Fills tile.cosine and the norms for the tokens from `first` and the units found before. Ends in a barrier.
+template <class T, bool SPANS>
+__device__ void similarities(const AlignmentArguments& a, int64_t b, int64_t first, Tile<T>& tile) {
+  const int row = threadIdx.x / 4, strip = threadIdx.x % 4;
+  Product<T, TILE> product;
+  product.zero();
+  float text_square = 0, unit_square = 0;
+  for (int64_t column = 0; column < a.width; column += Tile<T>::CHUNK) {
+    __syncthreads();
+    load_text(a, b, first, column, false, tile);
+    load_units<T, SPANS>(a, b, column, false, tile);
+    __syncthreads();
+    product.template add<false, true>(tile.text, Tile<T>::STRIDE, tile.units, Tile<T>::STRIDE, Tile<T>::CHUNK);
+    for (int i = strip; i < Tile<T>::CHUNK; i += 4) {
+      const float t = wide(tile.text[row * Tile<T>::STRIDE + i]), u = wide(tile.units[row * Tile<T>::STRIDE + i]);
+      text_square += t * t;
+      unit_square += u * u;
+    }
+  }
+  product.store(tile.cosine, Tile<T>::COSINE_STRIDE);
+  tile.partial[threadIdx.x] = text_square;
+  tile.partial[THREADS + threadIdx.x] = unit_square;
+  __syncthreads();
+  if (threadIdx.x < 2 * TILE) {
+    const bool text = threadIdx.x < TILE;
+    const float* part = tile.partial + 4 * threadIdx.x;
+    const float norm = sqrtf(part[0] + part[1] + part[2] + part[3]), inverse = 1 / fmaxf(norm, EPS);
+    const int i = threadIdx.x % TILE;
+    (text ? tile.text_norm : tile.unit_norm)[i] = norm;
+    (text ? tile.text_inverse : tile.unit_inverse)[i] = inverse;
+  }
+  __syncthreads();
+  for (int i = strip; i < TILE; i += 4)
+    tile.cosine[row * Tile<T>::COSINE_STRIDE + i] *= tile.text_inverse[row] * tile.unit_inverse[i];
+  __syncthreads();
+}
+
+}  // namespace pad::cuda
