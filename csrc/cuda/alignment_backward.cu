@@ -7,9 +7,10 @@ namespace {
 
 constexpr int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-int64_t chunk(Element element) { return element == Element::float32 ? Tile<float>::CHUNK : Tile<float16>::CHUNK; }
-
-int64_t slabs(const AlignmentBackward& a) { return divide_up(a.width, SLAB_CHUNKS * chunk(a.element)); }
+int64_t slabs(const AlignmentBackward& a) {
+  const bool wide = a.start || a.element == Element::float32;
+  return divide_up(a.width, SLAB_CHUNKS * (wide ? Tile<float>::CHUNK : Tile<float16>::CHUNK));
+}
 
 Pieces take_pieces(const AlignmentBackward& a, int64_t count, Workspace& workspace) {
   if (!a.start || !a.grad_speech) return {};
@@ -46,7 +47,7 @@ void soft(const AlignmentBackward& a, Workspace& workspace, void* stream) {
   const SoftParameters p = soft_parameters(a, workspace);
   if (a.grad_speech) {
     launch(a.batch * p.unit_tiles, THREADS, stream,
-           a.start ? soft_units_kernel<T, true> : soft_units_kernel<T, false>, p);
+           a.start ? soft_units_kernel<Kind<T, true>> : soft_units_kernel<Kind<T, false>>, p);
     const int64_t count = a.batch * a.frames * a.width;
     if (a.start) gather<T>(a, p.pieces, stream);
     else if (p.frame_gradient && a.element != Element::float32)
@@ -55,7 +56,7 @@ void soft(const AlignmentBackward& a, Workspace& workspace, void* stream) {
   }
   if (a.grad_text) {
     launch(a.batch * p.token_tiles * p.parts * p.slabs, THREADS, stream,
-           a.start ? soft_text_kernel<T, true> : soft_text_kernel<T, false>, p);
+           a.start ? soft_text_kernel<Kind<T, true>> : soft_text_kernel<Kind<T, false>>, p);
     launch(a.batch * a.tokens, THREADS, stream, text_reduce_kernel<T>, p);
   }
 }
@@ -66,7 +67,7 @@ void hard(const AlignmentBackward& a, Workspace& workspace, void* stream) {
   if (a.grad_speech && !a.start)
     check(cudaMemsetAsync(a.grad_speech, 0, static_cast<size_t>(a.batch * a.frames * a.width) * sizeof(T),
                           static_cast<cudaStream_t>(stream)), "memset");
-  launch(a.batch * a.tokens, THREADS, stream, a.start ? hard_kernel<T, true> : hard_kernel<T, false>, p);
+  launch(a.batch * a.tokens, THREADS, stream, a.start ? hard_kernel<Kind<T, true>> : hard_kernel<Kind<T, false>>, p);
   if (a.grad_speech && a.start) gather<T>(a, p.pieces, stream);
 }
 

@@ -25,8 +25,9 @@ struct SoftParameters {
   float* text_along;      // [batch, parts, tokens]: sum_k w_jk phi_jk
 };
 
-// The weights w are the left factor of the products below. Half precision: w is rounded into the chunk buffer
-// that is free, and the product passes through the place of the cosines. float32: the other way round.
+// The weights over the norms of the right factor's rows, times sqrt(width), which keeps them in float16's
+// range, are the left factor of the products below. Half precision: they are rounded into the chunk buffer that
+// is free, and the product passes through the place of the cosines. float32: the other way round.
 template <class T>
 struct Weights {
   static constexpr bool HALF = sizeof(T) == 2;
@@ -40,6 +41,16 @@ struct Weights {
       : weights(HALF ? free : reinterpret_cast<T*>(tile.cosine)),
         out(HALF ? tile.cosine : reinterpret_cast<float*>(free)) {}
 };
+
+// Stores weight * factor and gives the weight as it was rounded: what is subtracted later must know of the
+// rounding, or it would be laid bare where the two nearly cancel.
+template <class T>
+__device__ float store_weight(float weight, float factor, T* place) {
+  float folded = weight * factor;
+  if (sizeof(T) == 2 && fabsf(folded) > 65504.0f) folded = copysignf(65504.0f, folded);
+  *place = narrow<T>(folded);
+  return wide(*place) / factor;
+}
 
 // What the backward keeps of each token of a tile.
 struct Rows64 {
@@ -72,25 +83,29 @@ __device__ float gradient_scale(const Tile<T>& tile, const Rows64& rows) {
 }
 
 // Gradient of the units of a tile: of frames, or of pooled spans.
-template <class T, bool SPANS>
+template <class K>
 __global__ void __launch_bounds__(THREADS, 1) soft_units_kernel(SoftParameters p) {
+  using T = typename K::Factor;
+  using Element = typename K::Element;
+  constexpr bool SPANS = K::SPANS;
   __shared__ Tile<T> tile;
   __shared__ Rows64 rows;
   __shared__ float along[TILE];
   const AlignmentBackward& a = p.a;
   const int64_t first_unit = blockIdx.x % p.unit_tiles * TILE, b = blockIdx.x / p.unit_tiles;
   const float inverse_temperature = static_cast<float>(1 / a.temperature);
+  const float root = sqrtf(static_cast<float>(a.width));
   const Weights<T> buffers(tile, tile.units);
   const int unit = threadIdx.x % TILE, quarter = threadIdx.x / TILE;
   float* wide_out = SPANS ? p.pieces.gradient : p.frame_gradient;
-  T* narrow_out = wide_out ? nullptr : static_cast<T*>(a.grad_speech);
+  Element* narrow_out = wide_out ? nullptr : static_cast<Element*>(a.grad_speech);
   const auto emit = [&](int row, int64_t column, float value, bool add) {
     const int64_t place = (b * a.units + first_unit + row) * a.width + column;
     if (wide_out) wide_out[place] = add ? wide_out[place] + value : value;
-    else narrow_out[place] = narrow<T>(value);
+    else narrow_out[place] = narrow<Element>(value);
   };
 
-  const bool any_unit = find_units<T, SPANS>(a, b, first_unit, tile);
+  const bool any_unit = find_units<K>(a, b, first_unit, tile);
   if (SPANS && threadIdx.x < TILE && first_unit + threadIdx.x < a.units) {
     const int64_t place = b * a.units + first_unit + threadIdx.x;
     const bool taking = tile.prior[threadIdx.x] > 0;
@@ -103,7 +118,7 @@ __global__ void __launch_bounds__(THREADS, 1) soft_units_kernel(SoftParameters p
     __syncthreads();
     load_rows(a, b, first, rows);
     if (!find_tokens<T>(a, a.unit, b, first, tile)) continue;
-    similarities<T, SPANS>(a, b, first, tile);
+    similarities<K>(a, b, first, tile);
 
     const float scale = gradient_scale(tile, rows);
     const float log_prior = logf(tile.prior[unit]);
@@ -115,8 +130,8 @@ __global__ void __launch_bounds__(THREADS, 1) soft_units_kernel(SoftParameters p
       if (tile.taking[row] && tile.prior[unit] > 0)
         weight = rows.gradient[row] / scale *
                  weight_of(cosine, log_prior, inverse_temperature, rows.similarity[row], rows.log_normalizer[row]);
+      weight = store_weight(weight, root * tile.text_inverse[row], buffers.weights + row * Weights<T>::STRIDE + unit);
       part += weight * cosine;
-      buffers.weights[row * Weights<T>::STRIDE + unit] = narrow<T>(weight);
     }
     tile.partial[threadIdx.x] = part;
     __syncthreads();
@@ -125,7 +140,7 @@ __global__ void __launch_bounds__(THREADS, 1) soft_units_kernel(SoftParameters p
       for (int i = 0; i < 4; ++i) along[unit] += tile.partial[i * TILE + unit];
     }
     for (int64_t column = 0; column < a.width; column += Tile<T>::CHUNK) {
-      load_text(a, b, first, column, true, tile);
+      load_text<K>(a, b, first, column, tile);
       __syncthreads();
       Product<T, Tile<T>::CHUNK> product;
       product.zero();
@@ -140,8 +155,8 @@ __global__ void __launch_bounds__(THREADS, 1) soft_units_kernel(SoftParameters p
           float value = 0;
           if (found.prior > 0)
             value = scale * inverse *
-                    (buffers.out[row * Weights<T>::OUT_STRIDE + i] -
-                     through_norm * unit_element<T, SPANS>(a, b, found, column + i));
+                    (buffers.out[row * Weights<T>::OUT_STRIDE + i] / root -
+                     through_norm * unit_element<K>(a, b, found, column + i));
           emit(row, column + i, value, written);
         }
       }
@@ -156,8 +171,9 @@ __global__ void __launch_bounds__(THREADS, 1) soft_units_kernel(SoftParameters p
 constexpr int SLAB_CHUNKS = 4;  // of a row of the text gradient, held in registers
 
 // Sums w_jk u_k / |u_k| over a part of the units, for 64 tokens and a slab of the width.
-template <class T, bool SPANS>
+template <class K>
 __global__ void __launch_bounds__(THREADS, 1) soft_text_kernel(SoftParameters p) {
+  using T = typename K::Factor;
   __shared__ Tile<T> tile;
   __shared__ Rows64 rows;
   constexpr int CHUNK = Tile<T>::CHUNK;
@@ -167,6 +183,7 @@ __global__ void __launch_bounds__(THREADS, 1) soft_text_kernel(SoftParameters p)
   const int64_t first_token = rest % p.token_tiles * TILE, b = rest / p.token_tiles;
   const int64_t first_column = slab * SLAB_CHUNKS * CHUNK;
   const float inverse_temperature = static_cast<float>(1 / a.temperature);
+  const float root = sqrtf(static_cast<float>(a.width));
   const Weights<T> buffers(tile, tile.text);
   const int row = threadIdx.x / 4, strip = threadIdx.x % 4;
 
@@ -179,21 +196,21 @@ __global__ void __launch_bounds__(THREADS, 1) soft_text_kernel(SoftParameters p)
     const int64_t past = min((part + 1) * p.tiles_per_part * TILE, a.units);
     for (int64_t first = part * p.tiles_per_part * TILE; first < past; first += TILE) {
       __syncthreads();
-      if (!find_units<T, SPANS>(a, b, first, tile)) continue;
-      similarities<T, SPANS>(a, b, first_token, tile);
+      if (!find_units<K>(a, b, first, tile)) continue;
+      similarities<K>(a, b, first_token, tile);
       for (int i = strip; i < TILE; i += 4) {
         const float cosine = tile.cosine[row * Tile<T>::COSINE_STRIDE + i];
         float weight = 0;
         if (tile.taking[row] && tile.prior[i] > 0)
           weight = weight_of(cosine, logf(tile.prior[i]), inverse_temperature, rows.similarity[row],
                              rows.log_normalizer[row]);
+        weight = store_weight(weight, root * tile.unit_inverse[i], buffers.weights + row * Weights<T>::STRIDE + i);
         along += weight * cosine;
-        buffers.weights[row * Weights<T>::STRIDE + i] = narrow<T>(weight);
       }
 #pragma unroll
       for (int c = 0; c < SLAB_CHUNKS; ++c) {
         __syncthreads();
-        load_units<T, SPANS>(a, b, first_column + c * CHUNK, true, tile);
+        load_units<K>(a, b, first_column + c * CHUNK, tile);
         __syncthreads();
         products[c].template add<false, false>(buffers.weights, Weights<T>::STRIDE, tile.units, Tile<T>::STRIDE,
                                                TILE);
@@ -210,7 +227,8 @@ __global__ void __launch_bounds__(THREADS, 1) soft_text_kernel(SoftParameters p)
     __syncthreads();
     for (int r = threadIdx.x / 32; r < TILE && first_token + r < a.tokens; r += THREADS / 32)
       for (int i = threadIdx.x % 32; i < CHUNK && column + i < a.width; i += 32)
-        p.text_partial[(first_place + r) * a.width + column + i] = buffers.out[r * Weights<T>::OUT_STRIDE + i];
+        p.text_partial[(first_place + r) * a.width + column + i] =
+            buffers.out[r * Weights<T>::OUT_STRIDE + i] / root;
   }
   if (slab == 0 && strip == 0 && first_token + row < a.tokens) {
     const float* four = tile.partial + threadIdx.x;

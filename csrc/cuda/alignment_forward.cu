@@ -19,7 +19,7 @@ void alignment_forward(const AlignmentForward& a, void* memory, void* stream) {
   const int64_t blocks = a.batch * units.token_tiles * units.parts;
   with_element(a.element, [&](auto element) {
     using T = decltype(element);
-    launch(blocks, THREADS, stream, a.start ? forward_kernel<T, true> : forward_kernel<T, false>, parameters);
+    launch(blocks, THREADS, stream, a.start ? forward_kernel<Kind<T, true>> : forward_kernel<Kind<T, false>>, parameters);
   });
   launch((a.batch * a.tokens + THREADS - 1) / THREADS, THREADS, stream, merge_kernel<>, parameters);
 }

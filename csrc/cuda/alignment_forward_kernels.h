@@ -69,8 +69,9 @@ __device__ void visit(const Tile<T>& tile, int row, int strip, int64_t first, fl
   }
 }
 
-template <class T, bool SPANS>
+template <class K>
 __global__ void __launch_bounds__(THREADS, 1) forward_kernel(ForwardParameters p) {
+  using T = typename K::Factor;
   __shared__ Tile<T> tile;
   const AlignmentForward& a = p.a;
   const int64_t part = blockIdx.x % p.parts, rest = blockIdx.x / p.parts;
@@ -82,8 +83,8 @@ __global__ void __launch_bounds__(THREADS, 1) forward_kernel(ForwardParameters p
   if (find_tokens<T>(a, nullptr, b, first_token, tile)) {
     const int64_t past = min((part + 1) * p.tiles_per_part * TILE, a.units);
     for (int64_t first = part * p.tiles_per_part * TILE; first < past; first += TILE) {
-      if (!find_units<T, SPANS>(a, b, first, tile)) continue;
-      similarities<T, SPANS>(a, b, first_token, tile);
+      if (!find_units<K>(a, b, first, tile)) continue;
+      similarities<K>(a, b, first_token, tile);
       visit(tile, row, strip, first, inverse_temperature, state);
       __syncthreads();
     }

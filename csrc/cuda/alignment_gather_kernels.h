@@ -12,8 +12,10 @@ struct HardParameters {
 };
 
 // A block is a token. The first token of a unit sums the unit's gradient over all that chose it, in order.
-template <class T, bool SPANS>
+template <class K>
 __global__ void __launch_bounds__(THREADS, 1) hard_kernel(HardParameters p) {
+  using T = typename K::Element;
+  constexpr bool SPANS = K::SPANS;
   __shared__ float scratch[THREADS];
   constexpr int COUNT = MAX_WIDTH / THREADS;
   const AlignmentBackward& a = p.a;
@@ -34,7 +36,7 @@ __global__ void __launch_bounds__(THREADS, 1) hard_kernel(HardParameters p) {
     const int64_t column = threadIdx.x + i * THREADS;
     units[i] = text[i] = 0;
     if (!taking || column >= a.width) continue;
-    units[i] = unit_element<T, SPANS>(a, b, found, column);
+    units[i] = unit_element<K>(a, b, found, column);
     text[i] = text_element<T>(a, b, token, column);
     unit_square += units[i] * units[i];
     text_square += text[i] * text[i];

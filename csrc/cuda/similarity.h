@@ -8,6 +8,14 @@ namespace pad::cuda {
 
 constexpr float EPS = 1e-8f;
 
+// Elements of the tensors, and of the factors of the products: pooled units are not rounded to half precision.
+template <class T, bool POOLED>
+struct Kind {
+  using Element = T;
+  using Factor = std::conditional_t<POOLED, float, T>;
+  static constexpr bool SPANS = POOLED;
+};
+
 // The width is walked in chunks; rows are padded so that neighbouring rows lie in other banks.
 template <class T>
 struct Tile {
@@ -52,10 +60,11 @@ __device__ Unit find_unit(const AlignmentArguments& a, int64_t b, int64_t unit) 
 }
 
 // One element of a unit: of its frame, or sum p_i s_i / sum p_i. Frames of prior 0 are not read.
-template <class T, bool SPANS>
+template <class K>
 __device__ float unit_element(const AlignmentArguments& a, int64_t b, const Unit& unit, int64_t column) {
+  using T = typename K::Element;
   const T* speech = static_cast<const T*>(a.speech.data) + b * a.speech.batch_stride + column;
-  if (!SPANS) return unit.prior > 0 ? wide(speech[unit.start * a.speech.row_stride]) : 0.0f;
+  if (!K::SPANS) return unit.prior > 0 ? wide(speech[unit.start * a.speech.row_stride]) : 0.0f;
   const float* prior = static_cast<const float*>(a.frame_prior) + b * a.frames;
   float sum = 0;
   for (int i = unit.start; i < unit.end; ++i)
@@ -74,13 +83,13 @@ __device__ float text_element(const AlignmentArguments& a, int64_t b, int64_t to
 }
 
 // Priors and ranges of the units of a tile; false if none takes part. Ends in a barrier.
-template <class T, bool SPANS>
+template <class K, class T>
 __device__ bool find_units(const AlignmentArguments& a, int64_t b, int64_t first, Tile<T>& tile) {
   const int row = threadIdx.x;
   bool any = false;
   if (row < TILE) {
     Unit unit{0, 0, 0, 0};
-    if (first + row < a.units) unit = find_unit<SPANS>(a, b, first + row);
+    if (first + row < a.units) unit = find_unit<K::SPANS>(a, b, first + row);
     tile.start[row] = unit.start;
     tile.end[row] = unit.end;
     tile.prior[row] = unit.prior;
@@ -106,34 +115,31 @@ __device__ bool find_tokens(const AlignmentArguments& a, const int64_t* unit, in
 }
 
 // Columns [column, column + CHUNK) of the tile's rows, each warp a row at a time; zeros for what takes no part.
-template <class T, bool SPANS>
-__device__ void load_units(const AlignmentArguments& a, int64_t b, int64_t column, bool normalised, Tile<T>& tile) {
+template <class K, class T>
+__device__ void load_units(const AlignmentArguments& a, int64_t b, int64_t column, Tile<T>& tile) {
   for (int row = threadIdx.x / 32; row < TILE; row += THREADS / 32) {
     const Unit unit = unit_of(tile, row);
-    const float factor = normalised ? tile.unit_inverse[row] : 1.0f;
     for (int i = threadIdx.x % 32; i < Tile<T>::CHUNK; i += 32) {
       float value = 0;
-      if (unit.prior > 0 && column + i < a.width) value = factor * unit_element<T, SPANS>(a, b, unit, column + i);
+      if (unit.prior > 0 && column + i < a.width) value = unit_element<K>(a, b, unit, column + i);
       tile.units[row * Tile<T>::STRIDE + i] = narrow<T>(value);
     }
   }
 }
 
-template <class T>
-__device__ void load_text(const AlignmentArguments& a, int64_t b, int64_t first, int64_t column, bool normalised,
-                          Tile<T>& tile) {
+template <class K, class T>
+__device__ void load_text(const AlignmentArguments& a, int64_t b, int64_t first, int64_t column, Tile<T>& tile) {
   for (int row = threadIdx.x / 32; row < TILE; row += THREADS / 32) {
-    const float factor = normalised ? tile.text_inverse[row] : 1.0f;
     for (int i = threadIdx.x % 32; i < Tile<T>::CHUNK; i += 32) {
       float value = 0;
-      if (tile.taking[row] && column + i < a.width) value = factor * text_element<T>(a, b, first + row, column + i);
+      if (tile.taking[row] && column + i < a.width) value = text_element<typename K::Element>(a, b, first + row, column + i);
       tile.text[row * Tile<T>::STRIDE + i] = narrow<T>(value);
     }
   }
 }
 
 // Fills tile.cosine and the norms for the tokens from `first` and the units found before. Ends in a barrier.
-template <class T, bool SPANS>
+template <class K, class T>
 __device__ void similarities(const AlignmentArguments& a, int64_t b, int64_t first, Tile<T>& tile) {
   const int row = threadIdx.x / 4, strip = threadIdx.x % 4;
   Product<T, TILE> product;
@@ -141,8 +147,8 @@ __device__ void similarities(const AlignmentArguments& a, int64_t b, int64_t fir
   float text_square = 0, unit_square = 0;
   for (int64_t column = 0; column < a.width; column += Tile<T>::CHUNK) {
     __syncthreads();
-    load_text(a, b, first, column, false, tile);
-    load_units<T, SPANS>(a, b, column, false, tile);
+    load_text<K>(a, b, first, column, tile);
+    load_units<K>(a, b, column, tile);
     __syncthreads();
     product.template add<false, true>(tile.text, Tile<T>::STRIDE, tile.units, Tile<T>::STRIDE, Tile<T>::CHUNK);
     for (int i = strip; i < Tile<T>::CHUNK; i += 4) {

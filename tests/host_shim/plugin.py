@@ -1,0 +1,37 @@
+"""pytest plugin: the compiled library's CUDA kernels serve the tests of `native`, on CPU tensors.
+
+`pytest -p host_shim.plugin` with PAD_KERNELS_HOST_SHIM set to the library that `host_shim.build` made.
+"""
+
+import importlib.util
+import os
+import sys
+
+import torch
+
+
+def _install(path):
+    spec = importlib.util.spec_from_file_location("pad_kernels._native", path)
+    library = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(library)
+    assert library.cuda_targets() == "host"
+    sys.modules["pad_kernels._native"] = library
+
+    from pad_kernels.backends import native
+
+    def run(function, device, *arguments):
+        memory = []
+
+        def allocate(size):  # exactly as large as asked for, and full of NaN
+            memory.append(torch.full((size,), 255, dtype=torch.uint8))
+            return memory[0].data_ptr()
+
+        return function(*arguments, (0, 0, allocate))
+
+    serves = native.serves
+    native._run = run
+    native._reason_against_gpu = lambda index: None
+    native.serves = lambda op, device, *rest: serves(op, torch.device("cuda"), *rest)
+
+
+_install(os.environ["PAD_KERNELS_HOST_SHIM"])
