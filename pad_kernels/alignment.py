@@ -37,7 +37,9 @@ torch.library.define(
 
 @torch.library.impl("pad_kernels::alignment_forward", "CompositeExplicitAutograd")
 def _forward(speech, text, frame_prior, token_mask, start, end, temperature, backend):
-    function = backends.serve("alignment_forward", backend, speech.device, speech.dtype)
+    function = backends.serve(
+        "alignment_forward", backend, speech.device, speech.dtype, speech.shape[2]
+    )
     return function(speech, text, frame_prior, token_mask, start, end, temperature)
 
 
@@ -50,7 +52,9 @@ def _forward_fake(speech, text, frame_prior, token_mask, start, end, temperature
 @torch.library.impl("pad_kernels::alignment_backward", "CompositeExplicitAutograd")
 def _backward(grad_similarity, speech, *rest):
     *rest, backend = rest
-    function = backends.serve("alignment_backward", backend, speech.device, speech.dtype)
+    function = backends.serve(
+        "alignment_backward", backend, speech.device, speech.dtype, speech.shape[2]
+    )
     return function(grad_similarity, speech, *rest)
 
 

@@ -1,12 +1,17 @@
-"""What this installation can do: `python -m pad_kernels.info`, or `pad_kernels.info.report()`."""
+"""What this installation can do: `python -m pad_kernels.info`, or `pad_kernels.info.report()`.
 
+With `--check` every backend runs a tiny case of each op against the reference, on each device.
+"""
+
+import argparse
 import importlib.metadata
 import os
 import platform
+import sys
 
 import torch
 
-from pad_kernels import backends
+from pad_kernels import backends, canary
 
 
 def _version(package: str) -> str:
@@ -20,12 +25,12 @@ def _devices() -> list[torch.device]:
     return [torch.device("cpu")] + ([torch.device("cuda")] if torch.cuda.is_available() else [])
 
 
-def _instruction_set() -> str:
+def _native(name: str) -> str:
     try:
         from pad_kernels.backends import native
     except ImportError:
         return "none"
-    return native.instruction_set() or "none"
+    return getattr(native, name)() or "none"
 
 
 def report() -> dict:
@@ -55,10 +60,11 @@ def report() -> dict:
         "cpu": {
             "machine": platform.machine(),
             "torch_capability": torch.backends.cpu.get_cpu_capability(),
-            "native_instruction_set": _instruction_set(),
+            "native_instruction_set": _native("instruction_set"),
             "threads": torch.get_num_threads(),
         },
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "cuda_kernels": _native("cuda_targets"),
         "default_backend": os.environ.get(backends.ENVIRONMENT_VARIABLE) or "auto",
         "backends": reasons,
         "ops": ops,
@@ -74,6 +80,7 @@ def text(found: dict) -> str:
         f"torch uses {cpu['torch_capability']}, pad_kernels uses {cpu['native_instruction_set']}"
     )
     lines.append(f"{'gpus':<12} {', '.join(found['gpus']) or 'none'}")
+    lines.append(f"{'cuda kernels':<12} {found['cuda_kernels']}")
     lines.append(f"{'default':<12} {found['default_backend']} ({backends.ENVIRONMENT_VARIABLE})")
     lines += ["", "backends"]
     for name, reason in found["backends"].items():
@@ -86,5 +93,30 @@ def text(found: dict) -> str:
     return "\n".join(lines)
 
 
-if __name__ == "__main__":
+def check() -> list[str]:
+    """Runs a tiny case of each op on every backend and device, in float32 and bfloat16; what went wrong."""
+    failures = []
+    for device in _devices():
+        for name in backends.FASTEST_FIRST[:-1]:
+            for op in backends.OPS:
+                for dtype in (torch.float32, torch.bfloat16):
+                    if backends.reason_against(op, name, device, dtype) is None:
+                        failures.append(canary.failure(name, backends._backend(name), op, device, dtype))
+    return sorted({failure for failure in failures if failure is not None})
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m pad_kernels.info", description="What is installed here.")
+    parser.add_argument("--check", action="store_true", help="run a tiny case of every op on every backend")
+    options = parser.parse_args()
     print(text(report()))
+    if not options.check:
+        return 0
+    failures = check()
+    print("\ncheck")
+    print("\n".join(f"  {failure}" for failure in failures) or "  every op is right on every backend here")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

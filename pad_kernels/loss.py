@@ -118,7 +118,8 @@ def _select(frame_prior, speech_mask, speech_prior, text, text_mask, num_anchors
         scales=scales,
         anchors=anchors,
         max_anchors=tokens if num_anchors is None else None,
-        backend=backend or None,
+        # Triton has no selection of spans; the alignment is what was asked of it.
+        backend="auto" if backend == "triton" else backend or None,
     )
 
 

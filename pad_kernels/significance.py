@@ -18,7 +18,7 @@ torch.library.define(
 
 @torch.library.impl("pad_kernels::significance", "CompositeExplicitAutograd")
 def _significance(query, key, mask, scale, lse, backend):
-    function = backends.serve("significance", backend, query.device, query.dtype)
+    function = backends.serve("significance", backend, query.device, query.dtype, query.shape[3])
     return function(query, key, mask, scale, lse)
 
 

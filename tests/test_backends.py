@@ -1,6 +1,7 @@
 """Who serves what, how one is chosen, and what happens where the compiled library is missing."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 import pad_kernels
-from pad_kernels import backends, pad_loss
+from pad_kernels import backends, canary, pad_loss, reference
 
 SPEECH, TEXT = torch.randn(2, 9, 8), torch.randn(2, 3, 8)
 
@@ -27,9 +28,9 @@ def only_reference(monkeypatch):
     missing = backends._Missing("the compiled library is missing")
     found = backends._backend
     monkeypatch.setattr(backends, "_backend", lambda name: missing if name == "native" else found(name))
-    backends._find.cache_clear()
+    backends.reason_against.cache_clear()
     yield
-    backends._find.cache_clear()
+    backends.reason_against.cache_clear()
 
 
 def test_reference_is_always_there():
@@ -59,9 +60,66 @@ def test_a_backend_asked_for_says_why_it_cannot(only_reference, level):
         pad_loss(SPEECH, TEXT, level=level, backend="native")
 
 
-def test_triton_is_not_there():
-    with pytest.raises(ValueError, match="triton"):
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter runs on the CPU")
+def test_triton_does_not_run_on_the_cpu():
+    with pytest.raises(ValueError, match="'triton' cannot run alignment_forward on cpu"):
         pad_loss(SPEECH, TEXT, backend="triton")
+    with pytest.raises(ValueError, match="the triton backend has no pooling_forward"):
+        pad_loss(SPEECH, TEXT, level="global", backend="triton")
+
+
+def test_environment_falls_back_for_ops_that_triton_lacks(monkeypatch):
+    monkeypatch.setenv("PAD_KERNELS_BACKEND", "triton")
+    expected = pad_loss(SPEECH, TEXT, level="global", backend="auto")
+    assert torch.equal(pad_loss(SPEECH, TEXT, level="global"), expected)
+
+
+class _Broken:
+    """The reference, but for one op."""
+
+    def __init__(self, op):
+        self.op = op
+
+    def __getattr__(self, name):
+        function = getattr(reference, name)
+        if name != self.op:
+            return function
+        if name == "significance":
+            return lambda *arguments: 1 / 0
+        return lambda *arguments: tuple(
+            1.01 * x if x.is_floating_point() else x + 1 for x in function(*arguments)
+        )
+
+
+@pytest.mark.parametrize("op", ["alignment_forward", "alignment_backward", "significance", "select_spans"])
+def test_the_canary_finds_a_broken_backend(monkeypatch, op):
+    monkeypatch.setattr(canary, "_found", {})
+    cpu = torch.device("cpu")
+    failure = canary.failure("broken", _Broken(op), op, cpu, torch.float32)
+    assert re.search("division by zero" if op == "significance" else "computes .* wrongly on cpu", failure)
+    assert canary.failure("broken", reference, op, cpu, torch.float32) == failure  # kept
+    monkeypatch.setattr(canary, "_found", {})
+    assert canary.failure("right", reference, op, cpu, torch.float32) is None
+
+
+def test_a_failing_canary_on_a_gpu(monkeypatch):
+    """`auto` warns and takes the next; a backend asked for by name is an error."""
+    gpu = torch.device("cuda", 0)
+    monkeypatch.setattr(backends, "_backend", lambda name: backends._Reference())
+    monkeypatch.setattr(backends.canary, "failure", lambda name, *rest: f"{name} is broken")
+    backends.reason_against.cache_clear()
+    backends._warn.cache_clear()
+    with pytest.raises(RuntimeError, match="triton is broken"):
+        backends.serve("significance", "triton", gpu, torch.float32)
+    with pytest.warns(RuntimeWarning) as warned:
+        assert backends.serve("significance", "auto", gpu, torch.float32)
+    assert "triton is broken; another backend is used" in str(warned[0].message)
+    backends.reason_against.cache_clear()
+
+
+def test_check_of_the_installation():
+    output = in_a_new_process("-m", "pad_kernels.info", "--check")
+    assert "every op is right on every backend here" in output
 
 
 def test_environment_sets_the_default(only_reference, monkeypatch):

@@ -3,10 +3,11 @@
 import functools
 import importlib
 import os
+import warnings
 
 import torch
 
-from pad_kernels import reference
+from pad_kernels import canary, reference
 
 OPS = (
     "alignment_forward",
@@ -17,6 +18,7 @@ OPS = (
     "pooling_backward",
 )
 FASTEST_FIRST = ("triton", "native", "reference")
+TRITON_OPS = ("alignment_forward", "alignment_backward", "significance")
 ENVIRONMENT_VARIABLE = "PAD_KERNELS_BACKEND"
 
 
@@ -26,7 +28,7 @@ class _Reference:
     def __getattr__(self, op):
         return getattr(reference, op)
 
-    def serves(self, op, device, dtype):
+    def serves(self, op, device, dtype, width=None):
         return None
 
 
@@ -36,7 +38,7 @@ class _Missing:
     def __init__(self, reason):
         self.reason = reason
 
-    def serves(self, op, device, dtype):
+    def serves(self, op, device, dtype, width=None):
         return self.reason
 
 
@@ -44,17 +46,22 @@ class _Missing:
 def _backend(name):
     if name == "reference":
         return _Reference()
-    if name == "triton":
-        return _Missing("the triton backend is not part of this version")
     try:
         return importlib.import_module(f"pad_kernels.backends.{name}")
     except ImportError as failure:
         return _Missing(f"the {name} backend could not be imported: {failure}")
 
 
-def reason_against(op: str, name: str, device: torch.device, dtype: torch.dtype) -> str | None:
-    """None where backend `name` serves `op` on this device and dtype, else why it does not."""
-    return _backend(name).serves(op, device, dtype)
+@functools.lru_cache(maxsize=4096)
+def reason_against(
+    op: str, name: str, device: torch.device, dtype: torch.dtype, width: int | None = None
+) -> str | None:
+    """None where backend `name` serves `op` on this device, dtype and width D, else why it does not."""
+    if name == "triton" and op not in TRITON_OPS:
+        return f"the triton backend has no {op}"
+    if name == "triton" and device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+        return "the triton backend runs on a GPU, not on cpu"  # said without importing triton
+    return _backend(name).serves(op, device, dtype, width)
 
 
 def check_name(name: str | None, argument: str = "backend") -> None:
@@ -64,24 +71,45 @@ def check_name(name: str | None, argument: str = "backend") -> None:
         raise ValueError(f"{argument}: got {name!r}, expected one of {names}")
 
 
-@functools.lru_cache(maxsize=1024)
-def _find(op, name, device, dtype):
-    for candidate in FASTEST_FIRST if name == "auto" else (name,):
-        reason = reason_against(op, candidate, device, dtype)
-        if reason is None:
-            return getattr(_backend(candidate), op)
-    raise ValueError(f"backend {name!r} cannot run {op} on {device} with {dtype}: {reason}")
+@functools.cache
+def _warn(failure):
+    warnings.warn(f"pad_kernels: {failure}; another backend is used", RuntimeWarning, stacklevel=4)
 
 
-def serve(op: str, name: str, device: torch.device, dtype: torch.dtype):
+def _candidates(name, device):
+    if name != "auto":
+        return (name,)
+    # Triton on a CPU is its interpreter, which nobody wants by default.
+    return FASTEST_FIRST if device.type != "cpu" else ("native", "reference")
+
+
+def serve(op: str, name: str, device: torch.device, dtype: torch.dtype, width: int | None = None):
     """The function that computes `op`; `name` is a backend, "auto", or empty for the environment's choice.
 
-    Raises ValueError with the reason if a backend asked for by name cannot serve; "auto" falls back.
+    width: D of the embeddings or of a head, where a backend may have a limit. "auto" falls back, and so does
+    the environment's choice for an op that its backend does not have.
+    Raises ValueError with the reason if a backend asked for by name cannot serve, RuntimeError if it computes
+    wrongly on this GPU.
     """
     if not name:
         name = os.environ.get(ENVIRONMENT_VARIABLE) or "auto"
         check_name(name, f"environment variable {ENVIRONMENT_VARIABLE}")
-    return _find(op, name, device, dtype)
+        if name == "triton" and op not in TRITON_OPS:
+            name = "auto"
+    for candidate in _candidates(name, device):
+        reason = reason_against(op, candidate, device, dtype, width)
+        if reason is not None:
+            continue
+        backend = _backend(candidate)
+        if device.type == "cuda" and candidate != "reference":
+            failure = canary.failure(candidate, backend, op, device, dtype)
+            if failure is not None and name != "auto":
+                raise RuntimeError(f"pad_kernels: {failure}")
+            if failure is not None:
+                _warn(failure)
+                continue
+        return getattr(backend, op)
+    raise ValueError(f"backend {name!r} cannot run {op} on {device} with {dtype}: {reason}")
 
 
 def available_backends(device: torch.device | str = "cpu") -> list[str]:

@@ -161,7 +161,8 @@ def significance(query, key, mask, scale, lse):
     lse = None if lse is None else lse.to(torch.float32).contiguous()
     out = torch.empty(batch, length, dtype=_accumulator(query), device=query.device)
     _run(
-        _native.significance, query.device, (batch, heads, length, width), (*query.stride()[:3], *key.stride()[:3]), ELEMENTS[query.dtype],
+        _native.significance, query.device, (batch, heads, length, width),
+        (*query.stride()[:3], *key.stride()[:3]), ELEMENTS[query.dtype],
         query.data_ptr(), key.data_ptr(), 0 if mask is None else mask.data_ptr(),
         0 if lse is None else lse.data_ptr(), scale, out.data_ptr(),
     )  # fmt: skip
