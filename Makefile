@@ -13,7 +13,7 @@ bench: .venv/installed
 	.venv/bin/python benchmarks/align_bench.py --plot
 	.venv/bin/python benchmarks/significance_bench.py
 
-.venv/installed: pyproject.toml constraints.txt setup.py CMakeLists.txt $(wildcard csrc/* csrc/cpu/*)
+.venv/installed: pyproject.toml constraints.txt setup.py CMakeLists.txt cmake/cuda.cmake $(wildcard csrc/* csrc/cpu/* csrc/cuda/*)
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install -c constraints.txt -e '.[test]'
 	touch .venv/installed

@@ -15,6 +15,7 @@ from pathlib import Path
 FOLDER = Path(__file__).parent.resolve()
 ROOT = FOLDER.parent.parent
 FILES = ("test_alignment.py", "test_spans.py", "test_pooling.py", "test_determinism.py")
+CHOSEN = "native and not float64"  # which the CUDA kernels leave to the reference
 # A few cases for the sanitizers, which are slow; races most of all.
 FEW = {
     "address": "test_masks or test_layouts or test_empty or test_spans_beyond or test_zero_and_tiny"
@@ -25,14 +26,20 @@ FEW = {
 
 
 def build(folder: Path, sanitize: str = "") -> Path:
-    """The library in `folder`; raises CalledProcessError with the compiler's output."""
+    """The library in `folder`; raises RuntimeError with the compiler's output."""
     configure = [
         "cmake", "-S", str(ROOT), "-B", str(folder / "build"), "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release",
         f"-DPython_EXECUTABLE={sys.executable}", f"-DPAD_KERNELS_OUTPUT={folder}",
         f"-DPAD_KERNELS_HOST_SHIM={FOLDER}", f"-DPAD_KERNELS_SANITIZE={sanitize}",
     ]  # fmt: skip
+    # cmake and ninja from this environment first
+    variables = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     for command in (configure, ["cmake", "--build", str(folder / "build")]):
-        subprocess.run(command, check=True, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        done = subprocess.run(
+            command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=variables
+        )
+        if done.returncode:
+            raise RuntimeError(f"{' '.join(command)}\n{done.stdout}")
     return next(folder.glob("_native*"))
 
 
@@ -56,7 +63,7 @@ def environment(library: Path, sanitize: str = "") -> dict[str, str]:
 
 def run(sanitize: str = "", arguments: tuple[str, ...] = ()) -> int:
     """Builds, tests, and gives pytest's exit status."""
-    chosen = "native and not float64"
+    chosen = CHOSEN
     if sanitize:
         chosen += f" and ({FEW['thread' if 'thread' in sanitize else 'address']})"
     with tempfile.TemporaryDirectory() as folder:
