@@ -1,0 +1,170 @@
+"""Column sums of the attention: rows are normalised in one pass over the keys, unless their log-sum-exp is
+given, and summed by columns in a second one. A program owns its columns, so that nothing is summed out of order.
+"""
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+
+from pad_kernels.backends.triton import configurations
+from pad_kernels.backends.triton.common import launch, load_rows, product, rows
+from pad_kernels.backends.triton.configurations import ceil_div
+
+
+@triton.jit
+def past_last_real(mask, length, COUNT: tl.constexpr):
+    """One more than the last real position."""
+    last = tl.zeros([COUNT], tl.int32)
+    for first in range(0, length, COUNT):
+        place = first + tl.arange(0, COUNT)
+        real = tl.load(mask + place, mask=place < length, other=0) != 0
+        last = tl.maximum(last, tl.where(real, place + 1, 0))
+    return tl.max(last, 0)
+
+
+@triton.jit
+def scores(
+    own, own_base, own_row, own_stride, own_present, other_base, other_row, other_stride, other_present, width,
+    OWN: tl.constexpr, OTHER: tl.constexpr, WIDTH: tl.constexpr, WHOLE: tl.constexpr,
+):  # fmt: skip
+    """own other^T; `own` is held by the caller where WIDTH columns are the WHOLE of them."""
+    found = tl.zeros([OWN, OTHER], tl.float32)
+    if WHOLE:
+        part = load_rows(other_base, other_row, other_stride, other_present, tl.arange(0, WIDTH), width)
+        found = product(own, tl.trans(part), found)
+    else:
+        for step in range(0, width, WIDTH):
+            column = step + tl.arange(0, WIDTH)
+            own_part = load_rows(own_base, own_row, own_stride, own_present, column, width)
+            part = load_rows(other_base, other_row, other_stride, other_present, column, width)
+            found = product(own_part, tl.trans(part), found)
+    return found
+
+
+@triton.jit(do_not_specialize=["length", "tiles"])
+def normalizer_kernel(
+    query, key, mask, normalizer,
+    query_batch, query_head, query_row, key_batch, key_head, key_row, length, width, heads, tiles, scale,
+    OWN: tl.constexpr, OTHER: tl.constexpr, WIDTH: tl.constexpr, WHOLE: tl.constexpr, COUNT: tl.constexpr,
+):  # fmt: skip
+    """log2 of the sum of 2^(scale q k) over the real keys, for a tile of queries."""
+    program = tl.program_id(0)
+    row = program % tiles * OWN + tl.arange(0, OWN)
+    head = (program // tiles % heads).to(tl.int64)
+    utterance = (program // tiles // heads).to(tl.int64)
+    query += utterance * query_batch + head * query_head
+    key += utterance * key_batch + head * key_head
+    mask += utterance * length
+    present = tl.load(mask + row, mask=row < length, other=0) != 0
+    highest = tl.full([OWN], -float("inf"), tl.float32)
+    total = tl.zeros([OWN], tl.float32)
+    past = 0
+    if tl.max(present.to(tl.int32), 0) > 0:
+        past = past_last_real(mask, length, COUNT)
+    own = load_rows(query, row, query_row, present, tl.arange(0, WIDTH), width)
+    for first in range(0, past, OTHER):
+        column = first + tl.arange(0, OTHER)
+        real = tl.load(mask + column, mask=column < length, other=0) != 0
+        score = scores(
+            own, query, row, query_row, present, key, column, key_row, real, width, OWN, OTHER, WIDTH, WHOLE
+        )
+        score = tl.where(real[None, :], score * scale, -float("inf"))
+        higher = tl.maximum(highest, tl.max(score, 1))
+        reference = tl.where(higher > -float("inf"), higher, 0.0)
+        total = total * tl.exp2(highest - reference) + tl.sum(tl.exp2(score - reference[:, None]), 1)
+        highest = higher
+    place = (utterance * heads + head) * length + row
+    tl.store(normalizer + place, highest + tl.log2(tl.where(total > 0, total, 1.0)), mask=row < length)
+
+
+@triton.jit(do_not_specialize=["length", "tiles"])
+def column_kernel(
+    query, key, mask, normalizer, sums,
+    query_batch, query_head, query_row, key_batch, key_head, key_row, length, width, heads, tiles, scale, factor,
+    OWN: tl.constexpr, OTHER: tl.constexpr, WIDTH: tl.constexpr, WHOLE: tl.constexpr, COUNT: tl.constexpr,
+):  # fmt: skip
+    """Sum over the real queries of 2^(scale q k - factor normalizer), for a tile of keys."""
+    program = tl.program_id(0)
+    column = program % tiles * OWN + tl.arange(0, OWN)
+    head = (program // tiles % heads).to(tl.int64)
+    utterance = (program // tiles // heads).to(tl.int64)
+    query += utterance * query_batch + head * query_head
+    key += utterance * key_batch + head * key_head
+    mask += utterance * length
+    place = (utterance * heads + head) * length
+    real = tl.load(mask + column, mask=column < length, other=0) != 0
+    found = tl.zeros([OWN], tl.float32)
+    past = 0
+    if tl.max(real.to(tl.int32), 0) > 0:
+        past = past_last_real(mask, length, COUNT)
+    own = load_rows(key, column, key_row, real, tl.arange(0, WIDTH), width)
+    for first in range(0, past, OTHER):
+        row = first + tl.arange(0, OTHER)
+        present = tl.load(mask + row, mask=row < length, other=0) != 0
+        normal = tl.load(normalizer + place + row, mask=present, other=float("inf"))
+        score = scores(
+            own, key, column, key_row, real, query, row, query_row, present, width, OWN, OTHER, WIDTH, WHOLE
+        )
+        # A row that does not count has an infinite normaliser.
+        found += tl.sum(tl.exp2(score * scale - (normal * factor)[None, :]), 1)
+    tl.store(sums + place + column, tl.where(real, found, 0.0), mask=column < length)
+
+
+@triton.jit(do_not_specialize=["length"])
+def normalize_kernel(sums, out, length, heads, COUNT: tl.constexpr):
+    """Sum over heads, scaled to sum to 1 over an utterance."""
+    utterance = tl.program_id(0).to(tl.int64)
+    sums += utterance * heads * length
+    out += utterance * length
+    total = tl.zeros([COUNT], tl.float32)
+    for first in range(0, length, COUNT):
+        place = first + tl.arange(0, COUNT)
+        for head in range(0, heads):
+            total += tl.load(sums + head * length + place, mask=place < length, other=0.0)
+    whole = tl.sum(total, 0)
+    whole = tl.where(whole > 0, whole, 1.0)
+    for first in range(0, length, COUNT):
+        place = first + tl.arange(0, COUNT)
+        found = tl.zeros([COUNT], tl.float32)
+        for head in range(0, heads):
+            found += tl.load(sums + head * length + place, mask=place < length, other=0.0)
+        tl.store(out + place, found / whole, mask=place < length)
+
+
+def significance(query, key, mask, scale, lse):
+    """Column sums [B, T] of softmax(q k^T scale) over the real rows, mean over heads, scaled to sum to 1."""
+    batch, heads, length, width = query.shape
+    out = torch.empty(batch, length, dtype=torch.float32, device=query.device)
+    if out.numel() == 0:
+        return out
+    query, key = rows(query), rows(key)
+    if mask is None:
+        mask = torch.ones(batch, length, dtype=torch.bool, device=query.device)
+    mask = mask.contiguous().view(torch.uint8)
+    blocks = configurations.significance_blocks(query.dtype, width)
+    tiles = ceil_div(length, blocks.units)
+    strides = (*query.stride()[:3], *key.stride()[:3])
+    sizes = (length, width, heads, tiles)
+    constants = dict(
+        OWN=blocks.units, OTHER=blocks.group, WIDTH=blocks.width, WHOLE=blocks.width >= width,
+        COUNT=configurations.NORMALIZE.width, warps=blocks.warps, stages=blocks.stages,
+    )  # fmt: skip
+    programs = batch * heads * tiles
+    scale, factor = scale / math.log(2), 1.0
+    if lse is None:
+        normalizer = torch.empty(batch, heads, length, dtype=torch.float32, device=query.device)
+        launch(normalizer_kernel, programs, query, key, mask, normalizer, *strides, *sizes, scale, **constants)
+    else:
+        normalizer, factor = lse.to(torch.float32).contiguous(), 1 / math.log(2)
+    sums = torch.empty(batch, heads, length, dtype=torch.float32, device=query.device)
+    launch(
+        column_kernel, programs, query, key, mask, normalizer, sums, *strides, *sizes, scale, factor, **constants
+    )
+    blocks = configurations.NORMALIZE
+    launch(
+        normalize_kernel, batch, sums, out, length, heads,
+        COUNT=blocks.width, warps=blocks.warps, stages=blocks.stages,
+    )  # fmt: skip
+    return out

@@ -1,0 +1,269 @@
+"""The Triton kernels under the interpreter against the float64 reference; test_triton.py runs this file."""
+
+import sys
+
+import pytest
+import torch
+from conftest import _Dirty
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from inputs import KINDS, Inputs, make_inputs, relative_error
+from test_alignment import BAR, check_units, random_grad, strided, truth
+from test_significance import make, row_normalizer
+
+from pad_kernels import reference
+from pad_kernels.backends import triton as backend
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+SPANS = pytest.mark.parametrize("spans", [False, True], ids=["frames", "spans"])
+TEMPERATURES = pytest.mark.parametrize("temperature", [0.0, 0.1], ids=["hard", "soft"])
+ALL_DTYPES = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype)[6:])
+
+
+@pytest.fixture(autouse=True, scope="module")
+def fresh_memory_is_nan():
+    """What a kernel forgets to write is NaN, not an old zero."""
+    patch = pytest.MonkeyPatch()
+    for name, module in list(sys.modules.items()):
+        if name.startswith("pad_kernels.backends.triton.") and hasattr(module, "torch"):
+            patch.setattr(module, "torch", _Dirty())
+    yield
+    patch.undo()
+
+
+def run(inputs: Inputs, temperature: float, grad: torch.Tensor, needs=(True, True)):
+    saved = backend.alignment_forward(*inputs, temperature)
+    return *saved, *backend.alignment_backward(grad, *inputs, temperature, *saved, *needs)
+
+
+def check(inputs: Inputs, temperature: float):
+    dtype, grad = inputs.speech.dtype, random_grad(inputs)
+    found = run(inputs, temperature, grad)
+    expected = truth(inputs, temperature, grad, found[1])
+    assert [x.dtype for x in found] == [torch.float32, torch.int64, torch.float32, dtype, dtype]
+    tolerance = 2e-6 if dtype != torch.float16 or inputs.start is None else 2e-5
+    check_units(inputs, temperature, found[1], expected[1], tolerance / (temperature or 1))
+    names = ("similarity", "unit", "log_normalizer", "grad_speech", "grad_text")
+    for name, value, correct in zip(names, found, expected):
+        if name != "unit":
+            assert value.isfinite().all(), name
+            assert relative_error(value, correct) <= BAR[dtype], name
+    taking_part = found[1] >= 0
+    assert (found[0][~taking_part] == 0).all() and (found[2][~taking_part] == 0).all()
+    assert (found[3][inputs.frame_prior == 0] == 0).all()
+    assert (found[4][~inputs.token_mask] == 0).all()
+
+
+# Batch, frames, tokens, width: one of each; odd; several tiles of units, of tokens, of columns and parts.
+SHAPES = [
+    (1, 1, 1, 8),
+    (3, 37, 1, 24),
+    (2, 1, 5, 8),
+    (2, 130, 49, 64),
+    (1, 65, 150, 40),
+    (1, 70, 17, 200),
+    (1, 33, 6, 520),
+]
+
+
+@TEMPERATURES
+@SPANS
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@ALL_DTYPES
+def test_shapes_and_dtypes(dtype, shape, spans, temperature):
+    check(make_inputs(*shape, units=2 * shape[2] + 1 if spans else None, dtype=dtype), temperature)
+
+
+@TEMPERATURES
+@SPANS
+@pytest.mark.parametrize("kind", KINDS)
+@ALL_DTYPES
+def test_masks(dtype, kind, spans, temperature):
+    """Ragged, left-padded, with holes, empty; whatever takes no part is NaN."""
+    check(make_inputs(2, 70, 19, 40, kind=kind, units=21 if spans else None, dtype=dtype, seed=4), temperature)
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(
+    st.integers(1, 3), st.integers(1, 90), st.integers(1, 70), st.integers(1, 12), st.sampled_from(KINDS),
+    st.none() | st.integers(1, 80), st.sampled_from([0.0, 0.1, 0.7]), st.sampled_from(DTYPES),
+    st.integers(0, 1000),
+)  # fmt: skip
+def test_any_shape(batch, frames, tokens, eighths, kind, units, temperature, dtype, seed):
+    inputs = make_inputs(batch, frames, tokens, 8 * eighths, kind=kind, units=units, dtype=dtype, seed=seed)
+    check(inputs, temperature)
+
+
+@SPANS
+@ALL_DTYPES
+def test_gradients_do_not_pass_through_a_transposed_product(dtype, spans):
+    """Triton 3.4.0 to 3.6 feeds the transpose of a product wrongly to another product on Hopper: both gradients,
+    at a size where each has several steps. The same at real sizes: test_gpu.py."""
+    check(make_inputs(1, 140, 64, 128, kind="full", units=70 if spans else None, dtype=dtype, seed=7), 0.1)
+
+
+@TEMPERATURES
+@SPANS
+@pytest.mark.parametrize("which", [0, 1], ids=["speech", "text"])
+def test_one_gradient_alone(which, spans, temperature):
+    inputs = make_inputs(2, 50, 9, 24, units=20 if spans else None)
+    both = run(inputs, temperature, random_grad(inputs))
+    alone = run(inputs, temperature, random_grad(inputs), (which == 0, which == 1))
+    assert torch.equal(alone[3 + which], both[3 + which])
+    assert alone[4 - which].numel() == 0
+
+
+@pytest.mark.parametrize("how", ["transposed", "channels_first", "sliced", "last_dimension"])
+@TEMPERATURES
+@SPANS
+def test_layouts(how, spans, temperature):
+    inputs = make_inputs(3, 40, 11, 24, units=15 if spans else None)
+    moved = inputs._replace(speech=strided(inputs.speech, how), text=strided(inputs.text, how))
+    grad = random_grad(inputs)
+    for one, other in zip(run(inputs, temperature, grad), run(moved, temperature, grad.t().contiguous().t())):
+        assert torch.equal(one, other)
+
+
+@TEMPERATURES
+@SPANS
+def test_expanded_inputs(spans, temperature):
+    inputs = make_inputs(1, 40, 11, 24, kind="full", units=9 if spans else None)
+    check(Inputs(*(None if x is None else x.expand(3, *x.shape[1:]) for x in inputs)), temperature)
+
+
+@pytest.mark.parametrize("frames", [8, 200])
+@SPANS
+def test_ties_go_to_the_lower_index(spans, frames):
+    """Within a tile and between tiles."""
+    speech = torch.zeros(1, frames, 16)
+    speech[0, 3:, 0] = 2.0
+    text = torch.zeros(1, 2, 16)
+    text[0, :, 0] = torch.tensor([4.0, -4.0])
+    start = torch.arange(frames, dtype=torch.int32)[None] if spans else None
+    end = start + 1 if spans else None
+    prior, mask = torch.full((1, frames), 0.125), torch.ones(1, 2, dtype=torch.bool)
+    for temperature in (0.0, 0.5):
+        assert backend.alignment_forward(speech, text, prior, mask, start, end, temperature)[1].tolist() == [[3, 0]]
+
+
+def test_tokens_that_share_a_unit_are_summed():
+    """Hard: every token has chosen frame 2."""
+    inputs = make_inputs(1, 5, 40, 16, kind="full")
+    inputs.speech[0] = -1.0
+    inputs.speech[0, 2] = 1.0
+    inputs.text[0] = inputs.text[0].abs()
+    assert (backend.alignment_forward(*inputs, 0.0)[1] == 2).all()
+    check(inputs, 0.0)
+
+
+@TEMPERATURES
+@SPANS
+def test_zero_and_tiny_vectors(spans, temperature):
+    """Below 1e-8 the norm is clamped and its derivative absent."""
+    inputs = make_inputs(2, 30, 6, 24, kind="full", units=6 if spans else None)
+    inputs.speech[0, ::3] = 0
+    inputs.speech[1] *= 1e-10
+    inputs.text[0, 1] = 0
+    inputs.text[0, 2] *= 1e-11
+    check(inputs, temperature)
+
+
+@SPANS
+def test_small_gradients_in_float16(spans):
+    """Many frames, long vectors and the mean of a batch make gradients that float16 alone would lose."""
+    inputs = make_inputs(1, 90, 6, 64, kind="full", units=30 if spans else None, dtype=torch.float16)
+    inputs = inputs._replace(speech=inputs.speech * 30, text=inputs.text * 0.02)
+    grad = random_grad(inputs) * 1e-3
+    found = run(inputs, 0.1, grad)
+    expected = truth(inputs, 0.1, grad, None)
+    assert relative_error(found[4], expected[4]) <= 1e-2
+    # What float16 itself cannot hold is no error of the kernel's.
+    assert (found[3].double() - expected[3]).abs().max() <= 1e-2 * expected[3].abs().max() + 2**-24
+
+
+@TEMPERATURES
+def test_priors_of_any_scale(temperature):
+    for scale in (1e-30, 1e30):
+        for units in (None, 12):
+            inputs = make_inputs(1, 40, 7, 16, kind="holes", units=units)
+            check(inputs._replace(frame_prior=inputs.frame_prior * scale), temperature)
+
+
+@TEMPERATURES
+def test_spans_beyond_the_frames_are_clipped(temperature):
+    inputs = make_inputs(2, 20, 5, 16, kind="full", units=4)
+    wild = torch.tensor([[-5, 3, 18, 9], [0, 25, 7, -3]], dtype=torch.int32)
+    ends = torch.tensor([[4, 3, 30, 5], [20, 30, 9, -1]], dtype=torch.int32)
+    grad = random_grad(inputs)
+    found = run(inputs._replace(start=wild, end=ends), temperature, grad)
+    tame = inputs._replace(start=wild.clamp(0, 20), end=ends.clamp(0, 20))
+    for value, correct in zip(found, truth(tame, temperature, grad, found[1])):
+        assert relative_error(value, correct) <= 1e-5
+
+
+@pytest.mark.parametrize("batch, frames, tokens, units", [(0, 5, 3, None), (2, 0, 3, None), (2, 5, 0, None),
+                                                         (2, 5, 3, 0), (0, 0, 0, 0)])  # fmt: skip
+@TEMPERATURES
+def test_empty_dimensions(batch, frames, tokens, units, temperature):
+    inputs = Inputs(
+        torch.randn(batch, frames, 8), torch.randn(batch, tokens, 8), torch.rand(batch, frames),
+        torch.ones(batch, tokens, dtype=torch.bool),
+        *(None if units is None else torch.zeros(batch, units, dtype=torch.int32) for _ in range(2)),
+    )  # fmt: skip
+    found = run(inputs, temperature, torch.ones(batch, tokens))
+    assert found[3].shape == inputs.speech.shape and found[4].shape == inputs.text.shape
+    assert all((x == 0).all() for x in (found[0], *found[2:])) and (found[1] == -1).all()
+
+
+def test_repeated_runs_give_the_same_bits():
+    inputs = make_inputs(2, 150, 20, 48, units=40, dtype=torch.bfloat16)
+    runs = [run(inputs, 0.1, random_grad(inputs)) for _ in range(3)]
+    assert all(torch.equal(one, other) for again in runs[1:] for one, other in zip(runs[0], again))
+
+
+SIGNIFICANCE_SHAPES = [(1, 1, 1, 16), (2, 3, 49, 24), (1, 2, 150, 64), (1, 1, 140, 80), (1, 1, 70, 200)]
+
+
+def check_significance(query, key, mask, scale, lse=None):
+    found = backend.significance(query, key, mask, scale, lse)
+    expected = reference.significance(query.double(), key.double(), mask, scale, None)
+    assert found.dtype == torch.float32 and found.isfinite().all()
+    assert relative_error(found, expected) <= BAR[query.dtype]
+    if mask is not None:
+        assert (found[~mask] == 0).all()
+        assert torch.allclose(found.sum(1), mask.any(1).float(), atol=1e-5)
+
+
+@pytest.mark.parametrize("given_normalizer", [False, True])
+@pytest.mark.parametrize("shape", SIGNIFICANCE_SHAPES, ids=str)
+@ALL_DTYPES
+def test_significance(dtype, shape, given_normalizer):
+    query, key, mask = make(*shape, dtype=dtype)
+    scale = shape[3] ** -0.5
+    check_significance(query, key, mask, scale, row_normalizer(query, key, mask, scale) if given_normalizer else None)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_significance_masks(dtype, kind):
+    check_significance(*make(2, 2, 130, 32, kind, dtype), 0.3)
+
+
+def test_significance_without_a_mask_and_of_other_layouts():
+    query, key, _ = make(2, 3, 50, 16, "full")
+    expected = backend.significance(query, key, None, 0.25, None)
+    check_significance(query, key, None, 0.25)
+    packed = torch.stack((query, key)).permute(1, 3, 0, 2, 4).contiguous()
+    moved = [packed[:, :, i].transpose(1, 2) for i in (0, 1)]
+    assert torch.equal(backend.significance(*moved, None, 0.25, None), expected)
+    apart = [torch.stack((x, x), -1).flatten(-2)[..., ::2] for x in (query, key)]
+    assert torch.equal(backend.significance(*apart, None, 0.25, None), expected)
+    assert backend.significance(query[:0], key[:0], None, 0.25, None).shape == (0, 50)
+    assert backend.significance(query[:, :, :0], key[:, :, :0], None, 0.25, None).shape == (2, 0)
+
+
+def test_significance_of_large_scores():
+    query, key, mask = make(1, 2, 60, 16, seed=3)
+    found = backend.significance(query * 30, key * 30, mask, 1.0, None)
+    expected = reference.significance(query.double() * 30, key.double() * 30, mask, 1.0, None)
+    assert relative_error(found, expected) <= 2e-3

@@ -1,0 +1,216 @@
+"""Compile every kernel that the Triton backend can launch, without a GPU, and read what it takes.
+
+    python tests/triton_offline.py [--all] [--jobs 2]
+
+The ops run on tensors without memory while their launches are recorded, over sizes that reach every entry of
+configurations.py; each launch is compiled for four chips. Exit code 1: a register was spilled, a launch needs more
+shared memory than the chip has, or an entry of the configurations was not reached. --all adds widths that are
+no multiple of 16.
+"""
+
+import argparse
+import multiprocessing
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+
+os.environ.pop("TRITON_INTERPRET", None)
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+# Shared memory that one program may have.
+CHIPS = {
+    "sm_80": (("cuda", 80, 32), 163 * 1024),
+    "sm_90": (("cuda", 90, 32), 227 * 1024),
+    "sm_100": (("cuda", 100, 32), 227 * 1024),
+    "gfx942": (("hip", "gfx942", 64), 64 * 1024),
+}
+POINTERS = {
+    torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.int64: "*i64",
+    torch.int32: "*i32", torch.uint8: "*u8",
+}  # fmt: skip
+FIELDS = ("kernel", "types", "signature", "constants", "aligned", "warps", "stages")
+
+
+def describe(kernel, arguments, constants, warps, stages):
+    """A launch as plain data: what Triton's own specialisation makes of it."""
+    signature, values, aligned = {}, dict(constants), []
+    skipped = {p.name for p in kernel.params if p.do_not_specialize}
+    dtypes = set()
+    for i, (name, value) in enumerate(zip(kernel.arg_names, arguments)):
+        if value is None or type(value) is int and value == 1 and name not in skipped:
+            signature[name], values[name] = "constexpr", value
+        elif isinstance(value, torch.Tensor):
+            signature[name] = POINTERS[value.dtype]
+            aligned.append(i)
+            dtypes.add(value.dtype)
+        elif isinstance(value, float):
+            signature[name] = "fp32"
+        else:
+            signature[name] = "i32" if value < 2**31 else "i64"
+            if name not in skipped and value % 16 == 0:
+                aligned.append(i)
+    signature |= dict.fromkeys(constants, "constexpr")
+    halves = [str(dtype)[6:] for dtype in (torch.bfloat16, torch.float16) if dtype in dtypes]
+    name = f"{kernel.fn.__module__.rpartition('.')[2]}.{kernel.fn.__name__}"
+    return (
+        name, halves[0] if halves else "float32", tuple(signature.items()), tuple(values.items()),
+        tuple(aligned), warps, stages,
+    )  # fmt: skip
+
+
+def launches(every):
+    """Each different launch, and the entries of the configurations that were not reached."""
+    from pad_kernels.backends import triton as ops
+    from pad_kernels.backends.triton import configurations
+
+    found, reached = {}, set()
+
+    def record(kernel, programs, *arguments, warps, stages, **constants):
+        found.setdefault(describe(kernel, arguments, constants, warps, stages))
+
+    class Watched(dict):
+        def __init__(self, name, entries):
+            super().__init__(entries)
+            self.name = name
+
+        def __getitem__(self, key):
+            reached.add((self.name, key))
+            value = super().__getitem__(key)
+            return Watched((self.name, key), value) if isinstance(value, dict) else value
+
+    tables = {name: value for name, value in vars(configurations).items() if isinstance(value, dict) and name.isupper()}
+    entries = {((name, size), key) for name, table in tables.items() for size, inner in table.items() for key in inner}
+    for name, table in tables.items():
+        setattr(configurations, name, Watched(name, table))
+    for name, module in list(sys.modules.items()):
+        if name.startswith(ops.__name__ + ".") and hasattr(module, "launch"):
+            module.launch = record
+
+    def empty(*shape, dtype):
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        for width in (768, 200) if every else (768,):
+            # The last two need more than one tile of tokens, and one part of the units.
+            for batch, tokens in ((32, 24), (32, 48), (8, 128), (2, 300), (300, 48)):
+                speech, text = empty(batch, 750, width, dtype=dtype), empty(batch, tokens, width, dtype=dtype)
+                prior, mask = empty(batch, 750, dtype=torch.float32), empty(batch, tokens, dtype=torch.bool)
+                spans = [empty(batch, 3 * tokens, dtype=torch.int32)] * 2
+                for start, end in ((None, None), spans):
+                    for temperature in (0.0, 0.1):
+                        saved = ops.alignment_forward(speech, text, prior, mask, start, end, temperature)
+                        for needs in ((True, True), (True, False), (False, True)):
+                            ops.alignment_backward(
+                                saved[0], speech, text, prior, mask, start, end, temperature, *saved, *needs
+                            )
+        for width in (16, 32, 64, 80, 128, 256) + ((24, 200) if every else ()):
+            query = empty(32, 12, 750, width, dtype=dtype)
+            for lse in (None, empty(32, 12, 750, dtype=torch.float32)):
+                ops.significance(query, query, None, width**-0.5, lse)
+    return list(found), entries - reached
+
+
+def nvidia_usage(binary, ptx):
+    """Registers and spilled bytes of a kernel."""
+    import triton
+
+    tools = Path(triton.__file__).parent / "backends/nvidia/bin"
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "kernel"
+        file.write_bytes(binary)
+        command = [tools / "cuobjdump", "-res-usage", file]
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        registers, stack = (int(re.search(rf"{name}:(\d+)", text)[1]) for name in ("REG", "STACK"))
+        if not stack:
+            return registers, 0
+        # The stack also serves calls, as that of an exact division: the assembler tells what was spilled.
+        file.write_text(ptx)
+        target = re.search(r"\.target (\w+)", ptx)[1]
+        assembler = tools / ("ptxas-blackwell" if target.startswith("sm_10") else "ptxas")
+        command = [assembler if assembler.exists() else tools / "ptxas", "-v", f"-arch={target}", file]
+        text = subprocess.run([*command, "-o", os.devnull], capture_output=True, text=True, check=True).stderr
+    return registers, sum(int(size) for size in re.findall(r"(\d+) bytes spill", text))
+
+
+def amd_usage(assembly):
+    registers = re.search(r"\.vgpr_count:\s*(\d+)", assembly)
+    spills = sum(int(re.search(rf"\.{kind}_spill_count:\s*(\d+)", assembly)[1]) for kind in ("vgpr", "sgpr"))
+    return int(registers[1]), spills
+
+
+def compile_one(job):
+    """(launch, chip, registers, spills, shared bytes or the error)."""
+    import importlib
+
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    launch, chip = job
+    name, _, signature, constants, aligned, warps, stages = launch
+    module, function = name.split(".")
+    kernel = getattr(importlib.import_module(f"pad_kernels.backends.triton.{module}"), function)
+    source = ASTSource(
+        kernel, dict(signature), {(kernel.arg_names.index(key),): value for key, value in constants},
+        {(i,): [["tt.divisibility", 16]] for i in aligned},
+    )  # fmt: skip
+    try:
+        compiled = triton.compile(
+            source, target=GPUTarget(*CHIPS[chip][0]), options={"num_warps": warps, "num_stages": stages}
+        )
+        if chip.startswith("sm_"):
+            registers, spills = nvidia_usage(compiled.asm["cubin"], compiled.asm["ptx"])
+        else:
+            registers, spills = amd_usage(compiled.asm["amdgcn"])
+    except Exception as failure:
+        return launch, chip, None, None, f"{type(failure).__name__}: {str(failure).strip()[:300]}"
+    return launch, chip, registers, spills, compiled.metadata.shared
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--all", action="store_true", help="also widths that are no multiple of 16")
+    parser.add_argument("--jobs", type=int, default=min(os.cpu_count() or 1, 8))
+    parser.add_argument("--chips", nargs="+", choices=CHIPS, default=list(CHIPS))
+    parser.add_argument("--kernel", default="", help="only kernels whose name contains this")
+    options = parser.parse_args()
+    try:
+        import triton
+    except ImportError as failure:
+        print(f"skipped: triton is not installed ({failure})")
+        return 0
+    found, unreached = launches(options.all)
+    found = [launch for launch in found if options.kernel in launch[0]]
+    jobs = [(launch, chip) for launch in found for chip in options.chips]
+    print(f"triton {triton.__version__}: {len(found)} launches, {len(jobs)} compilations")
+    bad = 0
+    row = "{:40} {:9} {:44} {:>5} {:7} {:>9} {:>6} {:>8}  {}"
+    print(row.format("kernel", "dtype", "constants", "warps", "chip", "registers", "spills", "shared", ""))
+    with tempfile.TemporaryDirectory() as cache:
+        os.environ["TRITON_CACHE_DIR"] = cache
+        pool = multiprocessing.get_context("spawn").Pool(options.jobs)
+        for launch, chip, registers, spills, shared in pool.imap(compile_one, jobs):
+            verdict = ""
+            if registers is None:
+                verdict, shared = shared, "-"
+            elif spills:
+                verdict = "SPILLS"
+            elif shared > CHIPS[chip][1]:
+                verdict = f"MORE THAN {CHIPS[chip][1]} BYTES"
+            bad += bool(verdict)
+            constants = " ".join(f"{key.lower()}={value}" for key, value in launch[3] if value is not None)
+            cells = (constants, launch[5], chip, registers or "-", "-" if spills is None else spills, shared)
+            print(row.format(launch[0], launch[1], *cells, verdict), flush=True)
+    for entry in sorted(unreached, key=str):
+        print(f"configuration not reached: {entry}")
+    print(f"{len(jobs) - bad} of {len(jobs)} compile without spills and within the shared memory")
+    return 1 if bad or unreached else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
