@@ -19,7 +19,7 @@ from benchmarks import bars, machine, memory, results, tables, timing, workloads
 from benchmarks.cases import DTYPES, SIZES, Case, make_inputs
 from benchmarks.floor import work
 from benchmarks.plot import plot
-from benchmarks.providers import PROVIDERS
+from benchmarks.providers import DEFAULT_PROVIDERS, PROVIDERS, make_provider, serves
 
 LEVELS = ("token", "span", "global")
 MODES = ("hard", "soft")
@@ -27,20 +27,21 @@ DIRECTIONS = ("forward", "forward+backward")
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    """Command line. By default the base size, in float32 and bfloat16; other sizes in float32."""
+    """Command line. By default the base size (on a GPU those named gpu), in float32 and bfloat16."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: 2)")
     parser.add_argument(
-        "--sizes", nargs="+", choices=tuple(SIZES), default=("base",), help="default: base; others in float32"
+        "--sizes", nargs="+", choices=tuple(SIZES), help="default: base (--device cuda: gpu, gpu-long, gpu-many)"
     )
     parser.add_argument("--levels", nargs="+", choices=LEVELS, default=LEVELS)
     parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES)
     parser.add_argument("--directions", nargs="+", choices=DIRECTIONS, default=DIRECTIONS)
     parser.add_argument("--dtypes", nargs="+", choices=tuple(DTYPES))
-    parser.add_argument("--providers", nargs="+", choices=tuple(PROVIDERS), default=tuple(PROVIDERS))
+    parser.add_argument("--providers", nargs="+", choices=PROVIDERS,
+        help="default: on the CPU eager, eager-scaled, torch.compile, ours; with --device cuda all")
     parser.add_argument(
         "--seconds", type=float, default=4.0, help="time for each case, all providers (default: 4)"
     )
@@ -62,15 +63,18 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def choose_cases(options: argparse.Namespace) -> list[Case]:
     """The cells to measure, those that share inputs next to each other."""
+    options.providers = tuple(options.providers or DEFAULT_PROVIDERS[options.device])
     if options.quick:
         options.directions = ("forward+backward",)
         options.dtypes = options.dtypes or ("float32",)
         options.levels = tuple(level for level in options.levels if level != "global")
         options.providers = tuple(name for name in options.providers if name != "torch.compile")
         options.seconds = min(options.seconds, 4.0)
+    if options.sizes is None:
+        options.sizes = ("base",) if options.device == "cpu" else ("gpu", "gpu-long", "gpu-many")
     cases = []
     for size in options.sizes:
-        for dtype in options.dtypes or (("float32", "bfloat16") if size == "base" else ("float32",)):
+        for dtype in options.dtypes or ("float32", "bfloat16"):
             for level in options.levels:
                 for mode in ("",) if level == "global" else options.modes:
                     cases += [Case(size, level, mode, direction, dtype) for direction in options.directions]
@@ -117,7 +121,11 @@ class AlignBench:
         inputs = make_inputs(case, self.options.device)
         group = (case.size, case.level, case.mode, case.dtype)
         torch._dynamo.reset()
-        losses = {name: PROVIDERS[name]() for name in self.options.providers}
+        losses = {
+            name: make_provider(name, self.options.device)
+            for name in self.options.providers
+            if serves(name, case.level, case.mode)
+        }
         if group not in errors:
             expected = workloads.truth(inputs, case)
             errors[group] = {
@@ -150,14 +158,15 @@ class AlignBench:
         """Peak bytes beyond the inputs, and beyond inputs and gradients, of all cases of a provider."""
         if self.options.quick and provider != "ours":
             return
+        found = [result for result in self.results if provider in result["providers"]]
         peaks = memory.peaks(
             "benchmarks.workloads",
             provider,
-            [result["case"] for result in self.results],
+            [result["case"] for result in found],
             device=self.options.device,
             threads=self.options.threads,
         )
-        for result, peak in zip(self.results, peaks, strict=True):
+        for result, peak in zip(found, peaks, strict=True):
             row, case = result["providers"][provider], result["case"]
             shape = case["shape"]
             gradients = 0
@@ -211,7 +220,7 @@ def main(arguments: list[str] | None = None) -> int:
         row
         for result in content["results"]
         for name, row in result["providers"].items()
-        if name == "ours" and not row["correct"]
+        if name.startswith("ours") and not row["correct"]
     ]
     if wrong:
         console.print(f"{len(wrong)} results of pad_kernels are wrong")

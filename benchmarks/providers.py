@@ -2,10 +2,12 @@
 
 `eager` is what one writes first. `eager_scaled` is the same written well: no normalised copy of the frames,
 the similarities are scaled by norms computed apart, and 16-bit inputs are widened once so that the result is
-right. `compiled` is torch.compile of the latter. `ours` is pad_kernels.
+right. `compiled` is torch.compile of the latter. `sdpa` is the soft alignment of frames as an attention with
+the log prior as its bias. `ours` is pad_kernels.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -72,8 +74,19 @@ def eager_scaled(inputs: Inputs, level: str, temperature: float) -> Tensor:
     return _reduce(similarity, unit_prior, q, temperature)
 
 
-def ours(inputs: Inputs, level: str, temperature: float) -> Tensor:
-    """The public function of this package, backend chosen by itself."""
+def sdpa(inputs: Inputs, level: str, temperature: float) -> Tensor:
+    """Tokens as queries, frames as keys and values, 1/temperature as the scale, the log prior as the bias."""
+    speech, text, speech_mask, text_mask, speech_prior, text_prior, _, _ = inputs
+    p, q = _normalized(speech_prior, speech_mask), _normalized(text_prior, text_mask)
+    speech, text = F.normalize(speech, dim=-1), F.normalize(text, dim=-1)
+    aligned = F.scaled_dot_product_attention(
+        text[:, None], speech[:, None], speech[:, None], p.log().to(speech.dtype)[:, None, None], scale=1 / temperature
+    )
+    return (q * (1 - (aligned[:, 0] * text).sum(2))).sum(1).mean()
+
+
+def ours(inputs: Inputs, level: str, temperature: float, backend: str | None = None) -> Tensor:
+    """The public function of this package; the backend is chosen by itself unless named."""
     speech, text, speech_mask, text_mask, speech_prior, text_prior, start, end = inputs
     spans = None if start is None else pad_kernels.Spans(start, end)
     return pad_kernels.pad_loss(
@@ -86,35 +99,42 @@ def ours(inputs: Inputs, level: str, temperature: float) -> Tensor:
         level=level,
         temperature=temperature,
         spans=spans,
+        backend=backend,
     )
 
 
-def reference(inputs: Inputs, level: str, temperature: float) -> Tensor:
-    """The definition, for checking: call it on `inputs.double()`."""
-    speech, text, speech_mask, text_mask, speech_prior, text_prior, start, end = inputs
-    spans = None if start is None else pad_kernels.Spans(start, end)
-    return pad_kernels.pad_loss(
-        speech,
-        text,
-        speech_mask,
-        text_mask,
-        speech_prior,
-        text_prior,
-        level=level,
-        temperature=temperature,
-        spans=spans,
-        backend="reference",
-    )
+# The definition, for checking: called on `inputs.double()`.
+reference = partial(ours, backend="reference")
 
 
-def compiled() -> Loss:
+def compiled(device: str) -> Loss:
     """torch.compile of `eager_scaled`, static shapes; compiles at its first call."""
-    return torch.compile(eager_scaled, fullgraph=True, dynamic=False)
+    mode = "max-autotune" if device == "cuda" else None
+    return torch.compile(eager_scaled, fullgraph=True, dynamic=False, mode=mode)
 
 
-PROVIDERS: dict[str, Callable[[], Loss]] = {
-    "eager": lambda: eager,
-    "eager-scaled": lambda: eager_scaled,
-    "torch.compile": compiled,
-    "ours": lambda: ours,
+_FIXED: dict[str, Loss] = {
+    "eager": eager,
+    "eager-scaled": eager_scaled,
+    "sdpa": sdpa,
+    "ours": ours,
+    "ours-native": partial(ours, backend="native"),
+    "ours-triton": partial(ours, backend="triton"),
 }
+PROVIDERS = ("eager", "eager-scaled", "torch.compile", *list(_FIXED)[2:])
+DEFAULT_PROVIDERS = {
+    "cpu": ("eager", "eager-scaled", "torch.compile", "ours"),
+    "cuda": PROVIDERS,
+}
+
+
+def make_provider(name: str, device: str) -> Loss:
+    """The loss of a provider."""
+    return compiled(device) if name == "torch.compile" else _FIXED[name]
+
+
+def serves(name: str, level: str, mode: str) -> bool:
+    """Whether a provider has this level and mode."""
+    if name == "sdpa":
+        return level == "token" and mode == "soft"
+    return not (name == "ours-triton" and level == "global")

@@ -22,7 +22,7 @@ from benchmarks.cases import DTYPES, ragged_mask
 from benchmarks.floor import Work
 from benchmarks.workloads import TOLERANCES
 
-SHAPES = {"base": (4, 12, 1500, 64), "long": (1, 12, 3000, 64)}
+SHAPES = {"base": (4, 12, 1500, 64), "long": (1, 12, 3000, 64), "gpu": (32, 12, 750, 64)}
 YARDSTICK = "sdpa forward"
 
 
@@ -129,7 +129,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: 2)")
-    parser.add_argument("--sizes", nargs="+", choices=tuple(SHAPES), default=tuple(SHAPES))
+    parser.add_argument("--sizes", nargs="+", choices=tuple(SHAPES),
+                        help="default: base and long (--device cuda: gpu)")
     parser.add_argument("--dtypes", nargs="+", choices=tuple(DTYPES), default=("float32", "bfloat16"))
     parser.add_argument("--seconds", type=float, default=6.0, help="time for each case (default: 6)")
     parser.add_argument("--output", type=Path, help="default: benchmarks/results/significance_<device>.json")
@@ -142,6 +143,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.device == "cuda" and not torch.cuda.is_available():
         console.print("--device cuda: torch sees no CUDA device here")
         return 2
+    options.sizes = options.sizes or (("gpu",) if options.device == "cuda" else ("base", "long"))
     torch.set_num_threads(options.threads)
     description = machine.describe(options.device, options.threads)
     found = []

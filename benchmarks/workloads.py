@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .cases import Case, Inputs, make_inputs
-from .providers import PROVIDERS, Loss, reference
+from .providers import Loss, make_provider, reference
 
 # Largest relative error of the loss, and of each gradient in norm, against float64 on the same inputs.
 TOLERANCES = {"float32": 1e-5, "bfloat16": 1e-2, "float16": 1e-2}
@@ -64,4 +64,4 @@ def workload(provider: str, case: dict, device: str) -> Callable[[], object]:
     """The call to measure, from the plain data a child process is given."""
     case = Case(**{field.name: case[field.name] for field in fields(Case)})
     torch._dynamo.reset()
-    return make_call(PROVIDERS[provider](), make_inputs(case, device), case)
+    return make_call(make_provider(provider, device), make_inputs(case, device), case)

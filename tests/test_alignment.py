@@ -28,7 +28,8 @@ def truth(inputs: Inputs, temperature: float, grad: torch.Tensor, unit: torch.Te
 
 
 def random_grad(inputs: Inputs) -> torch.Tensor:
-    return torch.randn(inputs.token_mask.shape, generator=torch.Generator().manual_seed(9))
+    grad = torch.randn(inputs.token_mask.shape, generator=torch.Generator().manual_seed(9))
+    return grad.to(inputs.token_mask.device)
 
 
 def check_units(inputs, temperature, unit, expected, tolerance):

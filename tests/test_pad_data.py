@@ -1,4 +1,6 @@
-"""Folders of transcribed speech: the layouts that are read, and what is said of the ones that cannot be."""
+"""Folders and manifests of transcribed speech, and what is said of the ones that cannot be read."""
+
+import json
 
 import numpy as np
 import pytest
@@ -7,16 +9,10 @@ pytest.importorskip("soundfile")
 pytest.importorskip("soxr")
 
 import soundfile  # noqa: E402
+from audio_files import write_audio, write_truncated_flac  # noqa: E402
 
 from pad.data import load_utterances, read_audio  # noqa: E402
 from pad.errors import UserError  # noqa: E402
-
-
-def write_audio(path, seconds=0.5, rate=16000, channels=1):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    time = np.arange(int(seconds * rate)) / rate
-    wave = 0.1 * np.sin(2 * np.pi * 440 * time)
-    soundfile.write(path, np.stack([wave] * channels, axis=1), rate)
 
 
 def transcripts(folder, **options):
@@ -39,6 +35,30 @@ def test_table(tmp_path):
     write_audio(tmp_path / "clips" / "not listed.wav")
     (tmp_path / "transcripts.tsv").write_text("clips/a.wav\tgood morning\n\n")
     assert transcripts(tmp_path) == {"a.wav": "good morning"}
+
+
+def test_table_with_named_columns(tmp_path):
+    write_audio(tmp_path / "clips" / "a.wav")
+    lines = "\ufeffDuration\tText\tspeaker\tAudio\n0.5\tgood  morning\t7\tclips/a.wav\n\tday\t\tclips/a.wav\n"
+    (tmp_path / "train.tsv").write_text(lines)
+    found = load_utterances(tmp_path / "train.tsv")
+    assert [item.transcript for item in found] == ["good  morning", "day"]
+    assert [item.duration for item in found] == [0.5, 0.5]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json"])
+def test_json_lines(tmp_path, suffix):
+    absolute = write_audio(tmp_path / "elsewhere" / "b.flac", rate=22050)
+    write_audio(tmp_path / "lists" / "a.wav")
+    records = [
+        {"audio": "a.wav", "text": "one\u2028two", "duration": 0.51, "speaker": "x"},
+        {"audio_filepath": str(absolute), "transcript": "three", "sampling_rate": 22050, "duration": None},
+    ]
+    manifest = tmp_path / "lists" / f"train{suffix}"
+    manifest.write_text("\n".join(json.dumps(record, ensure_ascii=False) for record in records))
+    found = load_utterances(str(manifest))
+    assert [item.transcript for item in found] == ["one\u2028two", "three"]
+    assert [len(read_audio(item.audio)) for item in found] == [8000, 8000]
 
 
 def test_sphinx(tmp_path):
@@ -97,6 +117,8 @@ def test_audio_without_transcript(tmp_path):
             r"transcripts\.tsv:2: the audio file .*b\.wav does not",
         ),
         ("transcripts.tsv", "good morning\n", r"transcripts\.tsv:1: expected an audio path, a tab"),
+        ("transcripts.tsv", "a.wav\tgood\t1\n", r"transcripts\.tsv:1: expected an audio path, a tab"),
+        ("transcripts.tsv", "path\ttext\nid\n", r"transcripts\.tsv:2: expected 2 columns, got 'id'"),
         ("x.trans.txt", "a GOOD\na\n", r"x\.trans\.txt:2: empty transcript for a\.wav"),
         ("x.trans.txt", "b GOOD\n", r"x\.trans\.txt:1: no audio file .*b with one of the endings"),
         (
@@ -119,6 +141,37 @@ def test_transcript_in_another_encoding(tmp_path):
     write_audio(tmp_path / "a.wav")
     (tmp_path / "a.txt").write_bytes(b"caf\xe9")
     with pytest.raises(UserError, match=r"a\.txt: cannot be read as UTF-8"):
+        load_utterances(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("a.wav good", r"expected a JSON object, got 'a\.wav good'"),
+        ('["a.wav"]', "expected a JSON object, got "),
+        ('{"audio": "a.wav"}', "expected a text as text or transcript .*, got None"),
+        ('{"audio": 3, "text": "good"}', "expected a text as audio or .*, got 3"),
+        ('{"audio": " ", "text": "good"}', "expected a text as audio or .*, got ' '"),
+        ('{"audio": "a.wav", "text": " "}', r"empty transcript for a\.wav"),
+        ('{"audio": "b.wav", "text": "good"}', r"the audio file .*b\.wav does not exist"),
+        ('{"audio": "a.wav", "text": "good", "duration": "long"}', "expected a positive number as duration"),
+        ('{"audio": "a.wav", "text": "good", "sample_rate": true}', "expected a positive number as sampling_rate"),
+        ('{"audio": "a.wav", "text": "good", "sample_rate": 8000}', r"stated as 8000 Hz, but .* has 16000 Hz"),
+        ('{"audio": "a.wav", "text": "good", "duration": 1.5}', r"stated as 1\.5 s, but .* lasts 0\.500 s"),
+        ('{"audio": "a.wav", "text": "good", "offset": 0.5}', "expected a whole audio file"),
+    ],
+)
+def test_bad_lines_of_a_json_manifest(tmp_path, line, message):
+    write_audio(tmp_path / "a.wav")
+    (tmp_path / "train.jsonl").write_text('{"audio": "a.wav", "text": "good"}\n\n' + line)
+    with pytest.raises(UserError, match=r"train\.jsonl:3: " + message):
+        load_utterances(tmp_path / "train.jsonl")
+
+
+def test_list_in_another_encoding(tmp_path):
+    write_audio(tmp_path / "a.wav")
+    (tmp_path / "transcripts.tsv").write_bytes(b"a.wav\tgood\na.wav\tcaf\xe9\n")
+    with pytest.raises(UserError, match=r"transcripts\.tsv:2: cannot be read as UTF-8"):
         load_utterances(tmp_path)
 
 
@@ -145,3 +198,9 @@ def test_bad_audio_is_named(tmp_path):
     soundfile.write(audio, np.full(1600, np.nan), 16000, subtype="FLOAT")
     with pytest.raises(UserError, match="NaN or infinite"):
         read_audio(audio)
+    with pytest.raises(UserError, match="not a readable audio file"):
+        read_audio(write_truncated_flac(tmp_path / "b.flac"))
+    encoded = write_audio(tmp_path / "c.mp3", seconds=2.0)
+    encoded.write_bytes(encoded.read_bytes()[: encoded.stat().st_size // 2])
+    with pytest.raises(UserError, match=r"c\.mp3: the audio ends after \d+ samples, its header promises 32000"):
+        read_audio(encoded)

@@ -1,0 +1,234 @@
+"""Every backend of a GPU against the float64 reference at real sizes; run with `pytest -m gpu` (and `-m 'gpu and
+slow'` for the soak and the sanitizers)."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from inputs import KINDS, Inputs, make_inputs, relative_error
+from test_alignment import check, random_grad, run
+from test_significance import make as make_significance
+from test_significance import row_normalizer
+
+import pad_kernels
+from pad_kernels import PADLoss, backends, pad_loss, select_spans, significance
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device"),
+]
+
+# Batch, frames, tokens, width: those of the benchmark; odd; more tokens than any tile.
+SIZES = [(32, 750, 48, 768), (8, 1500, 128, 1024), (128, 250, 24, 768), (3, 777, 301, 520), (1, 1, 1, 8)]
+LEVELS = ("global", "token", "span")
+BAR = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 1e-2}
+DTYPES = pytest.mark.parametrize("dtype", BAR, ids=lambda dtype: str(dtype)[6:])
+TEMPERATURES = pytest.mark.parametrize("temperature", [0.0, 0.1], ids=["hard", "soft"])
+SPANS = pytest.mark.parametrize("spans", [False, True], ids=["frames", "spans"])
+
+
+def on_gpu(inputs: Inputs) -> Inputs:
+    return Inputs(*(None if x is None else x.cuda() for x in inputs))
+
+
+@pytest.fixture(params=["native", "triton"])
+def gpu(request) -> str:
+    """Each backend that computes the alignment on this GPU."""
+    why = backends.reason_against("alignment_forward", request.param, torch.device("cuda", 0), torch.float32)
+    if why:
+        pytest.skip(why)
+    return request.param
+
+
+def batch_of(frames, tokens, width, batch, dtype=torch.bfloat16, seed=0):
+    """The arguments of pad_loss: ragged, NaN in the padding, on the GPU."""
+    inputs = on_gpu(make_inputs(batch, frames, tokens, width, dtype=dtype, seed=seed))
+    prior = torch.rand(batch, tokens, device="cuda") * inputs.token_mask
+    return inputs.speech, inputs.text, inputs.frame_prior > 0, inputs.token_mask, inputs.frame_prior, prior
+
+
+@TEMPERATURES
+@SPANS
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@DTYPES
+def test_alignment_at_real_sizes(gpu, dtype, size, spans, temperature):
+    check(on_gpu(make_inputs(*size, units=3 * size[2] if spans else None, dtype=dtype)), temperature, gpu)
+
+
+@TEMPERATURES
+@SPANS
+@pytest.mark.parametrize("kind", KINDS)
+@DTYPES
+def test_masks(gpu, dtype, kind, spans, temperature):
+    inputs = make_inputs(4, 300, 70, 128, kind=kind, units=90 if spans else None, dtype=dtype, seed=4)
+    check(on_gpu(inputs), temperature, gpu)
+
+
+@SPANS
+@DTYPES
+def test_gradients_where_a_product_follows_a_product(gpu, dtype, spans):
+    """Triton 3.4.0 to 3.6 feeds the transpose of a product wrongly to another product on Hopper."""
+    check(on_gpu(make_inputs(4, 512, 64, 256, kind="full", units=256 if spans else None, dtype=dtype)), 0.1, gpu)
+
+
+@pytest.mark.parametrize("given", [False, True], ids=["computed", "given"])
+@pytest.mark.parametrize("shape", [(32, 12, 750, 64), (2, 3, 3001, 80), (1, 2, 513, 256)], ids=str)
+@DTYPES
+def test_significance(dtype, shape, given):
+    query, key, mask = (x.cuda() for x in make_significance(*shape, dtype=dtype))
+    scale = shape[3] ** -0.5
+    normalizer = row_normalizer(query, key, mask, scale) if given else None
+    if not pad_kernels.info.report()["ops"]["cuda"]["significance"][0] == "triton":
+        pytest.skip("triton does not serve this GPU")
+    found = significance(query, key, mask, lse=normalizer, backend="triton")
+    expected = torch.cat([significance(q[None].double(), k[None].double(), m[None], backend="reference")
+                          for q, k, m in zip(query, key, mask)])  # fmt: skip
+    assert relative_error(found, expected) <= BAR[dtype]
+
+
+@pytest.mark.parametrize("anchors", ["topk", "peaks", "stride"])
+def test_select_spans_as_on_the_cpu(anchors):
+    prior = torch.rand(16, 1500, generator=torch.Generator().manual_seed(0))
+    counts = torch.randint(1, 129, (16,), generator=torch.Generator().manual_seed(1))
+    mask = torch.arange(1500) < torch.linspace(600, 1500, 16)[:, None]
+    found = select_spans(prior.cuda(), mask.cuda(), counts.cuda(), anchors=anchors)
+    expected = select_spans(prior, mask, counts, anchors=anchors)
+    assert all(torch.equal(one.cpu(), other) for one, other in zip(found, expected))
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@DTYPES
+def test_loss_against_the_reference(dtype, level):
+    arguments = batch_of(750, 48, 768, 16, dtype)
+
+    def loss_and_gradients(arguments, backend):
+        speech, text = (x.detach().requires_grad_() for x in arguments[:2])
+        loss = pad_loss(speech, text, *arguments[2:], level=level, backend=backend)
+        return loss, *torch.autograd.grad(loss, (speech, text))
+
+    found = loss_and_gradients(arguments, "auto")
+    wide = [x.double() if x.is_floating_point() else x for x in arguments]
+    for value, correct in zip(found, loss_and_gradients(wide, "reference")):
+        assert relative_error(value, correct) <= BAR[dtype]
+
+
+@TEMPERATURES
+@SPANS
+def test_twenty_runs_give_the_same_bits(gpu, spans, temperature):
+    inputs = on_gpu(make_inputs(16, 750, 48, 768, units=144 if spans else None, dtype=torch.bfloat16))
+    first = run(inputs, temperature, gpu, random_grad(inputs))
+    for _ in range(19):
+        again = run(inputs, temperature, gpu, random_grad(inputs))
+        assert all(torch.equal(one, other) for one, other in zip(first, again))
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_cuda_graph(level):
+    """A captured step, replayed on other data, gives what a step without a graph gives."""
+    arguments = [x.clone() for x in batch_of(300, 32, 256, 4)]
+    speech, text = (x.requires_grad_() for x in arguments[:2])
+
+    def step():
+        loss = pad_loss(speech, text, *arguments[2:], level=level)
+        return loss, *torch.autograd.grad(loss, (speech, text))
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    for buffer, fresh in zip(arguments, batch_of(300, 32, 256, 4, seed=1)):
+        buffer.data.copy_(fresh)
+    graph.replay()
+    for one, other in zip(captured, step()):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_compiled(level):
+    arguments = batch_of(300, 32, 256, 4)
+    module = PADLoss(level=level)
+    found = torch.compile(module, fullgraph=True)(*arguments)
+    assert torch.equal(found, module(*arguments))
+
+
+def test_autocast():
+    arguments = batch_of(300, 32, 256, 4, torch.float32)
+    with torch.autocast("cuda", torch.bfloat16):
+        loss = pad_loss(*arguments)
+    assert loss.dtype == torch.float32 and relative_error(loss, pad_loss(*arguments)) <= 1e-2
+
+
+def test_another_stream_than_the_default():
+    arguments = batch_of(750, 48, 768, 8)
+    expected = pad_loss(*arguments)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        found = pad_loss(*arguments)
+    stream.synchronize()
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_no_wait_for_the_gpu(level):
+    arguments = batch_of(300, 32, 256, 4)
+    speech = arguments[0].requires_grad_()
+    pad_loss(*arguments, level=level).backward()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        pad_loss(speech, *arguments[1:], level=level).backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("level", ["token", "span"])
+def test_memory_beyond_inputs_and_gradients(level):
+    """Far from the matrix of similarities, let alone normalised or pooled copies of the speech."""
+    arguments = batch_of(1500, 128, 1024, 8)
+    speech, text = (x.requires_grad_() for x in arguments[:2])
+    pad_loss(*arguments, level=level, temperature=0.0).backward()
+    speech.grad = text.grad = None
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    pad_loss(*arguments, level=level, temperature=0.0).backward()
+    extra = torch.cuda.max_memory_allocated() - before - speech.nbytes - text.nbytes
+    assert extra < 3 * text.nbytes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("level", LEVELS)
+def test_ten_thousand_steps_without_growth(level):
+    arguments = batch_of(200, 24, 128, 4)
+    speech = arguments[0].requires_grad_()
+
+    def steps(count):
+        for _ in range(count):
+            (speech.grad,) = torch.autograd.grad(pad_loss(*arguments, level=level), speech)
+        torch.cuda.synchronize()
+        free, _ = torch.cuda.mem_get_info()
+        return torch.cuda.memory_allocated(), free
+
+    allocated, free = steps(100)
+    allocated_after, free_after = steps(10_000)
+    assert allocated_after == allocated and free - free_after < 1 << 20
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tool", ["memcheck", "racecheck"])
+def test_compute_sanitizer(tool):
+    """The CUDA kernels once more, under NVIDIA's own checker."""
+    sanitizer = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
+    if not Path(sanitizer).exists():
+        pytest.skip("compute-sanitizer is not installed")
+    tests = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", __file__, "-k", "test_masks and native and ragged"]
+    done = subprocess.run([sanitizer, "--tool", tool, "--error-exitcode", "7", *tests], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-4000:]
