@@ -107,7 +107,8 @@ def test_loss_against_the_reference(dtype, level):
     def loss_and_gradients(arguments, backend):
         speech, text = (x.detach().requires_grad_() for x in arguments[:2])
         loss = pad_loss(speech, text, *arguments[2:], level=level, backend=backend)
-        return loss, *torch.autograd.grad(loss, (speech, text))
+        # Scaled as in training with float16, where the smallest gradients would be lost.
+        return loss, *torch.autograd.grad(4096 * loss, (speech, text))
 
     found = loss_and_gradients(arguments, "auto")
     wide = [x.double() if x.is_floating_point() else x for x in arguments]
@@ -156,7 +157,7 @@ def test_compiled(level):
     arguments = batch_of(300, 32, 256, 4)
     module = PADLoss(level=level)
     found = torch.compile(module, fullgraph=True)(*arguments)
-    assert torch.equal(found, module(*arguments))
+    assert relative_error(found, module(*arguments)) <= 1e-6
 
 
 def test_autocast():
