@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
-from pad.data import Utterance, read_audio
+from pad.data import BadSample, Report, Utterance, read_audio
 from pad.models import FrameLayout
 
 
@@ -15,22 +16,55 @@ class SpeechTextDataset(Dataset):
     """Utterances with their audio read when asked for.
 
     transcripts: other texts than the utterances' own, one each (the shuffled control); None for their own.
+    report: what becomes of an utterance whose samples cannot be read: raised (as for None), or None in its
+    place, which the Collator passes over.
     """
 
-    def __init__(self, utterances: Sequence[Utterance], sampling_rate: int, transcripts=None):
+    def __init__(
+        self,
+        utterances: Sequence[Utterance],
+        sampling_rate: int,
+        transcripts: Sequence[str] | None = None,
+        report: Report | None = None,
+    ):
         self.utterances = list(utterances)
         self.sampling_rate = sampling_rate
         own = [utterance.transcript for utterance in self.utterances]
         self.transcripts = own if transcripts is None else list(transcripts)
+        self.report = Report() if report is None else report
+        self._reported: set[int] = set()
+        self._unreadable = torch.zeros(len(self.utterances), dtype=torch.bool)
+        if self.report.on_error == "skip":
+            self._unreadable.share_memory_()  # a worker process may be the one that meets it
 
     def __len__(self) -> int:
         return len(self.utterances)
 
-    def __getitem__(self, index: int) -> dict:
-        return {
-            "samples": read_audio(self.utterances[index].audio, self.sampling_rate),
-            "transcript": self.transcripts[index],
-        }
+    def __getitem__(self, index: int) -> dict | None:
+        if self._unreadable[index]:
+            return None
+        try:
+            samples = read_audio(self.utterances[index].audio, self.sampling_rate)
+        except BadSample:
+            if self.report.on_error == "raise":
+                raise
+            self._unreadable[index] = True
+            return None
+        return {"samples": samples, "transcript": self.transcripts[index]}
+
+    def report_unreadable(self) -> None:
+        """Add the utterances that were met and could not be read to the report, each of them once."""
+        for index in self._unreadable.nonzero().flatten().tolist():
+            if index in self._reported:
+                continue
+            self._reported.add(index)
+            audio = self.utterances[index].audio
+            bad = BadSample(f"{audio}: could not be read in training, afterwards it could")
+            try:
+                read_audio(audio, self.sampling_rate)
+            except BadSample as found:
+                bad = found
+            self.report.leave_out(bad)
 
 
 class LengthBucketSampler(Sampler[int]):
@@ -65,11 +99,12 @@ class LengthBucketSampler(Sampler[int]):
 
 
 class Collator:
-    """Pads a list of {"samples", "transcript"} to one batch of tensors.
+    """Pads a list of {"samples", "transcript"} to one batch of tensors; None among them is passed over.
 
     Gives student inputs (`input_values` [B, T] and, if the student was trained with one, `attention_mask`),
     `frame_lengths` [B], teacher inputs (`text_ids`, `text_attention_mask` [B, N]) and `text_mask` [B, N]
-    bool, the tokens that are text and not special tokens.
+    bool, the tokens that are text and not special tokens. If there is nothing but None, the batch is one
+    frame of silence with no text, whose loss and gradients are 0.
     """
 
     def __init__(self, extractor, tokenizer, layout: FrameLayout):
@@ -77,7 +112,15 @@ class Collator:
         # A fast tokenizer may give no limit at all as a huge number.
         self.max_tokens = min(tokenizer.model_max_length, 512)
 
-    def __call__(self, items: Sequence[dict]) -> dict[str, torch.Tensor]:
+    def __call__(self, items: Sequence[dict | None]) -> dict[str, torch.Tensor]:
+        sound = [item for item in items if item is not None]
+        if sound:
+            return self._pad(sound)
+        silence = np.zeros(self.layout.receptive_field, dtype=np.float32)
+        batch = self._pad([{"samples": silence, "transcript": "a"}])
+        return {**batch, "text_mask": torch.zeros_like(batch["text_mask"])}
+
+    def _pad(self, items: Sequence[dict]) -> dict[str, torch.Tensor]:
         speech = self.extractor(
             [item["samples"] for item in items],
             sampling_rate=self.extractor.sampling_rate,

@@ -1,0 +1,37 @@
+"""What the readers give and what a training run takes: an entry is as listed, an utterance is checked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+
+class AudioSource(Protocol):
+    """Audio that is no file of its own; `str` of it names it in messages."""
+
+    def read(self) -> bytes:
+        """The content of an audio file: its header and samples."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Audio and its transcript as listed at `where` (file:line), not yet checked.
+
+    sampling_rate (Hz) and duration (s): what the list states of the audio, None if it states nothing.
+    """
+
+    audio: Path | AudioSource
+    transcript: str
+    where: str
+    sampling_rate: float | None = None
+    duration: float | None = None
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """Audio and what is said in it; duration in seconds."""
+
+    audio: Path | AudioSource
+    transcript: str
+    duration: float

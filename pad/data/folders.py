@@ -1,0 +1,123 @@
+"""Folders of transcribed speech.
+
+Four layouts are read; if a folder holds transcript lists (the first three), these alone say what belongs to
+the data, otherwise every audio file needs a transcript of its own beside it:
+
+- `transcripts.tsv` in the folder: audio path (relative to the file), a tab, the transcript;
+- LibriSpeech and Libri-Light, `*.trans.txt` anywhere below: utterance id, a space, the transcript; audio
+  `id.flac` beside it. The folder may be a split, `LibriSpeech`, or the one that holds it;
+- Sphinx, `transcription` or `*.transcription` anywhere below: `<s> the transcript </s> (id)`;
+- `name.txt` or `name.lab` beside `name.wav`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from pad.data.audio import AUDIO_SUFFIXES
+from pad.data.entry import Entry
+from pad.data.manifests import read_lines, read_table, shown
+from pad.data.report import BadSample, Report
+
+
+def _audio_of(stem: Path, where: str) -> Path:
+    for suffix in AUDIO_SUFFIXES:
+        candidate = stem.with_name(stem.name + suffix)
+        if candidate.is_file():
+            return candidate
+    raise BadSample(
+        f"{where}: no audio file {stem} with one of the endings {', '.join(AUDIO_SUFFIXES)}", "missing file"
+    )
+
+
+def _librispeech_line(folder: Path, line: str, where: str) -> Entry:
+    identifier, _, transcript = line.strip().partition(" ")
+    return Entry(_audio_of(folder / identifier, where), transcript.strip(), where)
+
+
+def _sphinx_line(folder: Path, line: str, where: str) -> Entry:
+    match = re.fullmatch(r"(.*)\(([^()\s]+)\)", line.strip())
+    if match is None:
+        raise BadSample(
+            f"{where}: expected a transcript and the utterance's id in brackets, got {shown(line)}",
+            "malformed line",
+        )
+    transcript = re.sub(r"</?s>", " ", match.group(1))
+    return Entry(_audio_of(folder / match.group(2), where), transcript.strip(), where)
+
+
+def _read_list(path: Path, read_line, report: Report) -> Iterator[Entry]:
+    for where, line in read_lines(path, report):
+        try:
+            entry = read_line(path.parent, line, where)
+        except BadSample as bad:
+            report.refuse(bad)
+        else:
+            yield entry
+
+
+def _beside(audio: Path, files: set[Path]) -> Entry:
+    for path in (audio.with_suffix(".txt"), audio.with_suffix(".lab")):
+        if path in files:
+            break
+    else:
+        raise BadSample(
+            f"{audio}: no transcript; looked for {audio.stem}.txt and {audio.stem}.lab beside it",
+            "missing transcript",
+        )
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadSample(f"{path}: cannot be read as UTF-8 text: {error}", "unreadable transcript") from error
+    return Entry(audio, " ".join(text.split()), str(path))
+
+
+def _read_siblings(files: list[Path], report: Report) -> Iterator[Entry]:
+    among = set(files)
+    for audio in files:
+        if audio.suffix.lower() in AUDIO_SUFFIXES:
+            try:
+                entry = _beside(audio, among)
+            except BadSample as bad:
+                report.refuse(bad)
+            else:
+                yield entry
+
+
+def _files_below(folder: Path) -> list[Path]:
+    """Sorted; links to folders are followed, each folder is entered once."""
+    files, entered = [], set()
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(parent)
+        if real in entered:
+            folders.clear()
+            continue
+        entered.add(real)
+        folders.sort()
+        files += [Path(parent, name) for name in names]
+    return sorted(files)
+
+
+def find_transcripts(folder: str | Path, report: Report | None = None) -> list[Entry]:
+    """The entries of a folder in one of the layouts above, in the order of their paths.
+
+    report: what becomes of a line or file that cannot be read, None to raise it. Raises UserError.
+    """
+    report = report or Report()
+    files = _files_below(Path(folder))
+    readers: list[Iterable[Entry]] = []
+    table = Path(folder) / "transcripts.tsv"
+    if table.is_file():
+        readers.append(read_table(table, report))
+    for path in files:
+        if path.name.endswith(".trans.txt"):
+            readers.append(_read_list(path, _librispeech_line, report))
+    for path in files:
+        if path.name == "transcription" or path.name.endswith(".transcription"):
+            readers.append(_read_list(path, _sphinx_line, report))
+    if not readers:
+        readers.append(_read_siblings(files, report))
+    return [entry for reader in readers for entry in reader]

@@ -1,0 +1,137 @@
+"""Manifests: files that list audio and transcripts, one utterance a line.
+
+- `.tsv`: audio path, a tab, the transcript; or columns in any order under a first line that names them;
+- `.jsonl`, `.json`: an object a line.
+
+Names of columns and keys: `audio` (or `audio_filepath`, `path`, `file`), `text` (or `transcript`,
+`transcription`, `sentence`), and if wanted `duration` (s) and `sampling_rate` (or `sample_rate`, Hz), which
+are then compared with the audio. Other names are passed over. Paths are relative to the manifest.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+from pad.data.entry import Entry
+from pad.data.report import BadSample, Report
+
+AUDIO_NAMES = ("audio", "audio_filepath", "path", "file")
+TEXT_NAMES = ("text", "transcript", "transcription", "sentence")
+_RATE_NAMES = ("sampling_rate", "sample_rate")
+MANIFEST_SUFFIXES = (".tsv", ".jsonl", ".json")
+
+
+def shown(value: object) -> str:
+    """A value as messages quote it: cut after 80 characters."""
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _malformed(message: str) -> BadSample:
+    return BadSample(message, "malformed line")
+
+
+def read_lines(path: Path, report: Report) -> Iterator[tuple[str, str]]:
+    """(file:line, line) for each line of a UTF-8 text file that is not blank."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        report.refuse(
+            BadSample(f"{path}: cannot be read as UTF-8 text: {error}", "unreadable transcript")
+        )
+        return
+    # Not str.splitlines, which also ends a line at characters that a transcript may hold.
+    for number, line in enumerate(content.removeprefix(codecs.BOM_UTF8).splitlines(), start=1):
+        where = f"{path}:{number}"
+        try:
+            text = line.decode()
+        except UnicodeDecodeError as error:
+            report.refuse(
+                BadSample(f"{where}: cannot be read as UTF-8 text: {error}", "unreadable transcript")
+            )
+            continue
+        if text.strip():
+            yield where, text
+
+
+def _value(record: dict, names: tuple[str, ...]):
+    return next((record[name] for name in names if name in record), None)
+
+
+def _number(record: dict, names: tuple[str, ...], where: str) -> float | None:
+    value = _value(record, names)
+    if value is None or value == "":
+        return None
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise _malformed(f"{where}: expected a positive number as {names[0]}, got {shown(value)}")
+    return number
+
+
+def _entry(record: dict, folder: Path, where: str) -> Entry:
+    audio, transcript = _value(record, AUDIO_NAMES), _value(record, TEXT_NAMES)
+    for value, names in ((audio, AUDIO_NAMES), (transcript, TEXT_NAMES)):
+        if not isinstance(value, str) or (names is AUDIO_NAMES and not value.strip()):
+            raise _malformed(f"{where}: expected a text as {' or '.join(names)}, got {shown(value)}")
+    if record.get("offset") not in (None, "", 0, "0"):
+        offset = shown(record["offset"])
+        raise _malformed(f"{where}: expected a whole audio file, got a part of one, from offset {offset} on")
+    return Entry(
+        folder / audio.strip(),
+        transcript.strip(),
+        where,
+        _number(record, _RATE_NAMES, where),
+        _number(record, ("duration",), where),
+    )
+
+
+def _header(cells: list[str]) -> list[str] | None:
+    names = [cell.lower() for cell in cells]
+    return names if {*names} & {*AUDIO_NAMES} and {*names} & {*TEXT_NAMES} else None
+
+
+def read_table(path: Path, report: Report) -> Iterator[Entry]:
+    """The entries of a `.tsv` manifest."""
+    names: list[str] | None = None
+    for position, (where, line) in enumerate(read_lines(path, report)):
+        cells = [cell.strip() for cell in line.split("\t")]
+        if position == 0 and (names := _header(cells)):
+            continue
+        try:
+            if len(cells) != len(names or ("audio", "text")):
+                expected = f"{len(names)} columns" if names else "an audio path, a tab and a transcript"
+                raise _malformed(f"{where}: expected {expected}, got {shown(line)}")
+            entry = _entry(dict(zip(names or ("audio", "text"), cells)), path.parent, where)
+        except BadSample as bad:
+            report.refuse(bad)
+        else:
+            yield entry
+
+
+def read_json_lines(path: Path, report: Report) -> Iterator[Entry]:
+    """The entries of a `.jsonl` or `.json` manifest."""
+    for where, line in read_lines(path, report):
+        try:
+            try:
+                record = json.loads(line)
+            except ValueError as error:
+                raise _malformed(f"{where}: expected a JSON object, got {shown(line)}: {error}") from error
+            if not isinstance(record, dict):
+                raise _malformed(f"{where}: expected a JSON object, got {shown(line)}")
+            entry = _entry(record, path.parent, where)
+        except BadSample as bad:
+            report.refuse(bad)
+        else:
+            yield entry
+
+
+def read_manifest(path: Path, report: Report) -> list[Entry]:
+    """The entries of a manifest, in the order of its lines."""
+    return list((read_table if path.suffix.lower() == ".tsv" else read_json_lines)(path, report))

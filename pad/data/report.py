@@ -1,0 +1,66 @@
+"""What becomes of a bad sample: it ends the run, or it is left out and counted."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+from pad.errors import UserError
+
+POLICIES = ("raise", "skip")
+
+
+class BadSample(UserError):
+    """A sample that cannot be used; `reason` is its kind in a few words, the message says where and why."""
+
+    # A default, because a DataLoader builds an error of its worker processes again from the message alone.
+    def __init__(self, message: str, reason: str = "unreadable audio"):
+        super().__init__(message)
+        self.reason = reason
+
+
+class Report:
+    """Samples left out: `counts` by reason, `messages` the first few of each reason.
+
+    on_error: "raise" makes the first bad sample a UserError, "skip" leaves each out. Raises UserError for
+    another word.
+    """
+
+    def __init__(self, on_error: str = "raise", messages_kept: int = 5):
+        if on_error not in POLICIES:
+            raise UserError(f"on_error: expected {' or '.join(POLICIES)}, got {on_error!r}")
+        self.on_error, self.messages_kept = on_error, messages_kept
+        self.counts: Counter[str] = Counter()
+        self.messages: dict[str, list[str]] = {}
+
+    def refuse(self, bad: BadSample) -> None:
+        """Deal with a bad sample as on_error says: raise it, or leave it out."""
+        if self.on_error == "raise":
+            raise bad
+        self.leave_out(bad)
+
+    def leave_out(self, bad: BadSample) -> None:
+        """Count a sample that is left out under either policy."""
+        self.counts[bad.reason] += 1
+        messages = self.messages.setdefault(bad.reason, [])
+        if len(messages) < self.messages_kept:
+            messages.append(str(bad))
+
+    @property
+    def total(self) -> int:
+        """Number of samples left out."""
+        return self.counts.total()
+
+    def __str__(self) -> str:
+        lines = [f"left out: {self.total}"]
+        for reason, count in self.counts.most_common():
+            lines += [f"  {reason}: {count}", *(f"    {message}" for message in self.messages[reason])]
+            if count > len(self.messages[reason]):
+                lines.append(f"    and {count - len(self.messages[reason])} more")
+        return "\n".join(lines)
+
+    def save(self, path: str | Path) -> None:
+        """Write the counts and messages as JSON."""
+        record = {"on_error": self.on_error, "left_out": dict(self.counts), "messages": self.messages}
+        Path(path).write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
