@@ -1,133 +1,141 @@
-"""The command line: `pad distill` and `pad demo`."""
+"""The command line: `pad distill`, `pad evaluate`, `pad align`, `pad demo`, `pad info`."""
 
 from __future__ import annotations
 
-import argparse
+import os
 import re
 import sys
-from dataclasses import fields
+from dataclasses import dataclass
+from typing import Annotated
 
-from pad.config import DEFAULTS, DistillConfig
-from pad.errors import UserError
+from pad.config import DistillConfig
+from pad.demo.config import DemoCommand
+from pad.errors import Stopped, UserError
+from pad.looking.config import AlignConfig
+from pad.settings import Settings, read_settings, required
+from pad.superb.config import EvaluateConfig
 
-_HELP = {
-    "student": "wav2vec 2.0-like encoder: a transformers checkpoint folder or hub name",
-    "teacher": "text encoder of the same width: a transformers checkpoint folder or hub name",
-    "data": "folder of transcribed speech (LibriSpeech, transcripts.tsv, Sphinx, or a text per audio file)",
-    "output": "new folder for checkpoints, settings and the distilled student",
-    "preset": "objective: pad-glob, pad-tlocal, pad-slocal, ... (docs/training.md lists all)",
-    "temperature": "of the soft alignment; 0 is the hard one (default: the preset's)",
-    "teacher_layer": "hidden state of the teacher that gives the token embeddings, -1 the last",
-    "center_teacher": "subtract the mean token embedding of the transcripts",
-    "cache_teacher": "keep the teacher's outputs in memory after the first epoch",
-    "max_steps": "optimizer steps; 0: as many as --epochs takes",
-    "epochs": "passes over the data",
-    "batch_size": "utterances in a batch",
-    "gradient_accumulation": "batches in an optimizer step",
-    "learning_rate": "peak learning rate of AdamW",
-    "warmup_steps": "steps of linear warm-up, before the linear decay",
-    "weight_decay": "of AdamW",
-    "max_grad_norm": "norm to which gradients are clipped",
-    "max_seconds": "leave out longer utterances",
-    "freeze_feature_encoder": "do not train the student's convolutions",
-    "precision": "float32, or autocast to bfloat16 or float16",
-    "device": "auto (a GPU where there is one) or cpu",
-    "workers": "processes that read audio, 0: the training process",
-    "seed": "of the order of the data and of dropout",
-    "log_every": "steps between lines of the log",
-    "save_every": "steps between checkpoints",
-    "keep_checkpoints": "how many checkpoints to keep",
-    "resume": "go on from the last checkpoint in --output",
+
+@dataclass
+class InfoCommand(Settings):
+    """Say what is installed, what each backend serves, and on which devices."""
+
+
+COMMANDS: dict[str, type[Settings]] = {
+    "distill": DistillConfig,
+    "evaluate": EvaluateConfig,
+    "align": AlignConfig,
+    "demo": DemoCommand,
+    "info": InfoCommand,
 }
-_TYPES = {"str": str, "int": int, "float": float, "float | None": float}
+_EXTRAS = {"demo": "demo", "align": "demo"}  # the others: train
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="pad", description="PAD distillation: a text encoder teaches a speech encoder."
-    )
-    commands = parser.add_subparsers(dest="command", required=True)
+def _parse(arguments: list[str]) -> tuple[str, Settings]:
+    """The command and its settings: defaults, then those of --config FILE, then the command line's."""
+    import tyro
 
-    distill = commands.add_parser(
-        "distill",
-        help="distill a text encoder into a speech encoder",
-        description="Distill a frozen text encoder into a speech encoder on a folder of transcribed speech.",
+    defaults = {name: tyro.MISSING_NONPROP for name in COMMANDS}
+    if arguments and arguments[0] in COMMANDS:
+        command, arguments = arguments[0], list(arguments)
+        kind = COMMANDS[command]
+        path = _take_config(arguments)
+        if path is not None:
+            values = read_settings(kind, path)
+            missing = {name: tyro.MISSING for name in required(kind) if name not in values}
+            defaults[command] = kind(**missing, **values)
+    choices = tuple(
+        Annotated[kind, tyro.conf.subcommand(name, default=defaults[name], prefix_name=False)]
+        for name, kind in COMMANDS.items()
     )
-    for field in fields(DistillConfig):
-        option = "--" + field.name.replace("_", "-")
-        text = _HELP[field.name]
-        if field.type == "bool":
-            distill.add_argument(option, action="store_true", help=text)
-        elif field.name in ("student", "teacher", "data", "output"):
-            distill.add_argument(option, required=True, help=text)
-        else:
-            default = DEFAULTS[field.name]
-            shown = "" if default is None else f" (default: {default})"
-            distill.add_argument(option, type=_TYPES[field.type], default=default, help=text + shown)
-
-    demo = commands.add_parser(
-        "demo",
-        help="the whole method on synthetic speech, in minutes, without downloads",
-        description="Synthesise speech, distill a small student and a control, judge both, write a report.",
+    union = choices[0]
+    for choice in choices[1:]:
+        union = union | choice
+    found = tyro.cli(
+        tyro.conf.OmitArgPrefixes[union],
+        prog="pad",
+        description="PAD distillation: a text encoder teaches a speech encoder. Every command but info also takes "
+        "--config FILE, a YAML file of its settings; those on the command line win.",
+        args=arguments,
     )
-    demo.add_argument("--quick", action="store_true", help="a smaller run, under 90 s on two cores")
-    demo.add_argument(
-        "--seed", type=int, default=0, help="of the data, the weights and the training (default: 0)"
-    )
-    demo.add_argument(
-        "--output", default="runs/demo", help="folder for report, pictures, student (default: runs/demo)"
-    )
-    demo.add_argument(
-        "--recordings",
-        help="folder of real recordings with word times (`python -m pad.demo.recordings FOLDER` fetches one)",
-    )
-    return parser
+    return next(name for name, kind in COMMANDS.items() if type(found) is kind), found
 
 
-def _run(arguments: argparse.Namespace) -> None:
-    values = dict(vars(arguments))
-    command = values.pop("command")
+def _take_config(arguments: list[str]) -> str | None:
+    """Take `--config FILE` out of the arguments."""
+    for place, argument in enumerate(arguments):
+        if argument == "--config":
+            if place + 1 == len(arguments):
+                raise UserError("config: expected a file after --config")
+            path = arguments[place + 1]
+            del arguments[place : place + 2]
+            return path
+        if argument.startswith("--config="):
+            del arguments[place]
+            return argument.partition("=")[2]
+    return None
+
+
+def _run(command: str, config: Settings) -> None:
+    config.check()
+    if command == "info":
+        import pad_kernels.info
+
+        print(pad_kernels.info.text(pad_kernels.info.report()))
+        return
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    main = int(os.environ.get("RANK", 0)) == 0
     if command == "distill":
-        config = DistillConfig(**values)
-        config.check()
-        from transformers.utils import logging
-
         from pad.distill import distill
 
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
-        print(f"the distilled student lies in {distill(config)}")
-    else:
-        from transformers.utils import logging
+        folder = distill(config)
+        if main:
+            print(f"the distilled student lies in {folder}")
+    elif command == "evaluate":
+        from pad.superb.run import evaluate, table
 
+        print(table(evaluate(config)))
+    elif command == "align":
+        from pad.looking.run import align_one
+
+        print("drawn: " + ", ".join(str(path) for path in align_one(config)))
+    else:
         from pad.demo.run import run_demo
 
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
-        run_demo(**values)
+        run_demo(config.quick, config.seed, config.output, config.recordings)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Entry point of the `pad` command: 0 if all went well, 2 for input that it cannot work with."""
-    parsed = _parser().parse_args(arguments)
+    """Entry point of the `pad` command.
+
+    Gives 0 if all went well, 2 for input that it cannot work with, 128 + the signal's number when stopped by one.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    command = next((argument for argument in arguments if argument in COMMANDS), "")
     try:
-        _run(parsed)
+        command, config = _parse(arguments)
+        _run(command, config)
     except UserError as error:
-        message = re.sub(r"\s+", " ", str(error))
-        print(f"pad {parsed.command}: error: {message}", file=sys.stderr)
-        return 2
+        return _fail(command, re.sub(r"\s+", " ", str(error)), 2)
     except ModuleNotFoundError as error:
-        extra = "demo" if parsed.command == "demo" else "train"
-        print(
-            f"pad {parsed.command}: error: the Python package {error.name!r} is missing; "
-            f"install it with: pip install 'pad-kernels[{extra}]'",
-            file=sys.stderr,
-        )
-        return 2
+        extra = _EXTRAS.get(command, "train")
+        reason = f"the Python package {error.name!r} is missing; install it with: pip install 'pad-kernels[{extra}]'"
+        return _fail(command, reason, 2)
+    except OSError as error:
+        return _fail(command, str(error), 1)
     except KeyboardInterrupt:
-        print(f"pad {parsed.command}: stopped", file=sys.stderr)
-        return 130
+        return _fail(command, "stopped", 130)
+    except Stopped as stopped:
+        return _fail(command, str(stopped), 128 + stopped.number)
     return 0
+
+
+def _fail(command: str, reason: str, code: int) -> int:
+    print(f"pad {command}: error: {reason}" if code <= 2 else f"pad {command}: {reason}", file=sys.stderr)
+    return code
 
 
 if __name__ == "__main__":

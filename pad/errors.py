@@ -1,5 +1,15 @@
-"""The one error that is the user's to mend: the command line shows its message alone and ends with code 2."""
+"""How a command ends early: by a mistake that is the user's to mend, or by a signal."""
+
+import signal
 
 
 class UserError(ValueError):
     """Input that `pad` cannot work with; the message names it, says what came and what is expected."""
+
+
+class Stopped(Exception):
+    """A run that was told to stop by a signal and has saved where it was."""
+
+    def __init__(self, step: int, number: int):
+        super().__init__(f"stopped at step {step} by {signal.Signals(number).name}; --resume goes on from there")
+        self.number = number

@@ -71,14 +71,9 @@ def _load(loader, name: str, role: str, **options):
         raise UserError(f"{role}: cannot load {name!r}: {reason}") from error
 
 
-def _attention(with_maps: bool) -> dict[str, str]:
-    # Only the eager form gives attention maps.
-    return {"attn_implementation": "eager"} if with_maps else {}
-
-
-def load_student(name: str, attention_maps: bool = False):
+def load_student(name: str):
     """(model, feature extractor) of a waveform encoder: a checkpoint folder or hub name; float32."""
-    model = _load(AutoModel, name, "student", **_attention(attention_maps)).float()
+    model = _load(AutoModel, name, "student").float()
     FrameLayout.of(model.config)
     if (Path(name) / "preprocessor_config.json").is_file() or not Path(name).is_dir():
         extractor = _load(AutoFeatureExtractor, name, "student")
@@ -98,9 +93,9 @@ def default_feature_extractor(config) -> Wav2Vec2FeatureExtractor:
     )
 
 
-def load_teacher(name: str, attention_maps: bool = False):
+def load_teacher(name: str):
     """(model, tokenizer) of a text encoder, frozen: evaluation mode, no gradients, float32."""
-    model = _load(AutoModel, name, "teacher", **_attention(attention_maps)).float()
+    model = _load(AutoModel, name, "teacher").float()
     tokenizer = _load(AutoTokenizer, name, "teacher")
     model.eval().requires_grad_(False)
     return model, tokenizer
@@ -116,5 +111,5 @@ def check_widths(student: nn.Module, teacher: nn.Module) -> None:
     if width(student) != width(teacher):
         raise UserError(
             f"student and teacher differ in width: {width(student)} and {width(teacher)}; PAD adds no layer, "
-            "so choose two models of one width"
+            "so choose two models of one width, or --linear-map for a map between them, trained beside the student"
         )

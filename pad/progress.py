@@ -14,10 +14,11 @@ class LossBar(TrainerCallback):
         self.title, self.losses, self.bar = title, losses, None
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.title, unit="step")
+        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.title, unit="step",
+                        disable=not state.is_world_process_zero)  # fmt: skip
 
     def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step % args.logging_steps == 0:
+        if state.global_step % args.logging_steps == 0 and self.losses:
             recent = self.losses[-int(args.logging_steps) :]
             self.bar.set_postfix(
                 loss=f"{sum(float(loss) for loss in recent) / len(recent):.3f}", refresh=False

@@ -16,6 +16,7 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import bidirectional_mask_function
 from transformers.models.wavlm.modeling_wavlm import WavLMAttention
@@ -66,7 +67,7 @@ class Record:
             self._priors = [layer(mask) for layer in self._layers]
             self._layers = []
         if not self._priors:
-            raise ValueError("no attention layer was recorded: run the model inside the context, then ask for the prior")
+            raise ValueError("no attention layer was recorded: run the model in the context, then ask for the prior")
         return torch.stack(self._priors).mean(dim=0)
 
 
@@ -115,7 +116,7 @@ def _attention_replaced(model: PreTrainedModel) -> Iterator[None]:
         yield
     finally:
         # Backward runs checkpointed layers again: by the same function.
-        if not getattr(model, "is_gradient_checkpointing", False):
+        if not any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
             model.config._attn_implementation = before
 
 
@@ -157,7 +158,9 @@ def _attention(module, query, key, value, attention_mask, dropout=0.0, scaling=N
 
 def _attend(query, key, value, mask, dropout, scale) -> tuple[Tensor, Tensor | None]:
     """The attention's output, and the row log-sum-exp [B, H, T] where the kernel gives it."""
-    if query.device.type == "cpu" and dropout == 0:
+    if query.device.type == "cpu" and dropout > 0:
+        return _attend_with_dropout(query, key, value, mask, dropout, scale)
+    if query.device.type == "cpu":
         bias = None if mask is None else torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, -torch.inf)
         return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
             query, key, value, 0.0, False, attn_mask=bias, scale=scale
@@ -168,6 +171,20 @@ def _attend(query, key, value, mask, dropout, scale) -> tuple[Tensor, Tensor | N
         )
         return output, normalizer[:, :, : query.shape[2]]
     return functional.scaled_dot_product_attention(query, key, value, mask, dropout, scale=scale), None
+
+
+def _attend_with_dropout(query, key, value, mask, dropout, scale) -> tuple[Tensor, Tensor]:
+    """The same on a CPU, whose flash attention has no dropout: a few rows at a time, computed again by backward."""
+
+    def attend(rows):
+        scores = (rows @ key.transpose(-1, -2)).mul(scale)
+        if mask is not None:
+            scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+        weights = functional.dropout(scores.softmax(dim=-1), dropout)
+        return weights @ value, scores.detach().float().logsumexp(dim=-1)
+
+    parts = [checkpoint(attend, rows, use_reentrant=False) for rows in query.split(_ROWS, dim=2)]
+    return torch.cat([output for output, _ in parts], dim=2), torch.cat([normalizer for _, normalizer in parts], dim=2)
 
 
 def _log_sum_exp(query, key, mask, scale) -> Tensor:

@@ -5,25 +5,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
-from pad.priors import text_prior
+from pad.significance import record_significance
+from pad.teacher_cache import TeacherCache, open_cache
 
 
 class Teacher:
     """Runs a frozen text encoder; what it gives carries no gradient.
 
     layer: which hidden state is the token embedding, -1 the last, 0 the input embeddings.
-    cache: keep the result of each text in memory; the teacher is frozen, so an epoch's results hold for the
-    next.
+    cache: keep the result of each text, for the teacher is frozen: "memory", a folder, or "" for not at all.
     """
 
-    def __init__(self, model, tokenizer, with_prior: bool, layer: int = -1, cache: bool = False):
+    def __init__(self, model, tokenizer, with_prior: bool, layer: int = -1, cache: str = ""):
         self.model, self.tokenizer = model, tokenizer
         self.with_prior, self.layer = with_prior, layer
         self.mean: torch.Tensor | None = None
-        self._cache: dict[tuple[int, ...], tuple[torch.Tensor, torch.Tensor | None]] | None = (
-            {} if cache else None
-        )
+        self._cache: TeacherCache | None = open_cache(cache, model, f"layer {layer}, prior {with_prior}")
 
     @torch.no_grad()
     def __call__(self, text_ids, text_attention_mask, text_mask):
@@ -35,32 +34,34 @@ class Teacher:
         return embeddings if self.mean is None else embeddings - self.mean, prior
 
     def _run(self, text_ids, text_attention_mask, text_mask):
-        outputs = self.model(
-            input_ids=text_ids,
-            attention_mask=text_attention_mask,
-            output_hidden_states=self.layer != -1,
-            output_attentions=self.with_prior,
-        )
-        embeddings = outputs.last_hidden_state if self.layer == -1 else outputs.hidden_states[self.layer]
-        return embeddings, text_prior(outputs.attentions, text_mask) if self.with_prior else None
+        inputs = {"input_ids": text_ids, "attention_mask": text_attention_mask}
+        options = {"output_hidden_states": self.layer != -1}
+        prior = None
+        if self.with_prior:
+            # [CLS] and [SEP] soak up attention: they are masked, and the rest is renormalised.
+            with record_significance(self.model, text_mask) as record:
+                outputs = self.model(**inputs, **options)
+            prior = record.prior()
+        else:
+            outputs = self.model(**inputs, **options)
+        return outputs.last_hidden_state if self.layer == -1 else outputs.hidden_states[self.layer], prior
 
     def _look_up(self, text_ids, text_attention_mask, text_mask):
         lengths = text_attention_mask.sum(dim=1).tolist()
         keys = [tuple(row[:length]) for row, length in zip(text_ids.tolist(), lengths)]
-        missing = [number for number, key in enumerate(keys) if key not in self._cache]
+        found = [self._cache.get(key, text_ids.device) for key in keys]
+        missing = [number for number, entry in enumerate(found) if entry is None]
         if missing:
-            embeddings, priors = self._run(
-                text_ids[missing], text_attention_mask[missing], text_mask[missing]
-            )
+            embeddings, priors = self._run(text_ids[missing], text_attention_mask[missing], text_mask[missing])
             for row, number in enumerate(missing):
                 length = lengths[number]
                 prior = None if priors is None else priors[row, :length].clone()
-                self._cache[keys[number]] = (embeddings[row, :length].clone(), prior)
-        found = [self._cache[key] for key in keys]
-        embeddings = torch.nn.utils.rnn.pad_sequence([embedding for embedding, _ in found], batch_first=True)
+                found[number] = (embeddings[row, :length].clone(), prior)
+                self._cache.put(keys[number], *found[number])
+        embeddings = pad_sequence([embedding for embedding, _ in found], batch_first=True)
         if not self.with_prior:
             return embeddings, None
-        return embeddings, torch.nn.utils.rnn.pad_sequence([prior for _, prior in found], batch_first=True)
+        return embeddings, pad_sequence([prior for _, prior in found], batch_first=True)
 
     @torch.no_grad()
     def centre(self, transcripts: Sequence[str], device, batch_size: int = 64) -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
+from torch import nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from pad.batching import LengthBucketSampler, frame_mask
 from pad.config import DistillConfig
+from pad.models import FrameLayout
 from pad.objective import Objective
-from pad.priors import speech_prior
+from pad.significance import record_significance
 from pad.teacher import Teacher
 
 
@@ -20,6 +24,23 @@ class _SetEpoch(TrainerCallback):
 
     def on_epoch_begin(self, args, state, control, **kwargs):
         self.sampler.set_epoch(int(state.epoch or 0))
+
+
+class StudentWithMap(nn.Module):
+    """A student and a linear map from the teacher's width to its own, trained together, saved apart."""
+
+    def __init__(self, student: nn.Module, teacher_width: int):
+        super().__init__()
+        self.student = student
+        self.map = nn.Linear(teacher_width, student.config.hidden_size, bias=False)
+
+    @property
+    def config(self):
+        return self.student.config
+
+    def forward(self, text: torch.Tensor, **inputs):
+        """(student outputs, text [B, N, D] in the student's width)."""
+        return self.student(**inputs), self.map(text)
 
 
 class DistillationTrainer(Trainer):
@@ -35,7 +56,9 @@ class DistillationTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self.teacher, self.objective = teacher, objective
         self.model_accepts_loss_kwargs = False
-        self.sampler = LengthBucketSampler(lengths, self.args.train_batch_size, self.args.seed)
+        # Of all processes together: each takes its part of the same order.
+        batch_size = self.args.train_batch_size * self.args.world_size
+        self.sampler = LengthBucketSampler(lengths, batch_size, self.args.seed)
         self.add_callback(_SetEpoch(self.sampler))
         self.step_losses: list[torch.Tensor] = []
 
@@ -51,16 +74,20 @@ class DistillationTrainer(Trainer):
 
 
 def batch_loss(model, batch, teacher: Teacher, objective: Objective):
-    """(loss, student outputs) of one batch as the Collator gives it."""
-    speech_inputs = {name: batch[name] for name in ("input_values", "attention_mask") if name in batch}
-    outputs = model(**speech_inputs, output_attentions=objective.speech_prior)
-    speech = outputs.last_hidden_state
-    real_frames = frame_mask(batch["frame_lengths"], speech.shape[1])
-    prior = None
-    if objective.speech_prior:
-        prior = speech_prior(outputs.attentions, real_frames)
+    """(loss, student outputs) of one batch as the Collator gives it; model: a student, or one with its map."""
+    inputs = {name: batch[name] for name in ("input_values", "attention_mask") if name in batch}
+    plain = getattr(model, "module", model)
+    samples = torch.tensor(batch["input_values"].shape[1])
+    real_frames = frame_mask(batch["frame_lengths"], int(FrameLayout.of(plain.config).frames(samples)))
     text, text_prior = teacher(batch["text_ids"], batch["text_attention_mask"], batch["text_mask"])
-    loss = objective(speech, text.to(speech.dtype), real_frames, batch["text_mask"], prior, text_prior)
+    with record_significance(model, real_frames) if objective.speech_prior else nullcontext() as record:
+        if isinstance(plain, StudentWithMap):
+            outputs, text = model(text, **inputs)
+        else:
+            outputs = model(**inputs)
+    speech = outputs.last_hidden_state
+    speech_prior = record.prior() if objective.speech_prior else None
+    loss = objective(speech, text.to(speech.dtype), real_frames, batch["text_mask"], speech_prior, text_prior)
     return loss, outputs
 
 
@@ -88,6 +115,6 @@ def training_arguments(config: DistillConfig, checkpoints: str) -> TrainingArgum
         save_total_limit=config.keep_checkpoints,
         remove_unused_columns=False,
         label_names=[],
-        report_to="none",
+        report_to=config.report_to,
         disable_tqdm=True,
     )

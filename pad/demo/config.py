@@ -4,6 +4,26 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pad.settings import Settings
+
+
+@dataclass
+class DemoCommand(Settings):
+    """The whole method on synthetic speech, in minutes, without downloads: a student, a control, their scores."""
+
+    quick: bool = False
+    """a smaller run, under 90 s on two cores"""
+    seed: int = 0
+    """of the data, the weights and the training"""
+    output: str = "runs/demo"
+    """folder for report, pictures, student"""
+    recordings: str | None = None
+    """folder of real recordings with word times (`python -m pad.demo.recordings FOLDER` fetches one)"""
+
+    def check(self) -> None:
+        """Raise UserError for a value that makes no sense, by its name."""
+        self.expect("seed", self.seed >= 0, "0 or more")
+
 
 @dataclass(frozen=True)
 class DemoConfig:

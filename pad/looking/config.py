@@ -1,0 +1,29 @@
+"""Settings of `pad align`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pad.settings import Settings
+
+
+@dataclass
+class AlignConfig(Settings):
+    """Draw how one utterance's speech and text align: log-mel, priors, spans, alignment matrix."""
+
+    student: str
+    """speech encoder: a transformers checkpoint folder or hub name"""
+    teacher: str
+    """text encoder of the same width: a transformers checkpoint folder or hub name"""
+    audio: str
+    """audio file of the utterance"""
+    transcript: str = ""
+    """what is said; empty: read from the .txt beside the audio"""
+    words: str | None = None
+    """file of lines 'start, end, word' (tabs, seconds): true word times to draw"""
+    output: str = "alignment"
+    """path of the pictures without their endings .png and .svg"""
+    preset: str = "pad-slocal-soft"
+    """objective whose units and priors are drawn"""
+    temperature: float | None = None
+    """of the soft alignment; None: the preset's"""

@@ -1,0 +1,46 @@
+"""Files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from pad.errors import UserError
+
+
+def _replace(path: Path, write: Callable[[Path], object]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    write(partial)
+    os.replace(partial, path)
+
+
+def save_state(state: dict, path: Path) -> None:
+    """Write tensors, numbers and strings to a new file, then give it its name."""
+    _replace(path, lambda partial: torch.save(state, partial))
+
+
+def load_state(path: Path, device: torch.device | str = "cpu") -> dict:
+    """What `save_state` wrote; raises UserError for a file that it did not."""
+    try:
+        return torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:
+        raise UserError(f"output: {path} is not a saved state: {error}; remove it to start afresh") from error
+
+
+def save_json(record, path: Path) -> None:
+    """Write JSON to a new file, then give it its name."""
+    text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
+    _replace(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+
+
+def load_json(path: Path):
+    """What a JSON file holds; raises UserError if it holds none."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"output: {path} is not readable as JSON: {error}") from error

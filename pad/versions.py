@@ -1,0 +1,30 @@
+"""What a run was made with."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Versions of Python, of the packages a run depends on and those named, and this project's git revision."""
+    found = {"python": platform.python_version(), "platform": platform.platform()}
+    for package in ("pad-kernels", "torch", "transformers", "accelerate", *packages):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    found["git"] = _git_revision()
+    return found
+
+
+def _git_revision() -> str:
+    folder = Path(__file__).resolve().parent
+    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--match=", "--exclude=*"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown"
+    return done.stdout.strip() if done.returncode == 0 and done.stdout.strip() else "not a git checkout"

@@ -1,0 +1,209 @@
+"""Runs that are stopped, killed, short of disk, spread over processes; caches, maps and settings files."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+pytest.importorskip("transformers")
+
+import soundfile  # noqa: E402
+from safetensors.torch import load_file  # noqa: E402
+from test_pad_distill import losses, models, refused, run, speech  # noqa: E402, F401
+from transformers import AutoModel  # noqa: E402
+
+from pad.checkpoints import last_whole_checkpoint  # noqa: E402
+from pad.cli import main  # noqa: E402
+from pad.config import DistillConfig  # noqa: E402
+from pad.trainer import DistillationTrainer  # noqa: E402
+
+OPTIONS = ["--log-every", "1", "--learning-rate", "1e-3", "--warmup-steps", "0", "--max-steps", "6"]
+
+
+def parameters(folder: Path) -> list[torch.Tensor]:
+    return list(AutoModel.from_pretrained(folder).parameters())
+
+
+def assert_same_run(one: Path, other: Path):
+    assert losses(one) == losses(other)
+    assert all(torch.equal(a, b) for a, b in zip(parameters(one / "student"), parameters(other / "student")))
+
+
+def command(models, data, output, *options: str) -> list[str]:  # noqa: F811
+    return [
+        "distill", "--student", models["student"], "--teacher", models["teacher"], "--data", str(data),
+        "--output", str(output), "--batch-size", "2", "--device", "cpu", *options,
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def whole(models, speech, tmp_path_factory):  # noqa: F811
+    """A run that nothing disturbed."""
+    output = tmp_path_factory.mktemp("runs") / "whole"
+    assert main(command(models, speech, output, *OPTIONS)) == 0
+    return output
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9)])
+def test_a_stopped_run_goes_on_as_if_it_had_not_been(models, speech, whole, tmp_path, number, code):  # noqa: F811
+    """SIGTERM and Ctrl-C save where they were; after SIGKILL the last checkpoint serves."""
+    output = tmp_path / "run"
+    slow = "import time, pad.trainer as t; f = t.batch_loss\ndef slow(*a):\n    time.sleep(0.4)\n    return f(*a)\n"
+    program = f"import sys\n{slow}t.batch_loss = slow\nfrom pad.cli import main\nsys.exit(main(sys.argv[1:]))"
+    arguments = command(models, speech, output, *OPTIONS, "--save-every", "1")
+    child = subprocess.Popen([sys.executable, "-c", program, *arguments], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while last_whole_checkpoint(output / "checkpoints") is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+        assert child.poll() is None, child.stderr.read()
+    child.send_signal(number)
+    message = child.communicate(timeout=120)[1]
+    assert child.returncode == code, message
+    assert not (output / "student").exists()
+    if code > 0:
+        assert "--resume goes on from there" in message and "Traceback" not in message
+    assert main([*arguments, "--resume"]) == 0
+    assert_same_run(output, whole)
+
+
+def test_disk_full_leaves_the_checkpoint_before(models, speech, whole, tmp_path, monkeypatch, capsys):  # noqa: F811
+    arguments = command(models, speech, tmp_path / "run", *OPTIONS, "--save-every", "2", "--keep-checkpoints", "1")
+    save = DistillationTrainer._save_optimizer_and_scheduler
+
+    def full(trainer, folder):
+        if trainer.state.global_step == 4:
+            raise OSError(28, "No space left on device")
+        return save(trainer, folder)
+
+    monkeypatch.setattr(DistillationTrainer, "_save_optimizer_and_scheduler", full)
+    assert main(arguments) == 1
+    assert "No space left on device" in capsys.readouterr().err
+    assert last_whole_checkpoint(tmp_path / "run" / "checkpoints").name == "checkpoint-2"
+    monkeypatch.undo()
+    assert main([*arguments, "--resume"]) == 0
+    assert_same_run(tmp_path / "run", whole)
+
+
+def test_two_processes_give_the_parameters_of_one_with_the_batches_of_both(models, speech, tmp_path):  # noqa: F811
+    """Four utterances of one length, without dropout: what differs is who computes which of them."""
+    data = tmp_path / "data"
+    data.mkdir()
+    for path in sorted(speech.glob("*.wav"))[:4]:
+        samples, rate = soundfile.read(path)
+        soundfile.write(data / path.name, samples[: 2 * rate], rate)
+        (data / path.with_suffix(".txt").name).write_text("good morning and good night")
+    student = AutoModel.from_pretrained(models["student"])
+    for name in ("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout"):
+        setattr(student.config, name, 0.0)
+    student.save_pretrained(tmp_path / "student")
+    models = {**models, "student": str(tmp_path / "student")}
+    options = ["--log-every", "1", "--max-steps", "3", "--learning-rate", "1e-3", "--warmup-steps", "0"]
+
+    def arguments(name, batch_size):
+        found = command(models, data, tmp_path / name, *options, "--preset", "pad-tlocal-soft")
+        found[found.index("--batch-size") + 1] = str(batch_size)
+        return found
+
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29511"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run([*launch, "-m", "pad.cli", *arguments("two", 2)], env=environment,
+                          capture_output=True, text=True, timeout=300)  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("the distilled student lies in") == 1
+    assert main(arguments("one", 4)) == 0
+    for one, other in zip(parameters(tmp_path / "one" / "student"), parameters(tmp_path / "two" / "student")):
+        assert torch.allclose(one, other, rtol=1e-4, atol=1e-4)
+    start = parameters(Path(models["student"]))
+    assert any(not torch.allclose(a, b, atol=1e-3) for a, b in zip(start, parameters(tmp_path / "one" / "student")))
+
+
+def test_teacher_cache_in_a_folder(models, speech, whole, tmp_path, monkeypatch):  # noqa: F811
+    cache = ["--teacher-cache", str(tmp_path / "cache")]
+    assert run(models, speech, tmp_path / "first", *OPTIONS, *cache) == 0
+    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.safetensors")}
+    assert len(files) == 5
+    broken = next(iter(files))
+    broken.write_bytes(broken.read_bytes()[:100])
+    assert run(models, speech, tmp_path / "second", *OPTIONS, *cache) == 0
+    for name in ("first", "second"):
+        assert losses(tmp_path / name) == pytest.approx(losses(whole), rel=1e-4)
+    changed = [path for path, time in files.items() if path.stat().st_mtime_ns != time]
+    assert changed == [broken]
+
+
+def test_linear_map_between_widths(models, speech, tmp_path):  # noqa: F811
+    wide = {**models, "teacher": models["wide teacher"]}
+    assert run(wide, speech, tmp_path / "run", *OPTIONS, "--linear-map", "--save-every", "3") == 0
+    assert load_file(tmp_path / "run" / "map.safetensors")["weight"].shape == (64, 96)
+    student = AutoModel.from_pretrained(tmp_path / "run" / "student")
+    before = dict(AutoModel.from_pretrained(models["student"]).named_parameters())
+    assert {name for name, _ in student.named_parameters()} == set(before)
+    assert any(not torch.equal(value, before[name]) for name, value in student.named_parameters())
+
+
+def test_bad_samples_are_skipped_and_counted(models, speech, tmp_path, capsys):  # noqa: F811
+    names = [path.name for path in sorted(speech.glob("*.wav"))]
+    (tmp_path / "broken.wav").write_bytes(b"no audio")
+    lines = [f"{speech / name}\tgood morning" for name in names] + ["broken.wav\tgood night", f"{speech / names[0]}\t"]
+    (tmp_path / "list.tsv").write_text("\n".join(lines))
+    options = ["--max-steps", "2"]
+    code = run(models, tmp_path / "list.tsv", tmp_path / "run", *options)
+    assert "broken.wav: not a readable audio file" in refused(capsys, tmp_path / "run", code)
+    assert run(models, tmp_path / "list.tsv", tmp_path / "run", *options, "--on-error", "skip") == 0
+    assert "left out: 2" in capsys.readouterr().out
+    assert sum(json.loads((tmp_path / "run" / "left_out.json").read_text())["left_out"].values()) == 2
+
+
+def test_settings_from_yaml_and_over_it(models, speech, tmp_path):  # noqa: F811
+    settings = {"student": models["student"], "teacher": models["teacher"], "data": str(speech), "batch_size": 3,
+                "max_steps": 1, "learning_rate": 1e-3, "device": "cpu", "preset": "tlocal"}  # fmt: skip
+    text = yaml.safe_dump(settings).replace("0.001", "1e-3")
+    (tmp_path / "run.yaml").write_text(text)
+    options = ["--output", str(tmp_path / "run"), "--batch-size", "2"]
+    assert main(["distill", "--config", str(tmp_path / "run.yaml"), *options]) == 0
+    saved = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert saved == vars(DistillConfig(**{**settings, "batch_size": 2, "output": str(tmp_path / "run")}))
+    versions = json.loads((tmp_path / "run" / "versions.json").read_text())
+    assert versions["torch"] == torch.__version__ and versions["git"]
+    again = ["--config", str(tmp_path / "run" / "config.yaml"), "--output", str(tmp_path / "again")]
+    assert main(["distill", *again]) == 0
+    assert all(torch.equal(a, b) for a, b in zip(parameters(tmp_path / "run" / "student"),
+                                                 parameters(tmp_path / "again" / "student")))  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("batchsize: 3", "unknown setting 'batchsize'; did you mean 'batch_size'?"),
+        ("batch_size: three", "batch_size: expected int, got 'three'"),
+        ("resume: 1", "resume: expected bool, got 1"),
+        ("precision: int8", "precision: expected float32 or bfloat16 or float16, got 'int8'"),
+        ("- a list", "expected lines of the form 'name: value', got list"),
+        ("a: [", "cannot read"),
+    ],
+)
+def test_mistakes_in_a_settings_file(tmp_path, capsys, text, message):
+    (tmp_path / "run.yaml").write_text(text)
+    assert main(["distill", "--config", str(tmp_path / "run.yaml")]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_mistakes_on_the_command_line(tmp_path, capsys):
+    assert main(["distill", "--config", str(tmp_path / "nowhere.yaml")]) == 2
+    assert "cannot read" in capsys.readouterr().err
+    for arguments in (["distill", "--student", "x"], ["distil"], ["distill", "--batch-size", "many"]):
+        with pytest.raises(SystemExit) as stop:
+            main(arguments)
+        assert stop.value.code == 2
+
+
+def test_info(capsys):
+    assert main(["info"]) == 0
+    assert "reference" in capsys.readouterr().out
