@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -10,20 +11,25 @@ from torch.nn import functional
 
 from pad.batching import Collator, SpeechTextDataset, frame_mask
 from pad.models import FrameLayout
+from pad.objective import Objective
+from pad.significance import record_significance
 from pad.teacher import Teacher
-from pad_kernels import align
+from pad_kernels import align, select_spans
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """One utterance as the student hears it: frames [m, D]; centres of the frames in seconds [m]."""
+    """One utterance as the student hears it: frames [m, D]; their centres in seconds [m] and significance prior [m]."""
 
     frames: torch.Tensor
     centres: torch.Tensor
+    prior: torch.Tensor | None = None
 
 
 @torch.no_grad()
-def encode(student, collator: Collator, dataset: SpeechTextDataset, batch_size: int = 32) -> list[Encoded]:
+def encode(
+    student, collator: Collator, dataset: SpeechTextDataset, batch_size: int = 32, with_prior: bool = False
+) -> list[Encoded]:
     """Run the student over a dataset in evaluation mode; the results are on the CPU."""
     student.eval()
     layout, rate = FrameLayout.of(student.config), dataset.sampling_rate
@@ -36,10 +42,15 @@ def encode(student, collator: Collator, dataset: SpeechTextDataset, batch_size: 
         inputs = {
             name: batch[name].to(device) for name in ("input_values", "attention_mask") if name in batch
         }
-        frames = student(**inputs).last_hidden_state.float().cpu()
+        lengths = batch["frame_lengths"].to(device)
+        mask = frame_mask(lengths, int(layout.frames(torch.tensor(inputs["input_values"].shape[1]))))
+        with record_significance(student, mask) if with_prior else nullcontext() as record:
+            frames = student(**inputs).last_hidden_state.float().cpu()
+        priors = record.prior().cpu() if with_prior else None
         for row, number in enumerate(numbers):
-            length = int(batch["frame_lengths"][row])
-            encoded[number] = Encoded(frames[row, :length].clone(), layout.centres(length) / rate)
+            length = int(lengths[row])
+            prior = None if priors is None else priors[row, :length].clone()
+            encoded[number] = Encoded(frames[row, :length].clone(), layout.centres(length) / rate, prior)
     return encoded
 
 
@@ -77,6 +88,44 @@ def word_hit_rate(encoded: Sequence[Encoded], words: Sequence, embeddings: Seque
                 continue
             hits += float(inside[unit])
             chance += float(inside.double().mean())
+            count += 1
+    return {"hit_rate": hits / max(count, 1), "chance": chance / max(count, 1), "words": count}
+
+
+@torch.no_grad()
+def unit_hit_rate(
+    encoded: Sequence[Encoded], words: Sequence, embeddings: Sequence[torch.Tensor], objective: Objective
+) -> dict:
+    """How often the unit that an objective aligns with a word (a frame or a span) overlaps the word's true time.
+
+    Arguments as for `word_hit_rate`; the priors are those recorded, where the objective uses them.
+    Gives {"hit_rate", "chance", "words"}: chance is that of a unit drawn at random.
+    """
+    hits, chance, count = 0.0, 0.0, 0
+    for utterance, spoken, text in zip(encoded, words, embeddings):
+        frames = len(utterance.frames)
+        prior = utterance.prior[None] if objective.speech_prior else None
+        spans = None
+        start = torch.arange(frames)
+        end = start + 1
+        if objective.level == "span":
+            spans = select_spans(
+                prior, torch.ones(1, frames, dtype=torch.bool), torch.tensor([len(text)]),
+                scales=objective.scales, anchors=objective.anchors,
+            )  # fmt: skip
+            start, end = spans.start[0].long(), spans.end[0].long()
+        best = align(
+            utterance.frames[None], text[None], spans, speech_prior=prior, temperature=objective.temperature
+        ).unit[0]
+        half = float(utterance.centres[1] - utterance.centres[0]) / 2 if frames > 1 else 0.0
+        there = end > start
+        first, last = (utterance.centres[place.clamp(0, frames - 1)] for place in (start, end - 1))
+        for word, unit in zip(spoken, best.tolist()):
+            overlaps = there & (first - half < word.end) & (last + half > word.start)
+            if not word.known or unit < 0 or not overlaps.any():
+                continue
+            hits += float(overlaps[unit])
+            chance += float(overlaps[there].double().mean())
             count += 1
     return {"hit_rate": hits / max(count, 1), "chance": chance / max(count, 1), "words": count}
 

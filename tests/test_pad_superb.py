@@ -1,6 +1,7 @@
 """Evaluation as in SUPERB on miniatures of the three corpora, where a tone stands for what is said."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,14 @@ from pad.superb.heads import SlotHead, UtteranceHead, spec_augment  # noqa: E402
 from pad.superb.run import evaluate, table  # noqa: E402
 from pad.superb.slots import Vocabulary, edit_distance, slot_type_f1, slot_value_cer, slots_of  # noqa: E402
 from pad.superb.snips import snips, spell_with_tags  # noqa: E402
-from pad.superb.tasks import Split, Task  # noqa: E402
+from pad.superb.tasks import (  # noqa: E402
+    PUBLISHED_EVAL_EVERY,
+    PUBLISHED_STEPS,
+    Sentences,
+    Split,
+    Task,
+    slot_task,
+)
 from pad.superb.training import Schedule, train  # noqa: E402
 
 TONES = {0: 300.0, 1: 700.0, 2: 1500.0, 3: 3100.0}
@@ -133,7 +141,7 @@ def waves(*seconds: float) -> list[np.ndarray]:
 def config_of(models, output, **options) -> EvaluateConfig:
     defaults = {
         "max_steps": 20, "eval_every": 5, "save_every": 4, "batch_size": 3, "slot_width": 16,
-        "device": "cpu", "lr_sweep": (1e-2,), "without_spec_augment": True,
+        "device": "cpu", "lr_sweep": (1e-2,), "spec_augment": False,
     }  # fmt: skip
     return EvaluateConfig(student=models["group"], output=str(output), **{**defaults, **options})
 
@@ -411,12 +419,40 @@ def test_best_weights_on_dev_are_tested(tmp_path):
         "goodness",
         *(Split(values, [1.0] * 4) for _ in range(3)),
         build=Counter,
-        loss=lambda head, items: head.weight,
-        answers=lambda head, items: [head.weight.item()],
-        scores=lambda answers: {"goodness": -abs(answers[0] + 4.4), "weight": answers[0]},
+        loss=lambda head, items: 1000 * head.weight,
+        answers=lambda head, items: [head.weight.item(), head.weight.grad.item()],
+        scores=lambda answers: {
+            "goodness": -abs(answers[0] + 4.4),
+            "weight": answers[0],
+            "gradient": answers[1],
+        },
     )
     trial = train(task, Schedule(10, 2, 100, 4, 1.0, 0), 1.0, tmp_path, "", torch.device("cpu"))
     assert trial["best_step"] == 4 and trial["test"]["weight"] == pytest.approx(-4, abs=1e-3)
+    assert [entry["step"] for entry in trial["history"]] == [2, 4, 6, 8, 10]
+    assert trial["dev"]["gradient"] == pytest.approx(1.0)
+
+
+def test_published_settings():
+    assert PUBLISHED_STEPS == {"ic": 200_000, "er": 30_000, "sf": 200_000}
+    assert PUBLISHED_EVAL_EVERY == {"ic": 4000, "er": 1000, "sf": 2000}
+    config = EvaluateConfig(student="", output="", ic="")
+    config.check()
+    assert (config.lr_sweep, config.batch_size, config.max_grad_norm) == ((1e-4,), 32, 1.0)
+    with torch.device("meta"):
+        intents, slots = UtteranceHead(13, 768, (6, 14, 4)), SlotHead(13, 768, 100, config.slot_width)
+    assert intents.projection.out_features == 256 and slots.projection.out_features == 1024
+    layers = slots.recurrent
+    assert (layers.num_layers, layers.hidden_size, layers.bidirectional) == (2, 1024, True)
+
+
+def test_sentence_longer_than_its_audio_costs_nothing(models, corpora):
+    encoder = Encoder(models["group"], "student")
+    splits, slots = snips(Path(corpora["sf"]))
+    examples = [replace(splits.train[0], label=("A",) * 500)]
+    split = Split(Sentences(examples, encoder.sampling_rate), [1.0])
+    task = slot_task(encoder, [split] * 3, slots, hidden=8, spec_augment=False)
+    assert task.loss(task.build(), [split.items[0]]).item() == 0.0
 
 
 def test_heads_learn_what_is_audible(models, corpora, tmp_path):
@@ -428,7 +464,7 @@ def test_heads_learn_what_is_audible(models, corpora, tmp_path):
     assert len(folds) == 5 and emotion["metrics"]["accuracy"] == pytest.approx(sum(folds) / 5)
     assert emotion["metrics"]["accuracy"] > 0.9
 
-    options = {"max_steps": 150, "eval_every": 50, "slot_width": 48, "cache_features": True}
+    options = {"max_steps": 150, "eval_every": 150, "slot_width": 48, "cache_features": True}
     result = evaluate(config_of(models, tmp_path / "spelt", sf=corpora["sf"], **options))
     metrics = result["results"]["sf"]["student"]["metrics"]
     assert metrics["slot_type_f1"] == 1.0 and metrics["slot_value_cer"] < 0.2
@@ -451,7 +487,7 @@ def test_baseline_beside_student(models, corpora, tmp_path):
     accuracy = result["results"]["ic"]["baseline"]["metrics"]["accuracy"]
     assert lines[2].split()[1] == f"{100 * accuracy:.2f}"
     assert sorted(path.name for path in (tmp_path / "out").iterdir() if path.is_file()) == [
-        "results.json", "settings.json"
+        "results.json", "settings.yaml"
     ]  # fmt: skip
 
 
@@ -507,7 +543,7 @@ def stop_after(monkeypatch, steps: int) -> None:
 @pytest.mark.parametrize("task", ["ic", "er", "sf"])
 @pytest.mark.parametrize("stop", [11, 27])
 def test_resumed_run_gives_the_same_numbers(models, corpora, tmp_path, monkeypatch, task, stop):
-    options = {task: corpora[task], "max_steps": 10, "lr_sweep": (1e-3, 1e-2), "without_spec_augment": False}
+    options = {task: corpora[task], "max_steps": 10, "lr_sweep": (1e-3, 1e-2), "spec_augment": True}
     if task != "er":
         options["max_steps"] = 18
     whole = evaluate(config_of(models, tmp_path / "whole", **options))
@@ -526,11 +562,12 @@ def test_resumed_run_gives_the_same_numbers(models, corpora, tmp_path, monkeypat
     parts = evaluate(config_of(models, tmp_path / "parts", **options, resume=True))
     assert steps[0] == stop % options["max_steps"] // 4 * 4
     assert parts["results"] == whole["results"]
-    assert evaluate(config_of(models, tmp_path / "parts", **options, resume=True)) == parts
+    again = evaluate(config_of(models, tmp_path / "parts", **options, resume=True))
+    assert again["results"] == whole["results"]
 
 
 def test_workers_and_earlier_randomness_change_nothing(models, corpora, tmp_path):
-    options = {"sf": corpora["sf"], "max_steps": 4, "without_spec_augment": False}
+    options = {"sf": corpora["sf"], "max_steps": 4, "spec_augment": True}
     first = evaluate(config_of(models, tmp_path / "a", **options))
     torch.randn(7)
     second = evaluate(config_of(models, tmp_path / "b", **options, workers=1))
@@ -567,10 +604,31 @@ def test_audio_too_short_for_a_frame(models, corpora, tmp_path):
 
 def test_output_of_another_run(models, corpora, tmp_path):
     options = {"ic": corpora["ic"], "max_steps": 2}
-    with pytest.raises(UserError, match="resume: no settings.json in"):
+    with pytest.raises(UserError, match="resume: no settings.yaml in"):
         evaluate(config_of(models, tmp_path / "out", **options, resume=True))
     evaluate(config_of(models, tmp_path / "out", **options))
     with pytest.raises(UserError, match="not empty; choose another, or --resume"):
         evaluate(config_of(models, tmp_path / "out", **options))
     with pytest.raises(UserError, match="batch_size: the run in .* has 3, got 2"):
         evaluate(config_of(models, tmp_path / "out", **options, batch_size=2, resume=True))
+
+
+def test_command_line(models, corpora, tmp_path, capsys):
+    pytest.importorskip("tyro")
+    from pad.cli import main
+
+    arguments = [
+        "evaluate",
+        "--student",
+        models["group"],
+        "--output",
+        str(tmp_path / "out"),
+        "--device",
+        "cpu",
+    ]
+    assert main(arguments) == 2
+    assert "ic, er, sf: none is given" in capsys.readouterr().err
+    arguments += ["--ic", corpora["ic"], "--lr-sweep", "1e-3", "1e-2", "--max-steps", "2"]
+    assert main(arguments) == 0
+    assert "IC accuracy" in capsys.readouterr().out
+    assert main([*arguments, "--resume"]) == 0

@@ -92,7 +92,7 @@ class _Demo:
         collator = Collator(extractor, tokenizer, FrameLayout.of(student.config))
         judge = Judge(corpus, self.recordings, collator, teacher, goal)
         with self._stage("warming up", config.warm_up_steps) as bar:
-            warm_up_losses = self._warm_up(student, corpus, bar)
+            warm_up_losses = warm_up_on(student, corpus, config, bar.update)
         with self._stage("reading with the teacher"):
             teacher.centre([item.transcript for item in corpus.free["train"]], "cpu")
         students, losses = {"undistilled": student}, {}
@@ -120,44 +120,56 @@ class _Demo:
             "student": "student",
         }
 
-    def _warm_up(self, student, corpus: Corpus, bar) -> list[float]:
-        heard = corpus.free["train"][: self.config.warm_up_utterances]
-        waveforms = [read_audio(item.audio) for item in heard]
-        losses = []
-        for loss in warm_up(student, waveforms, self.config.warm_up_steps, self.config.seed):
-            losses.append(loss)
-            bar.update()
-        return losses
-
     def _distill(self, student, name: str, corpus: Corpus, collator, teacher, goal) -> list[float]:
-        config, spoken = self.config, corpus.free["train"]
-        transcripts = [item.transcript for item in spoken]
+        transcripts = [item.transcript for item in corpus.free["train"]]
         if name == "shuffled":
-            random.Random(config.seed).shuffle(transcripts)
-        settings = DistillConfig(
-            student="", teacher="", data="", output="",
-            max_steps=config.steps,
-            batch_size=config.batch_size,
-            learning_rate=config.learning_rate,
-            warmup_steps=config.learning_rate_warm_up,
-            save_every=config.steps + 1,
-            device="cpu",
-            seed=config.seed,
+            random.Random(self.config.seed).shuffle(transcripts)
+        return distil_on(
+            student, corpus.free["train"], transcripts, collator, teacher, goal, self.config, self.scratch / name,
+            f"distilling ({name})",
         )  # fmt: skip
-        arguments = training_arguments(settings, str(self.scratch / name))
-        arguments.save_strategy = "no"
-        trainer = DistillationTrainer(
-            model=student,
-            args=arguments,
-            data_collator=collator,
-            train_dataset=SpeechTextDataset(spoken, SAMPLING_RATE, transcripts),
-            teacher=teacher,
-            objective=goal,
-            lengths=[item.duration for item in spoken],
-        )
-        show_progress(trainer, f"distilling ({name})")
-        trainer.train()
-        return [float(loss) for loss in trainer.step_losses]
+
+
+def warm_up_on(student, corpus: Corpus, config: DemoConfig, progress) -> list[float]:
+    """Warm a student up on the sound of a corpus; progress is called after every step, the losses are given."""
+    heard = corpus.free["train"][: config.warm_up_utterances]
+    waveforms = [read_audio(item.audio) for item in heard]
+    losses = []
+    for loss in warm_up(student, waveforms, config.warm_up_steps, config.seed):
+        losses.append(loss)
+        progress()
+    return losses
+
+
+def distil_on(
+    student, spoken: list, transcripts: list[str], collator, teacher, goal, config: DemoConfig, scratch: Path,
+    title: str,
+) -> list[float]:  # fmt: skip
+    """Distill into a student in place, by `pad distill`'s trainer; gives the loss of each step."""
+    settings = DistillConfig(
+        student="", teacher="", data="", output="",
+        max_steps=config.steps,
+        batch_size=config.batch_size,
+        learning_rate=config.learning_rate,
+        warmup_steps=config.learning_rate_warm_up,
+        save_every=config.steps + 1,
+        device="cpu",
+        seed=config.seed,
+    )  # fmt: skip
+    arguments = training_arguments(settings, str(scratch))
+    arguments.save_strategy = "no"
+    trainer = DistillationTrainer(
+        model=student,
+        args=arguments,
+        data_collator=collator,
+        train_dataset=SpeechTextDataset(spoken, SAMPLING_RATE, transcripts),
+        teacher=teacher,
+        objective=goal,
+        lengths=[item.duration for item in spoken],
+    )
+    show_progress(trainer, title)
+    trainer.train()
+    return [float(loss) for loss in trainer.step_losses]
 
 
 def teacher_folder() -> str:
