@@ -13,7 +13,7 @@ from pad.demo.config import DemoCommand
 from pad.errors import Stopped, UserError
 from pad.looking.config import AlignConfig
 from pad.settings import Settings, read_settings, required
-from pad.superb.config import EvaluateConfig
+from pad.superb.config import TASKS, EvaluateConfig
 
 
 @dataclass
@@ -39,6 +39,8 @@ def _parse(arguments: list[str]) -> tuple[str, Settings]:
     if arguments and arguments[0] in COMMANDS:
         command, arguments = arguments[0], list(arguments)
         kind = COMMANDS[command]
+        if command == "evaluate":
+            _name_task(arguments)
         path = _take_config(arguments)
         if path is not None:
             values = read_settings(kind, path)
@@ -59,6 +61,15 @@ def _parse(arguments: list[str]) -> tuple[str, Settings]:
         args=arguments,
     )
     return next(name for name, kind in COMMANDS.items() if type(found) is kind), found
+
+
+def _name_task(arguments: list[str]) -> None:
+    """`evaluate ic --data FOLDER` says the same as `evaluate --ic FOLDER`."""
+    if len(arguments) > 1 and arguments[1] in TASKS:
+        task = arguments.pop(1)
+        for place, argument in enumerate(arguments):
+            if argument.partition("=")[0] == "--data":
+                arguments[place] = f"--{task}" + argument[len("--data") :]
 
 
 def _take_config(arguments: list[str]) -> str | None:

@@ -632,3 +632,13 @@ def test_command_line(models, corpora, tmp_path, capsys):
     assert main(arguments) == 0
     assert "IC accuracy" in capsys.readouterr().out
     assert main([*arguments, "--resume"]) == 0
+
+
+def test_one_task_by_its_name():
+    """`pad evaluate ic --data FOLDER` says the same as `pad evaluate --ic FOLDER`."""
+    from pad import cli
+
+    common = ["--student", "s", "--output", "o"]
+    wanted = cli._parse(["evaluate", "--ic", "corpus", *common])
+    assert cli._parse(["evaluate", "ic", "--data", "corpus", *common]) == wanted
+    assert cli._parse(["evaluate", "ic", "--data=corpus", *common]) == wanted

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
-import transformers
 
 from pad.errors import UserError
+from pad.settings import read_settings
 from pad.superb import corpora
 from pad.superb.config import EvaluateConfig
 from pad.superb.encoder import Encoder
@@ -28,8 +27,9 @@ from pad.superb.tasks import (
     utterance_task,
 )
 from pad.superb.training import Schedule, train
+from pad.versions import versions
 
-_FREE_ON_RESUME = ("device", "workers", "save_every")
+_FREE_ON_RESUME = ("device", "workers", "save_every", "resume")
 _COLUMNS = (
     ("ic", "accuracy", "IC accuracy %"),
     ("er", "accuracy", "ER accuracy %"),
@@ -76,17 +76,17 @@ def evaluate(config: EvaluateConfig) -> dict:
     """
     config.check()
     output = Path(config.output)
-    settings = {**asdict(config), "lr_sweep": list(config.lr_sweep)}
-    del settings["resume"]
-    _check_output(output, settings, config.resume)
+    _check_output(output, config)
     device = torch.device("cuda" if config.device == "auto" and torch.cuda.is_available() else "cpu")
     names = {"student": config.student, "baseline": config.baseline}
     encoders = {role: Encoder(name, role, device) for role, name in names.items() if name is not None}
     shortest = max(encoder.shortest for encoder in encoders.values())
     corpora_read = [_Corpus(task, config, shortest) for task in config.tasks]
 
-    save_json(settings, output / "settings.json")
-    result: dict = {"settings": settings, "versions": _versions(), "results": {}}
+    output.mkdir(parents=True, exist_ok=True)
+    config.save(output / "settings.yaml")
+    settings = {**asdict(config), "lr_sweep": list(config.lr_sweep)}
+    result: dict = {"settings": settings, "versions": versions("soundfile", "soxr"), "results": {}}
     for corpus in corpora_read:
         of_task = result["results"].setdefault(corpus.task, {})
         for role, encoder in encoders.items():
@@ -95,32 +95,24 @@ def evaluate(config: EvaluateConfig) -> dict:
     return result
 
 
-def _check_output(output: Path, settings: dict, resume: bool) -> None:
+def _check_output(output: Path, config: EvaluateConfig) -> None:
     if output.exists() and not output.is_dir():
         raise UserError(f"output: {output} is a file, expected a folder")
-    if not resume:
+    if not config.resume:
         if output.exists() and any(output.iterdir()):
             raise UserError(
                 f"output: the folder {output} is not empty; choose another, or --resume to go on there"
             )
         return
-    if not (output / "settings.json").is_file():
-        raise UserError(f"resume: no settings.json in {output}; expected a run that was stopped")
-    before = load_json(output / "settings.json")
-    for name, value in settings.items():
+    if not (output / "settings.yaml").is_file():
+        raise UserError(f"resume: no settings.yaml in {output}; expected a run that was stopped")
+    before = read_settings(EvaluateConfig, output / "settings.yaml")
+    for name, value in asdict(config).items():
         if name not in _FREE_ON_RESUME and before.get(name) != value:
             raise UserError(
                 f"{name}: the run in {output} has {before.get(name)!r}, got {value!r}; expected the same, to "
                 "resume"
             )
-
-
-def _versions() -> dict[str, str]:
-    try:
-        own = importlib.metadata.version("pad-kernels")
-    except importlib.metadata.PackageNotFoundError:
-        own = "not installed"
-    return {"torch": torch.__version__, "transformers": transformers.__version__, "pad-kernels": own}
 
 
 def _tasks(corpus: _Corpus, encoder: Encoder, config: EvaluateConfig, features: Path) -> list[Task]:
@@ -135,7 +127,7 @@ def _tasks(corpus: _Corpus, encoder: Encoder, config: EvaluateConfig, features: 
             if config.cache_features:
                 states = all_states(encoder, examples, seconds, title, **reading)
             splits.append(Split(Sentences(examples, encoder.sampling_rate, states), seconds))
-        return [slot_task(encoder, splits, corpus.slots, config.slot_width, not config.without_spec_augment)]
+        return [slot_task(encoder, splits, corpus.slots, config.slot_width, config.spec_augment)]
     seconds = corpus.seconds_of(corpus.examples)
     rows = means(encoder, corpus.examples, seconds, features, title, **reading)
     places = {example: place for place, example in enumerate(corpus.examples)}

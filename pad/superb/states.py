@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from pad.errors import UserError
-
-
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    write(partial)
-    os.replace(partial, path)
+from pad.settings import write_whole
 
 
 def save_state(state: dict, path: Path) -> None:
     """Write tensors, numbers and strings to a new file, then give it its name."""
-    _replace(path, lambda partial: torch.save(state, partial))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    torch.save(state, partial)
+    partial.replace(path)
 
 
 def load_state(path: Path, device: torch.device | str = "cpu") -> dict:
@@ -34,8 +29,8 @@ def load_state(path: Path, device: torch.device | str = "cpu") -> dict:
 
 def save_json(record, path: Path) -> None:
     """Write JSON to a new file, then give it its name."""
-    text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
-    _replace(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
 
 
 def load_json(path: Path):
