@@ -26,6 +26,8 @@ class DistillConfig(Settings):
     """objective: pad-glob, pad-tlocal, pad-slocal, ... (docs/training.md lists all)"""
     temperature: float | None = None
     """of the soft alignment; 0 is the hard one; None: the preset's"""
+    prior_layers: tuple[int, ...] = ()
+    """layers of the student, from 0, whose attention makes the speech prior; none named: all, as in the paper"""
     teacher_layer: int = -1
     """hidden state of the teacher that gives the token embeddings, -1 the last"""
     center_teacher: bool = False
@@ -94,6 +96,7 @@ class DistillConfig(Settings):
             self.expect(name, getattr(self, name) > 0, "a positive number")
         self.expect("epochs", self.max_steps > 0 or self.epochs > 0, "a positive number, or max_steps")
         self.expect("temperature", self.temperature is None or self.temperature >= 0, "0 or more")
+        self.expect("prior_layers", all(layer >= 0 for layer in self.prior_layers), "numbers of layers, from 0")
         self.expect("precision", self.precision in ("float32", "bfloat16", "float16"), "float32, bfloat16 or float16")
         self.expect("device", self.device in ("auto", "cpu"), "auto or cpu")
         self.expect("on_error", self.on_error in ("raise", "skip"), "raise or skip")

@@ -32,11 +32,13 @@ def distill(config: DistillConfig) -> Path:
     Stopped after a signal.
     """
     config.check()
-    goal = objective(config.preset, config.temperature)
+    goal = objective(config.preset, config.temperature, config.prior_layers)
     output = Path(config.output)
     checkpoint = check_output(output, config.resume)
     set_seed(config.seed)
     student, extractor = load_student(config.student)
+    depth = student.config.num_hidden_layers
+    config.expect("prior_layers", all(layer < depth for layer in config.prior_layers), f"layers below {depth}")
     teacher_model, tokenizer = load_teacher(config.teacher)
     if not config.linear_map:
         check_widths(student, teacher_model)

@@ -18,6 +18,7 @@ class Objective:
     text_prior: bool = True
     scales: tuple[float, ...] = (0.5, 1.0, 2.0)
     anchors: str = "topk"
+    prior_layers: tuple[int, ...] | None = None  # of the student, for the speech prior; None: all, as in the paper
 
     def __call__(self, speech, text, speech_mask, text_mask, speech_prior=None, text_prior=None):
         """Loss (scalar) of speech [B, M, D] and text [B, N, D]; masks bool, priors [B, M], [B, N] or None."""
@@ -60,9 +61,12 @@ PRESETS: dict[str, Objective] = {
 }
 
 
-def objective(preset: str, temperature: float | None = None) -> Objective:
-    """The objective of a preset, at another temperature if given; raises UserError for an unknown name."""
+def objective(preset: str, temperature: float | None = None, prior_layers: tuple[int, ...] = ()) -> Objective:
+    """The objective of a preset, at another temperature or with a prior of fewer layers if given.
+
+    Raises UserError for an unknown name.
+    """
     if preset not in PRESETS:
         raise UserError(f"preset: {preset!r} is unknown; expected one of {', '.join(PRESETS)}")
-    chosen = PRESETS[preset]
+    chosen = replace(PRESETS[preset], prior_layers=tuple(prior_layers) or None)
     return chosen if temperature is None else replace(chosen, temperature=temperature)

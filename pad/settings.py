@@ -27,7 +27,8 @@ class Settings:
 
     def save(self, path: Path) -> None:
         """Write the settings as YAML, for `--config`."""
-        write_whole(path, yaml.safe_dump(asdict(self), sort_keys=False, allow_unicode=True))
+        values = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        write_whole(path, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
 
 
 def write_whole(path: Path, text: str) -> None:

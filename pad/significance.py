@@ -10,7 +10,7 @@ prior by the fused column sums of `pad_kernels.significance` on the same query a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
@@ -33,20 +33,25 @@ _records: dict[int, Record] = {}  # by the id of a model's config, which its att
 class Record:
     """What the layers of one forward pass gave; a later pass in the same context replaces it."""
 
-    def __init__(self, mask: Tensor | None):
+    def __init__(self, mask: Tensor | None, layers: Collection[int] | None = None):
         self.mask = None if mask is None else mask.bool()
+        self.layers = layers
+        self._seen = 0
         self._layers: list[Callable[[Tensor | None], Tensor]] = []
         self._priors: list[Tensor] = []
 
     def clear(self) -> None:
         """Forget the layers recorded so far."""
-        self._layers, self._priors = [], []
+        self._layers, self._priors, self._seen = [], [], 0
 
     @torch.no_grad()
     def add(self, layer: Callable[[Tensor | None], Tensor]) -> None:
         """Record a layer, a function from the mask to its prior: called at once if the mask is known."""
         if torch._C._current_graph_task_id() != -1:
             return  # gradient checkpointing runs the layer again
+        self._seen += 1
+        if self.layers is not None and self._seen - 1 not in self.layers:
+            return
         if self.mask is None:
             self._layers.append(layer)
         else:
@@ -72,7 +77,9 @@ class Record:
 
 
 @contextmanager
-def record_significance(model: nn.Module, mask: Tensor | None = None) -> Iterator[Record]:
+def record_significance(
+    model: nn.Module, mask: Tensor | None = None, *, layers: Collection[int] | None = None
+) -> Iterator[Record]:
     """Record how much attention each position receives while `model` runs in this context.
 
     model: an encoder of transformers whose layers attend through its attention interface (Wav2Vec2, HuBERT,
@@ -81,13 +88,14 @@ def record_significance(model: nn.Module, mask: Tensor | None = None) -> Iterato
     mask: [B, T] bool or 0/1, the positions (frames of speech, not samples; tokens without special tokens) that
     count. Given here, a layer leaves only its column sums behind; given to `Record.prior` later, its query and
     key are kept until then.
+    layers: which layers to average, counted from 0 in the order in which they run; None: all, as in the paper.
     The prior is a constant for the gradient. Raises ValueError for a model that it cannot record.
     Source: PAD, section on the attention-based significance prior; docs/kernels.md.
     """
     encoders = {id(module.config): module for module in model.modules() if isinstance(module, PreTrainedModel)}
     if not encoders:
         raise ValueError(f"model: expected a transformers model, got {type(model).__name__} with none inside")
-    record = Record(mask)
+    record = Record(mask, layers)
     with ExitStack() as stack:
         hook = model.register_forward_pre_hook(lambda *_: record.clear())
         stack.callback(hook.remove)

@@ -80,7 +80,10 @@ def batch_loss(model, batch, teacher: Teacher, objective: Objective):
     samples = torch.tensor(batch["input_values"].shape[1])
     real_frames = frame_mask(batch["frame_lengths"], int(FrameLayout.of(plain.config).frames(samples)))
     text, text_prior = teacher(batch["text_ids"], batch["text_attention_mask"], batch["text_mask"])
-    with record_significance(model, real_frames) if objective.speech_prior else nullcontext() as record:
+    recording = nullcontext()
+    if objective.speech_prior:
+        recording = record_significance(model, real_frames, layers=objective.prior_layers)
+    with recording as record:
         if isinstance(plain, StudentWithMap):
             outputs, text = model(text, **inputs)
         else:

@@ -74,3 +74,12 @@ def test_alignment(native, level, temperature):
 def test_significance(native):
     """Both attention maps of both utterances would take 256 MB."""
     assert megabytes(SIGNIFICANCE) < 2
+
+
+TEN_MINUTES = SIGNIFICANCE.replace("2, 1, 2, 4096, 16", "2, 1, 1, 30000, 64")
+
+
+@pytest.mark.slow
+def test_significance_of_ten_minutes(native):
+    """30,000 frames: an attention map would take 3,600 MB; each of two threads may pack the keys of a head."""
+    assert megabytes(TEN_MINUTES) < 2 * 30000 * 64 * 4 / 2**20 + 3

@@ -161,6 +161,19 @@ def test_dropped_layers_are_left_out():
     assert len(counts) > 1
 
 
+def test_some_layers():
+    values, _, frames = speech_batch()
+    model = speech_model()
+    with torch.no_grad(), record_significance(model, frames, layers=(0, 2)) as record:
+        model(values)
+        model(values)
+    model.config._attn_implementation = "eager"
+    with torch.no_grad():
+        maps = model(values, output_attentions=True).attentions
+    expected = significance_from_attentions([maps[0], maps[2]], frames)
+    assert torch.allclose(record.prior(), expected, rtol=1e-5, atol=1e-7)
+
+
 def test_a_second_pass_replaces_the_first():
     model = speech_model()
     values, _, frames = speech_batch()
