@@ -24,7 +24,7 @@ from pad.demo.corpus import SAMPLING_RATE
 from pad.demo.judge import Judge, build_corpus
 from pad.demo.run import distil_on, teacher_folder, warm_up_on
 from pad.demo.student import new_student
-from pad.evaluation import encode, mean_frames, unit_hit_rate
+from pad.evaluation import encode, mean_states, unit_hit_rate
 from pad.models import FrameLayout, load_teacher, width
 from pad.objective import PRESETS, objective
 from pad.teacher import Teacher
@@ -71,7 +71,7 @@ class Seed:
         heard = encode(student, self.collator, SpeechTextDataset(free, SAMPLING_RATE), with_prior=True)
         spoken = {split: judge.encode(student, self.corpus.commands[split]) for split in ("train", "dev", "test")}
         words, embeddings = [item.words for item in free], [judge.words_of(item.transcript) for item in free]
-        probe = judge.probe({split: mean_frames(frames) for split, frames in spoken.items()})
+        probe = judge.probe({split: mean_states(frames) for split, frames in spoken.items()})
         return {
             "seed": self.config.seed,
             "preset": preset,

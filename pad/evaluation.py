@@ -19,10 +19,15 @@ from pad_kernels import align, select_spans
 
 @dataclass(frozen=True)
 class Encoded:
-    """One utterance as the student hears it: frames [m, D]; their centres in seconds [m] and significance prior [m]."""
+    """One utterance as the student hears it.
+
+    frames: [m, D], the last hidden state; centres: of the frames in seconds [m]; means: [layers + 1, D], the mean
+    frame of each hidden state; prior: significance of the frames [m].
+    """
 
     frames: torch.Tensor
     centres: torch.Tensor
+    means: torch.Tensor
     prior: torch.Tensor | None = None
 
 
@@ -45,12 +50,15 @@ def encode(
         lengths = batch["frame_lengths"].to(device)
         mask = frame_mask(lengths, int(layout.frames(torch.tensor(inputs["input_values"].shape[1]))))
         with record_significance(student, mask) if with_prior else nullcontext() as record:
-            frames = student(**inputs).last_hidden_state.float().cpu()
+            outputs = student(**inputs, output_hidden_states=True)
+        frames = outputs.last_hidden_state.float().cpu()
+        share = mask / mask.sum(dim=1, keepdim=True)
+        means = torch.einsum("lbmd,bm->bld", torch.stack(outputs.hidden_states).float(), share).cpu()
         priors = record.prior().cpu() if with_prior else None
         for row, number in enumerate(numbers):
             length = int(lengths[row])
             prior = None if priors is None else priors[row, :length].clone()
-            encoded[number] = Encoded(frames[row, :length].clone(), layout.centres(length) / rate, prior)
+            encoded[number] = Encoded(frames[row, :length].clone(), layout.centres(length) / rate, means[row], prior)
     return encoded
 
 
@@ -130,12 +138,12 @@ def unit_hit_rate(
     return {"hit_rate": hits / max(count, 1), "chance": chance / max(count, 1), "words": count}
 
 
-def mean_frames(encoded: Sequence[Encoded]) -> torch.Tensor:
-    """[utterances, D]: the mean of each utterance's frames."""
-    return torch.stack([utterance.frames.mean(dim=0) for utterance in encoded])
+def mean_states(encoded: Sequence[Encoded]) -> torch.Tensor:
+    """[utterances, (layers + 1) D]: the mean frame of every hidden state, as SUPERB's probes see all of them."""
+    return torch.stack([utterance.means.flatten() for utterance in encoded])
 
 
-PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1)
+PENALTIES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 
 
 def linear_probe(train, dev, test, penalties: Sequence[float] = PENALTIES) -> dict:

@@ -53,8 +53,8 @@ def test_hit_rate_of_a_student_that_knows_every_word():
     centres = torch.arange(10, dtype=torch.float64) / 10 + 0.05
     words = word_times("one two", {0: 0.0, 4: 0.5}, 1.0)
     embeddings = torch.eye(2)
-    knowing = Encoded(embeddings.repeat_interleave(5, dim=0), centres)
-    mistaken = Encoded(embeddings.flip(0).repeat_interleave(5, dim=0), centres)
+    knowing = Encoded(embeddings.repeat_interleave(5, dim=0), centres, means=embeddings)
+    mistaken = Encoded(embeddings.flip(0).repeat_interleave(5, dim=0), centres, means=embeddings)
     assert word_hit_rate([knowing], [words], [embeddings]) == {"hit_rate": 1.0, "chance": 0.5, "words": 2}
     assert word_hit_rate([mistaken], [words], [embeddings])["hit_rate"] == 0.0
 

@@ -32,11 +32,11 @@ class DemoConfig:
     seed: int = 0
     free_sentences: int = 6000  # what the student is distilled on
     held_out_sentences: int = 200  # per split, for the word hit rate
-    commands_per_intent: int = 60  # what the probe is trained on
+    commands_per_intent: int = 90  # what the probe is trained on
     held_out_per_intent: int = 20  # per split, for the probe
     warm_up_steps: int = 200
     warm_up_utterances: int = 1000
-    steps: int = 400
+    steps: int = 450
     batch_size: int = 32
     learning_rate: float = 1e-3
     learning_rate_warm_up: int = 50

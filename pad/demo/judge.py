@@ -12,7 +12,7 @@ from pad.batching import Collator, SpeechTextDataset
 from pad.demo.config import DemoConfig
 from pad.demo.corpus import SAMPLING_RATE, SpokenSentence, speak
 from pad.demo.sentences import INTENTS, commands, free_sentences
-from pad.evaluation import Encoded, encode, linear_probe, mean_frames, word_embeddings, word_hit_rate
+from pad.evaluation import Encoded, encode, linear_probe, mean_states, word_embeddings, word_hit_rate
 from pad.teacher import Teacher
 
 SPLITS = ("train", "dev", "test")
@@ -83,7 +83,7 @@ class Judge:
         if self.recordings:
             recordings = self.hits(self.encode(student, self.recordings), self.recordings)
         return Scores(
-            self.probe({name: mean_frames(frames) for name, frames in spoken.items()}, split),
+            self.probe({name: mean_states(frames) for name, frames in spoken.items()}, split),
             self.hits(heard, free),
             self.hits(spoken[split], self.corpus.commands[split]),
             recordings,
@@ -95,7 +95,7 @@ class Judge:
         return encode(student, self.collator, SpeechTextDataset(sentences, SAMPLING_RATE))
 
     def probe(self, features: dict[str, torch.Tensor], split: str = "test") -> dict:
-        """Intent accuracy of a linear classifier; features [utterances, D] of the commands by split."""
+        """Intent accuracy of a linear classifier; features [utterances, F] of the commands by split."""
         intents = list(INTENTS)
         labelled = {
             name: (values, torch.tensor([intents.index(item.intent) for item in self.corpus.commands[name]]))
