@@ -42,6 +42,8 @@ def distill(config: DistillConfig) -> Path:
     teacher_model, tokenizer = load_teacher(config.teacher)
     if not config.linear_map:
         check_widths(student, teacher_model)
+    config.expect("pictures_every", not config.pictures_every or goal.level != "global" and not config.linear_map,
+                  "0 for a global objective or with a linear map, which have no alignment to draw")  # fmt: skip
     if config.gradient_checkpointing:
         student.gradient_checkpointing_enable({"use_reentrant": False})
     layout = FrameLayout.of(student.config)
@@ -76,6 +78,8 @@ def distill(config: DistillConfig) -> Path:
         if config.center_teacher:
             teacher.centre(dataset.transcripts, trainer.args.device)
         show_progress(trainer, "distilling")
+        if config.pictures_every:
+            trainer.add_callback(_pictures(trainer, dataset, collator, teacher, goal, config.pictures_every, output))
         stop = StopOnSignal()
         trainer.add_callback(stop)
         if main:
@@ -100,6 +104,16 @@ def distill(config: DistillConfig) -> Path:
             print(report)
         report.save(output / "left_out.json")
     return folder
+
+
+def _pictures(trainer, dataset, collator, teacher, goal, every_steps: int, output: Path):
+    """Of the first utterance that can be read."""
+    from pad.looking.callback import AlignmentPictures
+
+    item = next(item for item in (dataset[number] for number in range(len(dataset))) if item is not None)
+    return AlignmentPictures(
+        trainer, collator, teacher, goal, item["samples"], item["transcript"], every_steps, output
+    )
 
 
 def _save(model, extractor, folder: Path, state: dict) -> None:

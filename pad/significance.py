@@ -106,9 +106,20 @@ def record_significance(
                         stack.callback(layer.register_forward_hook(_hook_of(record)).remove)
             else:
                 stack.enter_context(_attention_replaced(encoder))
-            _records[key] = record
-            stack.callback(_records.pop, key, None)
+            stack.enter_context(_recorded_in(key, record))
         yield record
+
+
+@contextmanager
+def _recorded_in(key: int, record: Record) -> Iterator[None]:
+    outer = _records.get(key)
+    _records[key] = record
+    try:
+        yield
+    finally:
+        del _records[key]
+        if outer is not None:
+            _records[key] = outer
 
 
 @contextmanager

@@ -27,3 +27,7 @@ class AlignConfig(Settings):
     """objective whose units and priors are drawn"""
     temperature: float | None = None
     """of the soft alignment; None: the preset's"""
+
+    def check(self) -> None:
+        """Raise UserError for a value that makes no sense, by its name."""
+        self.expect("temperature", self.temperature is None or self.temperature >= 0, "0 or more")
