@@ -51,3 +51,29 @@ def plot(content: dict, path: Path, *, size: str = "base", dtype: str = "float32
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
+
+
+def plot_step(content: dict, path: Path) -> None:
+    """Time and peak memory of a step by length of audio, per second of audio in the batch, a line for each variant."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    found = sorted(content["results"], key=lambda result: result["case"]["seconds"])
+    lengths = [result["case"]["seconds"] for result in found]
+    audio = [result["case"]["seconds"] * result["case"]["batch"] for result in found]
+    figure, panels = pyplot.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    for name in found[0]["variants"]:
+        rows = [result["variants"][name] for result in found]
+        panels[0].plot(lengths, [row["ms"]["p50"] / total for row, total in zip(rows, audio)], "o-", label=name)
+        if all(row["peak_bytes"] is not None for row in rows):
+            megabytes = [row["peak_bytes"] / 1e6 / total for row, total in zip(rows, audio)]
+            panels[1].plot(lengths, megabytes, "o-", label=name)
+    panels[0].set(xlabel="seconds of audio in an utterance", ylabel="ms for a second of audio", ylim=(0, None))
+    panels[1].set(xlabel="seconds of audio in an utterance", ylabel="peak MB for a second of audio", ylim=(0, None))
+    panels[0].legend(frameon=False)
+    machine = content["machine"]
+    figure.suptitle(f"distillation step, {machine.get('gpu') or machine['cpu']}", fontsize="medium")
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)

@@ -7,8 +7,9 @@ import re
 import statistics
 from pathlib import Path
 
-from benchmarks import results
-from benchmarks.tables import number
+from benchmarks import results, step_bench
+from benchmarks.plot import plot_step
+from benchmarks.tables import megabytes, number
 
 README = results.FOLDER.parent.parent / "README.md"
 NOT_MEASURED = "Not measured yet."
@@ -109,7 +110,59 @@ def demo(content: dict) -> str:
     )
 
 
-SECTIONS = {"align": (align, "align_cpu.json"), "significance": (significance, "significance_cpu.json"),
+def step(content: dict) -> str:
+    """The whole step: time, peak memory, and the share of PAD."""
+    rows = []
+    for result in content["results"]:
+        variants, parts = result["variants"], result.get("parts_ms")
+        ratios = [step_bench.relative(result, name, "plain") for name in ("eager", "ours")]
+        cells = [f"{variants[name]['ms']['p50'] / 1e3:.2f}" for name in step_bench.VARIANTS]
+        cells += ["wrong" if ratio is None else f"{ratio:.2f}x" for ratio in ratios]
+        cells += [megabytes(variants[name]["peak_bytes"]) for name in step_bench.VARIANTS]
+        share = "-" if parts is None else f"{100 * sum(parts.values()) / variants['ours']['ms']['p50']:.1f} %"
+        rows.append([result["label"], *cells, share])
+    header = ["audio", *(f"{name}, s" for name in step_bench.VARIANTS), "eager / plain", "ours / plain"]
+    header += [*(f"{name}, MB" for name in step_bench.VARIANTS), "of it PAD"]
+    first = content["results"][0]
+    return (
+        f"{_table(header, rows)}\n\nMedian of {first['variants']['ours']['ms']['rounds']} steps, "
+        f"{first['case']['precision']}; peak memory beyond models and optimizer; {_machine(content)}."
+    )
+
+
+def quality(content: dict) -> str:
+    """Each preset: intent probe and where its units lie, mean over seeds with the lowest and highest."""
+    by_preset: dict[str, list[dict]] = {}
+    for run in content["runs"]:
+        by_preset.setdefault(run["preset"], []).append(run)
+
+    def cell(values: list[float]) -> str:
+        return f"{statistics.mean(values):.3f} ({min(values):.3f}-{max(values):.3f})"
+
+    units = {"pad-slocal": "prior, pool", "no-prior": "no prior, pool", "no-span-pool": "prior, no pool"}
+    rows = []
+    for preset, runs in by_preset.items():
+        rows.append([
+            preset,
+            cell([run["probe_accuracy"] for run in runs]),
+            cell([run["frame_hits"]["hit_rate"] for run in runs]),
+            *(cell([run["unit_hits"][name]["hit_rate"] for run in runs]) for name in units),
+        ])  # fmt: skip
+    first = next(iter(by_preset.values()))
+    chances = [statistics.mean(run["unit_hits"][name]["chance"] for run in first) for name in units]
+    frames = statistics.mean(run["frame_hits"]["chance"] for run in first)
+    rows.append(["chance", f"{1 / 24:.3f}", f"{frames:.3f}", *(f"{chance:.3f}" for chance in chances)])
+    header = ["preset", "intent accuracy", "best frame in the word"]
+    header += [f"best span on the word: {which}" for which in units.values()]
+    seeds = sorted({run["seed"] for run in content["runs"]})
+    return (
+        f"{_table(header, rows)}\n\nMean over seeds {', '.join(map(str, seeds))} (lowest-highest), test split, "
+        f"{content['steps']} steps; {_machine(content)}."
+    )
+
+
+SECTIONS = {"step": (step, "step_cpu.json"), "quality": (quality, "quality.json"),
+            "align": (align, "align_cpu.json"), "significance": (significance, "significance_cpu.json"),
             "demo": (demo, "demo.json")}  # fmt: skip
 
 
@@ -128,4 +181,6 @@ def fill(text: str, folder: Path = results.FOLDER) -> str:
 
 
 if __name__ == "__main__":
+    if (results.FOLDER / "step_cpu.json").is_file():
+        plot_step(results.read_json(results.FOLDER / "step_cpu.json"), results.FOLDER / "step.png")
     README.write_text(fill(README.read_text(encoding="utf-8")), encoding="utf-8")
