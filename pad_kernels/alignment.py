@@ -92,6 +92,7 @@ def _no_second_gradient(ctx, *grads):
 
 torch.library.register_autograd("pad_kernels::alignment_forward", _gradients, setup_context=_save)
 torch.library.register_autograd("pad_kernels::alignment_backward", _no_second_gradient)
+checks.refuse_vmap("pad_kernels::alignment_forward", "pad_kernels::alignment_backward")
 
 
 def _checked(speech, text, spans, speech_mask, text_mask, speech_prior, temperature):

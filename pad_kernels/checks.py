@@ -168,3 +168,13 @@ def per_utterance(name: str, value, batch: int, device, dtype) -> Tensor:
     if not (whole or dtype.is_floating_point and isinstance(value, Real)) or not 0 <= value < math.inf:
         _wrong(name, value, f"a number of at least 0 or a tensor of shape ({batch},)")
     return torch.full((batch,), value, dtype=dtype, device=device)
+
+
+def refuse_vmap(*names: str) -> None:
+    """Ops that are batched already: torch.vmap over them is an error, not a slow loop."""
+    for name in names:
+
+        def refuse(info, in_dims, *arguments, name=name):
+            raise RuntimeError(f"{name} does not take torch.vmap: it is batched already, pass all utterances at once")
+
+        torch.library.register_vmap(name, refuse)

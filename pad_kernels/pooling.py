@@ -54,6 +54,7 @@ def _no_second_gradient(ctx, grad):
 
 torch.library.register_autograd("pad_kernels::pooling_forward", _gradient, setup_context=_save)
 torch.library.register_autograd("pad_kernels::pooling_backward", _no_second_gradient)
+checks.refuse_vmap("pad_kernels::pooling_forward", "pad_kernels::pooling_backward")
 
 
 def pool(values: Tensor, weights: Tensor, backend: str = "") -> Tensor:

@@ -28,6 +28,9 @@ def _significance_fake(query, key, mask, scale, lse, backend):
     return query.new_empty(shape, dtype=checks.accumulator(query.dtype))
 
 
+checks.refuse_vmap("pad_kernels::significance")
+
+
 def significance(
     query: Tensor,
     key: Tensor,

@@ -40,6 +40,9 @@ def _select_spans_fake(
     return start, torch.empty_like(start)
 
 
+checks.refuse_vmap("pad_kernels::select_spans")
+
+
 def select_spans(
     speech_prior: Tensor | None,
     speech_mask: Tensor | None,

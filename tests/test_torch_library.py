@@ -186,3 +186,12 @@ def test_checkpointing(backend):
 
 def test_pooling_of_a_constant_needs_no_gradient(backend):
     assert not pool(torch.randn(2, 3, 4), torch.rand(2, 3), backend).requires_grad
+
+
+@pytest.mark.parametrize("level", ["global", "token", "span"])
+def test_vmap_is_refused(level):
+    speech, text = torch.randn(2, 3, 9, 8), torch.randn(2, 3, 4, 8)
+    with pytest.raises(RuntimeError, match="does not take torch.vmap: it is batched already"):
+        torch.vmap(lambda one, other: pad_loss(one, other, level=level))(speech, text)
+    with pytest.raises(RuntimeError, match="pad_kernels::significance does not take torch.vmap"):
+        torch.vmap(significance)(torch.randn(2, 1, 1, 5, 4), torch.randn(2, 1, 1, 5, 4))
