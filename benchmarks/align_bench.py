@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 
 from benchmarks import bars, machine, memory, results, tables, timing, workloads
-from benchmarks.cases import DTYPES, SIZES, Case, make_inputs
+from benchmarks.cases import DTYPES, SIZES, SWEEP, Case, make_inputs
 from benchmarks.floor import work
 from benchmarks.plot import plot
 from benchmarks.providers import DEFAULT_PROVIDERS, PROVIDERS, make_provider, serves
@@ -51,6 +51,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         help="under a minute: base size, float32, token and span, forward+backward; torch.compile and "
         "memory of the others left out",
     )
+    parser.add_argument("--sweep", action="store_true", help="13 sizes around M=750 N=48 D=768, four utterances; "
+                        "torch.compile and memory left out; written to sweep_<device>.json")
     parser.add_argument(
         "--output",
         type=Path,
@@ -70,6 +72,10 @@ def choose_cases(options: argparse.Namespace) -> list[Case]:
         options.levels = tuple(level for level in options.levels if level != "global")
         options.providers = tuple(name for name in options.providers if name != "torch.compile")
         options.seconds = min(options.seconds, 4.0)
+    if options.sweep:
+        options.sizes = options.sizes or tuple(SWEEP)
+        options.providers = tuple(name for name in options.providers if name != "torch.compile")
+        options.seconds = min(options.seconds, 0.5)
     if options.sizes is None:
         options.sizes = ("base",) if options.device == "cpu" else ("gpu", "gpu-long", "gpu-many")
     cases = []
@@ -113,7 +119,8 @@ class AlignBench:
             "machine": description,
             "rates": self.rates,
             "results": self.results,
-            "bars": bars.evaluate(self.results, options.threads) if options.device == "cpu" else [],
+            "bars": [] if options.sweep or options.device != "cpu" else bars.evaluate(self.results, options.threads),
+            "sweep": bars.summarize(self.results) if options.sweep else [],
         }
 
     def measure(self, case: Case, errors: dict) -> None:
@@ -156,7 +163,7 @@ class AlignBench:
 
     def measure_memory(self, provider: str) -> None:
         """Peak bytes beyond the inputs, and beyond inputs and gradients, of all cases of a provider."""
-        if self.options.quick and provider != "ours":
+        if self.options.sweep or self.options.quick and provider != "ours":
             return
         found = [result for result in self.results if provider in result["providers"]]
         peaks = memory.peaks(
@@ -180,6 +187,8 @@ class AlignBench:
 def print_summary(console: Console, content: dict) -> None:
     """Tables, the measured rates, and the bars."""
     tables.print_results(console, content["results"])
+    if content["sweep"]:
+        tables.print_sweep(console, content["sweep"])
     console.print(
         tables.rates_text(content["rates"]) + "\nx eager: times faster than eager; "
         "x floor: times slower than memory traffic or arithmetic allow; "
@@ -208,7 +217,7 @@ def main(arguments: list[str] | None = None) -> int:
         )
     output = options.output
     if output is None and not options.quick:
-        output = results.FOLDER / f"align_{options.device}.json"
+        output = results.FOLDER / f"{'sweep' if options.sweep else 'align'}_{options.device}.json"
     if output is not None:
         results.write_json(output, content)
         console.print(f"written: {output}", soft_wrap=True)

@@ -1,5 +1,6 @@
 """The speeds set as goals at the base size, float32, two threads, and whether a run meets them."""
 
+import statistics
 from dataclasses import asdict, dataclass
 
 from .results import find, ratio
@@ -50,6 +51,24 @@ def evaluate(results: list[dict], threads: int) -> list[dict]:
             }
         )
     rows.append(_memory_bar(results, threads))
+    return rows
+
+
+def summarize(results: list[dict]) -> list[dict]:
+    """Over all sizes of a sweep: how many times faster ours is than each other provider, median and lowest."""
+    groups: dict[tuple[str, str], list[dict]] = {}
+    for result in results:
+        groups.setdefault((result["label"], result["case"]["dtype"]), []).append(result)
+    rows = []
+    for (label, dtype), members in groups.items():
+        for base in members[0]["providers"]:
+            found = {member["case"]["size"]: ratio(member, "ours", base) for member in members}
+            known = {size: value for size, value in found.items() if value is not None}
+            if base != "ours" and known:
+                lowest = min(known, key=known.get)
+                median = statistics.median(known.values())
+                rows.append({"label": label, "dtype": dtype, "base": base, "sizes": len(known), "median": median,
+                             "lowest": known[lowest], "at": lowest})  # fmt: skip
     return rows
 
 

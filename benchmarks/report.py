@@ -110,6 +110,18 @@ def demo(content: dict) -> str:
     )
 
 
+def sweep(content: dict) -> str:
+    """Speed over all sizes of the sweep, against eager and eager written well."""
+    header = ["loss", "dtype", "faster than", "median", "lowest", "at"]
+    rows = [
+        [row["label"], row["dtype"], row["base"], f"{row['median']:.1f}x", f"{row['lowest']:.2f}x", row["at"]]
+        for row in content["sweep"]
+        if "+backward" in row["label"] or row["lowest"] < 1
+    ]
+    count = max(row["sizes"] for row in content["sweep"])
+    return f"{_table(header, rows)}\n\n{count} sizes, four utterances each; {_machine(content)}."
+
+
 def step(content: dict) -> str:
     """The whole step: time, peak memory, and the share of PAD."""
     rows = []
@@ -161,7 +173,7 @@ def quality(content: dict) -> str:
     )
 
 
-SECTIONS = {"step": (step, "step_cpu.json"), "quality": (quality, "quality.json"),
+SECTIONS = {"sweep": (sweep, "sweep_cpu.json"), "step": (step, "step_cpu.json"), "quality": (quality, "quality.json"),
             "align": (align, "align_cpu.json"), "significance": (significance, "significance_cpu.json"),
             "demo": (demo, "demo.json")}  # fmt: skip
 

@@ -83,6 +83,16 @@ def rates_text(rates: dict[str, float | None]) -> str:
     )
 
 
+def print_sweep(console: Console, rows: list[dict]) -> None:
+    """How many times faster ours is, over all sizes."""
+    table = Table(title="over all sizes: times faster")
+    for column in ("", "dtype", "than", "median", "lowest", "at"):
+        table.add_column(column, justify="right" if column in ("median", "lowest") else "left")
+    for row in rows:
+        table.add_row(row["label"], row["dtype"], row["base"], number(row["median"]), number(row["lowest"]), row["at"])
+    console.print(table)
+
+
 def print_bars(console: Console, bars: list[dict]) -> None:
     """Bar, measured, met or not."""
     table = Table(title="bars")
