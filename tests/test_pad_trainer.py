@@ -208,3 +208,13 @@ def test_mistakes_on_the_command_line(tmp_path, capsys):
 def test_info(capsys):
     assert main(["info"]) == 0
     assert "reference" in capsys.readouterr().out
+
+
+def test_gradient_checkpointing(models, speech, whole, tmp_path):  # noqa: F811
+    """The same losses but for rounding, and a checkpoint that needs nothing of this package."""
+    assert run(models, speech, tmp_path / "run", *OPTIONS, "--gradient-checkpointing") == 0
+    assert losses(tmp_path / "run")[0] == pytest.approx(losses(whole)[0], rel=1e-4)
+    student = tmp_path / "run" / "student"
+    assert not any("pad" in path.read_text() and "significance" in path.read_text() for path in student.glob("*.json"))
+    code = "import sys; sys.modules['pad'] = None\nfrom transformers import AutoModel\nAutoModel.from_pretrained(sys.argv[1])"
+    subprocess.run([sys.executable, "-c", code, student], check=True)
