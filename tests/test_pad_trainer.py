@@ -216,5 +216,6 @@ def test_gradient_checkpointing(models, speech, whole, tmp_path):  # noqa: F811
     assert losses(tmp_path / "run")[0] == pytest.approx(losses(whole)[0], rel=1e-4)
     student = tmp_path / "run" / "student"
     assert not any("pad" in path.read_text() and "significance" in path.read_text() for path in student.glob("*.json"))
-    code = "import sys; sys.modules['pad'] = None\nfrom transformers import AutoModel\nAutoModel.from_pretrained(sys.argv[1])"
+    code = "import sys; sys.modules['pad'] = None; from transformers import AutoModel"
+    code += "; AutoModel.from_pretrained(sys.argv[1])"
     subprocess.run([sys.executable, "-c", code, student], check=True)
