@@ -1,6 +1,6 @@
 """Every preset against its baseline without priors and the student before distillation, on the demo's corpus.
 
-`python -m benchmarks.quality_bench [--seeds 0 1 2] [--presets ...] [--steps 150]`. Downstream: intent accuracy of a
+`python -m benchmarks.quality_bench [--seeds 0 1 2] [--presets ...] [--steps 100]`. Downstream: intent accuracy of a
 linear probe on the frozen student, on phrasings and voices it has not heard. Alignment: how often the unit that the
 preset aligns with a word (frame or span) overlaps the word's true time. What is done is kept in the output file, and
 a run that was interrupted goes on after it.
@@ -93,7 +93,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--presets", nargs="+", choices=list(PRESETS), default=DIFFERENT, help="default: all")
-    parser.add_argument("--steps", type=int, default=150, help="distillation steps of each run (default: 150)")
+    parser.add_argument("--steps", type=int, default=100, help="distillation steps of each run (default: 100)")
     parser.add_argument("--output", type=Path, default=results.FOLDER / "quality.json")
     arguments = parser.parse_args()
     logging.set_verbosity_error()
