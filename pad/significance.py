@@ -33,36 +33,46 @@ _records: dict[int, Record] = {}  # by the id of a model's config, which its att
 class Record:
     """What the layers of one forward pass gave; a later pass in the same context replaces it."""
 
-    def __init__(self, mask: Tensor | None, layers: Collection[int] | None = None):
+    def __init__(self, model: nn.Module, mask: Tensor | None, layers: Collection[int] | None = None):
         self.mask = None if mask is None else mask.bool()
         self.layers = layers
-        self._seen = 0
+        self._model = model
+        self._numbers: dict[int, int] = {}  # by the id of an attention module
+        self._trained = False
         self._layers: list[Callable[[Tensor | None], Tensor]] = []
         self._priors: list[Tensor] = []
 
     def clear(self) -> None:
         """Forget the layers recorded so far."""
-        self._layers, self._priors, self._seen = [], [], 0
+        self._layers, self._priors, self._trained = [], [], self._model.training
 
     @torch.no_grad()
-    def add(self, layer: Callable[[Tensor | None], Tensor]) -> None:
+    def add(self, attention: nn.Module, layer: Callable[[Tensor | None], Tensor]) -> None:
         """Record a layer, a function from the mask to its prior: called at once if the mask is known."""
         if torch._C._current_graph_task_id() != -1:
             return  # gradient checkpointing runs the layer again
-        self._seen += 1
-        if self.layers is not None and self._seen - 1 not in self.layers:
+        if self.layers is not None and self._number(attention) not in self.layers:
             return
         if self.mask is None:
             self._layers.append(layer)
         else:
             self._priors.append(layer(self.mask))
 
+    def _number(self, attention: nn.Module) -> int:
+        if id(attention) not in self._numbers:
+            alike = [module for module in self._model.modules() if type(module) is type(attention)]
+            self._numbers = {id(module): number for number, module in enumerate(alike)}
+            if any(number not in range(len(alike)) for number in self.layers):
+                raise ValueError(f"layers: expected numbers from 0 to {len(alike) - 1}, got {sorted(self.layers)}")
+        return self._numbers[id(attention)]
+
     @torch.no_grad()
     def prior(self, mask: Tensor | None = None) -> Tensor:
         """Prior [B, T] float32, the mean over the layers that ran; sums to 1 over the real positions.
 
         mask: [B, T] bool or 0/1, the positions that count as rows and as columns; None: that given to
-        `record_significance`, or all. Raises ValueError if no layer was recorded, or another mask was used.
+        `record_significance`, or all. Uniform where layerdrop left out every layer. Raises ValueError if no layer
+        was recorded, or another mask was used.
         """
         if self.mask is not None and mask is not None and mask is not self.mask:
             if mask.shape != self.mask.shape or not torch.equal(mask.bool(), self.mask):
@@ -71,6 +81,9 @@ class Record:
             mask = None if mask is None else mask.bool()
             self._priors = [layer(mask) for layer in self._layers]
             self._layers = []
+        if not self._priors and self._trained and (self.mask is not None or mask is not None):
+            real = (self.mask if mask is None else mask).float()
+            return real / real.sum(dim=1, keepdim=True).clamp(min=1)
         if not self._priors:
             raise ValueError("no attention layer was recorded: run the model in the context, then ask for the prior")
         return torch.stack(self._priors).mean(dim=0)
@@ -88,14 +101,15 @@ def record_significance(
     mask: [B, T] bool or 0/1, the positions (frames of speech, not samples; tokens without special tokens) that
     count. Given here, a layer leaves only its column sums behind; given to `Record.prior` later, its query and
     key are kept until then.
-    layers: which layers to average, counted from 0 in the order in which they run; None: all, as in the paper.
+    layers: which layers to average, counted from 0 in the order in which the model holds them; None: all, as in
+    the paper. Layers that layerdrop leaves out are left out of the mean.
     The prior is a constant for the gradient. Raises ValueError for a model that it cannot record.
     Source: PAD, section on the attention-based significance prior; docs/kernels.md.
     """
     encoders = {id(module.config): module for module in model.modules() if isinstance(module, PreTrainedModel)}
     if not encoders:
         raise ValueError(f"model: expected a transformers model, got {type(model).__name__} with none inside")
-    record = Record(mask, layers)
+    record = Record(model, mask, layers)
     with ExitStack() as stack:
         hook = model.register_forward_pre_hook(lambda *_: record.clear())
         stack.callback(hook.remove)
@@ -142,7 +156,7 @@ def _attention_replaced(model: PreTrainedModel) -> Iterator[None]:
 def _hook_of(record: Record):
     def hook(module, arguments, output):
         weights = output[1].detach()[:, :1]
-        record.add(lambda mask: significance_from_attentions([weights], mask))
+        record.add(module, lambda mask: significance_from_attentions([weights], mask))
 
     return hook
 
@@ -171,7 +185,7 @@ def _attention(module, query, key, value, attention_mask, dropout=0.0, scaling=N
             lse = _log_sum_exp(query, key, attention_mask, scale) if normalizer is None else normalizer
             return significance(query, key, mask, scale=scale, lse=lse)
 
-        record.add(layer)
+        record.add(module, layer)
     return output.transpose(1, 2).contiguous(), None
 
 

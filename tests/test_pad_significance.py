@@ -156,9 +156,43 @@ def test_dropped_layers_are_left_out():
         with record_significance(model, frames) as record:
             model(values)
         counts.add(len(record._priors))
-        if record._priors:
-            assert torch.allclose(record.prior().sum(1), torch.ones(3), atol=1e-5)
+        assert torch.allclose(record.prior().sum(1), torch.ones(3), atol=1e-5)
     assert len(counts) > 1
+
+
+def test_all_layers_dropped_give_a_uniform_prior():
+    values, _, frames = speech_batch()
+    model = speech_model(layerdrop=1.0).train()
+    for given, asked in ((frames, None), (None, frames)):
+        with record_significance(model, given) as record:
+            with pytest.raises(ValueError, match="no attention layer was recorded"):
+                record.prior(asked)
+            model(values)
+        assert torch.allclose(record.prior(asked), frames / frames.sum(1, keepdim=True))
+
+
+def test_layers_keep_their_numbers_when_others_are_dropped():
+    values, _, frames = speech_batch()
+    model = speech_model(layerdrop=0.5).train()
+    ran, runs = [], set()
+    for number, layer in enumerate(model.encoder.layers):
+        layer.attention.register_forward_hook(lambda *_, number=number: ran.append(number))
+    for seed in range(12):
+        torch.manual_seed(seed)
+        ran.clear()
+        with torch.no_grad(), record_significance(model, frames, layers=(1,)) as record:
+            model(values)
+        assert len(record._priors) == (1 in ran)
+        runs.add(tuple(ran))
+    assert {(1,), (1, 2)} & runs and {(2,), (0, 2)} & runs
+
+
+def test_layers_out_of_range():
+    values, _, frames = speech_batch()
+    model = speech_model()
+    with pytest.raises(ValueError, match=r"layers: expected numbers from 0 to 2, got \[0, 3\]"):
+        with torch.no_grad(), record_significance(model, frames, layers=(0, 3)):
+            model(values)
 
 
 def test_some_layers():
