@@ -176,7 +176,7 @@ PYBIND11_MODULE(_native, module) {
   module.def("pooling_backward", &pooling_backward);
   module.def("cuda_targets", &pad::cuda::targets, "What the CUDA kernels were compiled for; empty: not at all.");
   module.def("cuda_failure", &pad::cuda::failure, "Why the CUDA runtime cannot be used; empty if it can.");
-  module.def("instruction_set", &pad::instruction_set, "The instruction set in use: baseline, avx2 or avx512.");
+  module.def("instruction_set", &pad::instruction_set, "The instruction set in use: baseline, avx2, avx512 or avx512_bf16.");
   module.def("set_instruction_set", &pad::set_instruction_set,
              "Choose a lesser instruction set, for tests; False where it is not to be had.");
 }

@@ -22,6 +22,78 @@ struct Running {
   Buffer<Integer<S>> unit;
 };
 
+// The scores of tiles of units. bfloat16 frames are multiplied as they lie, in pairs, where the processor can.
+template <class T>
+class Scores {
+ public:
+  using S = Accumulator<T>;
+
+  Scores(const Utterance<T>& utterance, const Tokens<T>& tokens, Units<T>& units)
+      : units_(units),
+        tokens_(tokens),
+        in_pairs_(multiplies_pairs && std::is_same_v<T, bfloat16> && !utterance.start && utterance.width % 2 == 0),
+        panel_(in_pairs_ ? 0 : utterance.width * tokens.padded),
+        pairs_(in_pairs_ ? utterance.width / 2 * tokens.padded : 0),
+        frames_(in_pairs_ ? units.count : 0),
+        scores_(tile_units * tokens.padded) {
+    if (in_pairs_)
+      take_pairs(utterance);
+    else
+      tokens.write_panel(utterance, panel_.data());
+  }
+
+  // scores[r][j] = unit r . token j / |token j|, for units [first, first + n); their inverse norms with them.
+  const S* tile(int64_t first, int64_t n) {
+    if (in_pairs_)
+      multiply_pairs(first, n);
+    else
+      units_.score_tile(first, n, panel_.data(), tokens_.padded, scores_.data());
+    return scores_.data();
+  }
+
+ private:
+  // Tokens as they come, a few columns at a time: rounding their unit vectors would cost accuracy.
+  void take_pairs(const Utterance<T>& utterance) {
+    if constexpr (multiplies_pairs && std::is_same_v<T, bfloat16>) {
+      constexpr int64_t step = 16;
+      const int64_t depth = utterance.width / 2, columns = tokens_.padded;
+      for (int64_t k = 0; k < depth; k += step)
+        for (int64_t j = 0; j < columns; ++j)
+          for (int64_t i = k; i < minimum(k + step, depth); ++i) {
+            const T* row = j < tokens_.count ? utterance.token(tokens_.index[j]) : nullptr;
+            pairs_[i * columns + j] = row ? Pair{row[2 * i], row[2 * i + 1]} : Pair{};
+          }
+      for (int64_t k = 0; k < units_.count; ++k)
+        frames_[k] = reinterpret_cast<const Pair*>(utterance.frame(units_.index[k]));
+    }
+  }
+
+  void multiply_pairs(int64_t first, int64_t n) {
+    if constexpr (multiplies_pairs && std::is_same_v<T, bfloat16>) {
+      const int64_t columns = tokens_.padded;
+      multiply_rows(frames_.data() + first, n, units_.count - first, units_.width() / 2, pairs_.data(), columns, columns,
+                    scores_.data(), columns, [&](int64_t row, int64_t visited) {
+                      for (int64_t r = first + row; r < first + row + visited; ++r)
+                        units_.inverse[r] = inverse_norm<S>(
+                            sum_of_squares(reinterpret_cast<const T*>(frames_[r]), units_.width()));
+                    });
+      for (int64_t r = 0; r < n; ++r)
+        for (int64_t j = 0; j < columns; j += lanes<S>) {
+          S* scores = scores_.data() + r * columns + j;
+          store(scores, load(scores) * load(tokens_.inverse.data() + j));
+        }
+    }
+  }
+
+  Units<T>& units_;
+  const Tokens<T>& tokens_;
+  const bool in_pairs_;
+  const Buffer<S> panel_;
+  const Buffer<Pair> pairs_;
+  const Buffer<const Pair*> frames_;
+  const Buffer<S> scores_;
+};
+
 template <class T>
 void update_hard(const Units<T>& units, int64_t first, int64_t n, const Accumulator<T>* scores, int64_t columns,
                  Running<Accumulator<T>>& running) {
@@ -99,16 +171,15 @@ void forward_part(const AlignmentForward& arguments, int64_t batch, int64_t part
   const bool soft = arguments.temperature > 0;
   const S inverse_temperature = soft ? static_cast<S>(1 / arguments.temperature) : S{0};
   const int64_t columns = tokens.padded;
-  const Buffer<S> panel(utterance.width * columns), scores(tile_units * columns);
-  tokens.write_panel(utterance, panel.data());
+  Scores<T> scores(utterance, tokens, units);
   Running<S> running(columns);
   for (int64_t first = begin; first < end; first += tile_units) {
     const int64_t n = minimum(tile_units, end - first);
-    units.score_tile(first, n, panel.data(), columns, scores.data());
+    const S* tile = scores.tile(first, n);
     if (soft)
-      update_soft<T>(units, first, n, scores.data(), columns, inverse_temperature, running);
+      update_soft<T>(units, first, n, tile, columns, inverse_temperature, running);
     else
-      update_hard<T>(units, first, n, scores.data(), columns, running);
+      update_hard<T>(units, first, n, tile, columns, running);
   }
   for (int64_t j = 0; j < tokens.count; ++j)
     partial[tokens.index[j]] = {running.best[j], running.sum[j], running.weighted[j], running.unit[j]};

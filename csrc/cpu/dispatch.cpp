@@ -10,16 +10,19 @@
 namespace pad {
 namespace {
 
-enum class Level : int { baseline = 0, avx2 = 1, avx512 = 2 };
-const char* const names[] = {"baseline", "avx2", "avx512"};
+enum class Level : int { baseline = 0, avx2 = 1, avx512 = 2, avx512_bf16 = 3 };
+const char* const names[] = {"baseline", "avx2", "avx512", "avx512_bf16"};
 
 Level best_level() {
 #if defined(PAD_X86)
   __builtin_cpu_init();
   const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-  if (has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"))
-    return Level::avx512;
+  const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+                          __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
+#if defined(PAD_AVX512_BF16)
+  if (has_avx512 && __builtin_cpu_supports("avx512bf16")) return Level::avx512_bf16;
+#endif
+  if (has_avx512) return Level::avx512;
   if (has_avx2) return Level::avx2;
 #endif
   return Level::baseline;
@@ -43,27 +46,34 @@ bool set_instruction_set(const char* name) {
   return false;
 }
 
+// `pairs`: the instruction set used where there are products of bfloat16 pairs; not all functions gain from them.
 #if defined(PAD_X86)
-#define PAD_DISPATCH(function, Arguments)                                       \
+#define PAD_DISPATCH(function, Arguments, pairs)                                \
   namespace baseline { void function(const Arguments&); }                       \
   namespace avx2 { void function(const Arguments&); }                           \
   namespace avx512 { void function(const Arguments&); }                         \
+  namespace pairs { void function(const Arguments&); }                          \
   void function(const Arguments& arguments) {                                   \
-    const Level chosen = static_cast<Level>(level().load());                      \
+    const Level chosen = static_cast<Level>(level().load());                    \
+    if (chosen == Level::avx512_bf16) return pad::pairs::function(arguments);   \
     if (chosen == Level::avx512) return pad::avx512::function(arguments);       \
     if (chosen == Level::avx2) return pad::avx2::function(arguments);           \
     pad::baseline::function(arguments);                                         \
   }
 #else
-#define PAD_DISPATCH(function, Arguments)                                       \
+#define PAD_DISPATCH(function, Arguments, pairs)                                \
   namespace baseline { void function(const Arguments&); }                       \
   void function(const Arguments& arguments) { pad::baseline::function(arguments); }
 #endif
 
-PAD_DISPATCH(alignment_forward, AlignmentForward)
-PAD_DISPATCH(alignment_backward, AlignmentBackward)
-PAD_DISPATCH(significance, SignificanceArguments)
-PAD_DISPATCH(pooling_forward, PoolingForward)
-PAD_DISPATCH(pooling_backward, PoolingBackward)
+#if defined(PAD_AVX512_BF16)
+PAD_DISPATCH(alignment_forward, AlignmentForward, avx512_bf16)
+#else
+PAD_DISPATCH(alignment_forward, AlignmentForward, avx512)
+#endif
+PAD_DISPATCH(alignment_backward, AlignmentBackward, avx512)
+PAD_DISPATCH(significance, SignificanceArguments, avx512)
+PAD_DISPATCH(pooling_forward, PoolingForward, avx512)
+PAD_DISPATCH(pooling_backward, PoolingBackward, avx512)
 
 }  // namespace pad

@@ -11,21 +11,37 @@ constexpr int tile_rows = vector_registers == 32 ? 8 : 4;
 constexpr int tile_vectors = 3;
 constexpr int64_t cache_line = 64;
 
+// What a row's elements are multiplied as: one at a time, or two bfloat16 in one step, exactly, summed in float32.
+inline Vector<float> operand(const float* data) { return load(data); }
+inline Vector<double> operand(const double* data) { return load(data); }
+inline Vector<float> spread(float value) { return broadcast(value); }
+inline Vector<double> spread(double value) { return broadcast(value); }
+template <class V> inline V multiply_add(V sum, V a, V b) { return sum + a * b; }
+template <class E> using Sum = std::conditional_t<std::is_same_v<E, Pair>, float, E>;
+
+#if defined(__AVX512BF16__)
+inline __m512bh operand(const Pair* data) { return bit_cast<__m512bh>(_mm512_loadu_si512(data)); }
+inline __m512bh spread(Pair value) { return bit_cast<__m512bh>(_mm512_set1_epi32(bit_cast<int32_t>(value))); }
+inline Vector<float> multiply_add(Vector<float> sum, __m512bh a, __m512bh b) {
+  return bit_cast<Vector<float>>(_mm512_dpbf16_ps(bit_cast<__m512>(sum), a, b));
+}
+#endif
+
 // sums[r][v] += sum over k of a(r, k) * b(k)[v], k ascending: the sum of an element does not depend on
 // which tile it falls into.
 template <class S, int vectors, class A, class B>
 inline __attribute__((always_inline)) void multiply_tile(int64_t depth, const A& a, const B& b,
                                                          Vector<S> (&sums)[tile_rows][vectors]) {
   for (int64_t k = 0; k < depth; ++k) {
-    const S* columns = b(k);
-    Vector<S> column[vectors];
+    const auto* columns = b(k);
+    decltype(operand(columns)) column[vectors];
 #pragma GCC unroll 3
-    for (int v = 0; v < vectors; ++v) column[v] = load(columns + v * lanes<S>);
+    for (int v = 0; v < vectors; ++v) column[v] = operand(columns + v * lanes<S>);
 #pragma GCC unroll 8
     for (int r = 0; r < tile_rows; ++r) {
-      const Vector<S> value = broadcast<S>(a(r, k));
+      const auto value = spread(a(r, k));
 #pragma GCC unroll 3
-      for (int v = 0; v < vectors; ++v) sums[r][v] += value * column[v];
+      for (int v = 0; v < vectors; ++v) sums[r][v] = multiply_add(sums[r][v], value, column[v]);
     }
   }
 }
@@ -42,14 +58,16 @@ inline __attribute__((always_inline)) void for_each_column_block(int64_t columns
 // out[r][c] = sum over k of rows[r][k] * panel[k][c], for `count` rows and `columns` (rounded up to vectors).
 // `visit(row, n)` is called before rows [row, row + n) are multiplied. While one tile is multiplied the next
 // rows, up to `readable`, are fetched into the cache.
-template <class S, class Visit>
-inline void multiply_rows(const S* const* rows, int64_t count, int64_t readable, int64_t depth, const S* panel,
-                          int64_t panel_stride, int64_t columns, S* out, int64_t out_stride, const Visit& visit) {
-  constexpr int64_t step = cache_line / static_cast<int64_t>(sizeof(S));
+template <class E, class Visit>
+inline void multiply_rows(const E* const* rows, int64_t count, int64_t readable, int64_t depth, const E* panel,
+                          int64_t panel_stride, int64_t columns, Sum<E>* out, int64_t out_stride,
+                          const Visit& visit) {
+  using S = Sum<E>;
+  constexpr int64_t step = cache_line / static_cast<int64_t>(sizeof(E));
   for (int64_t row = 0; row < count; row += tile_rows) {
-    const S* pointers[tile_rows];
+    const E* pointers[tile_rows];
     for (int r = 0; r < tile_rows; ++r) pointers[r] = rows[minimum(row + r, count - 1)];
-    const S* const* next = rows + row + tile_rows;
+    const E* const* next = rows + row + tile_rows;
     const int64_t next_count = maximum(0, minimum(tile_rows, readable - row - tile_rows));
     visit(row, minimum(tile_rows, count - row));
     for_each_column_block<S>(columns, [&](auto vectors, int64_t column) __attribute__((always_inline)) {

@@ -68,6 +68,14 @@ inline To bit_cast(const From& from) {
 
 template <class S> inline Vector<S> broadcast(S value) { return value - Vector<S>{}; }
 
+// Two neighbours in a row, multiplied with two others in one step where the processor can.
+struct Pair { bfloat16 first, second; };
+#if defined(__AVX512BF16__)
+constexpr bool multiplies_pairs = true;
+#else
+constexpr bool multiplies_pairs = false;
+#endif
+
 inline int64_t minimum(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t maximum(int64_t a, int64_t b) { return a > b ? a : b; }
 inline int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }

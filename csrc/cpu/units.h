@@ -69,13 +69,16 @@ struct Tokens {
   using S = Accumulator<T>;
 
   explicit Tokens(const Utterance<T>& utterance)
-      : index(utterance.tokens), inverse(utterance.tokens), width(utterance.width) {
+      : index(utterance.tokens),
+        inverse(round_up(utterance.tokens, maximum(lanes<S>, tile_rows))),
+        width(utterance.width) {
     for (int64_t j = 0; j < utterance.tokens; ++j)
       if (utterance.token_mask[j]) {
         inverse[count] = inverse_norm<S>(sum_of_squares(utterance.token(j), width));
         index[count++] = static_cast<int32_t>(j);
       }
     padded = round_up(count, maximum(lanes<S>, tile_rows));
+    for (int64_t j = count; j < padded; ++j) inverse[j] = 0;
   }
 
   // rows[j] = the j-th token, padded with zeros to [padded][padded_width]
@@ -202,6 +205,8 @@ struct Units {
         storage_[r * utterance_.padded_width + d] = 0;
     return storage_rows_.data();
   }
+
+  int64_t width() const { return utterance_.width; }
 
   // How many rows from `first` on lie where `tile` would say, so that they can be fetched early.
   int64_t readable(int64_t first, int64_t n) const { return in_place ? count - first : n; }
