@@ -16,11 +16,11 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import bidirectional_mask_function
 from transformers.models.wavlm.modeling_wavlm import WavLMAttention
 
+from pad.attention import attend_with_dropout
 from pad_kernels import significance, significance_from_attentions
 
 IMPLEMENTATION = "pad_significance"
@@ -192,7 +192,7 @@ def _attention(module, query, key, value, attention_mask, dropout=0.0, scaling=N
 def _attend(query, key, value, mask, dropout, scale) -> tuple[Tensor, Tensor | None]:
     """The attention's output, and the row log-sum-exp [B, H, T] where the kernel gives it."""
     if query.device.type == "cpu" and dropout > 0:
-        return _attend_with_dropout(query, key, value, mask, dropout, scale)
+        return attend_with_dropout(query, key, value, mask, dropout, scale)
     if query.device.type == "cpu":
         bias = None if mask is None else torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, -torch.inf)
         return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
@@ -204,20 +204,6 @@ def _attend(query, key, value, mask, dropout, scale) -> tuple[Tensor, Tensor | N
         )
         return output, normalizer[:, :, : query.shape[2]]
     return functional.scaled_dot_product_attention(query, key, value, mask, dropout, scale=scale), None
-
-
-def _attend_with_dropout(query, key, value, mask, dropout, scale) -> tuple[Tensor, Tensor]:
-    """The same on a CPU, whose flash attention has no dropout: a few rows at a time, computed again by backward."""
-
-    def attend(rows):
-        scores = (rows @ key.transpose(-1, -2)).mul(scale)
-        if mask is not None:
-            scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
-        weights = functional.dropout(scores.softmax(dim=-1), dropout)
-        return weights @ value, scores.detach().float().logsumexp(dim=-1)
-
-    parts = [checkpoint(attend, rows, use_reentrant=False) for rows in query.split(_ROWS, dim=2)]
-    return torch.cat([output for output, _ in parts], dim=2), torch.cat([normalizer for _, normalizer in parts], dim=2)
 
 
 def _log_sum_exp(query, key, mask, scale) -> Tensor:
