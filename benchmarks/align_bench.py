@@ -7,6 +7,7 @@ one is shown as wrong and gets no ratio. Run `python benchmarks/align_bench.py -
 import argparse
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 if not __package__:
@@ -157,9 +158,24 @@ class AlignBench:
                 "peak_bytes": None,
                 "extra_bytes": None,
             }
+        if self.options.device == "cpu" and "ours" in calls and not self.options.sweep and not self.options.quick:
+            result["one_thread"] = self.measure_one_thread(calls["ours"])
         for name, row in result["providers"].items():
             row["ratio_to_eager"] = results.ratio(result, name, "eager")
         self.results.append(result)
+
+    def measure_one_thread(self, call) -> dict:
+        """Ours on one thread and on all of them, side by side."""
+
+        def on(threads: int) -> None:
+            torch.set_num_threads(threads)
+            call()
+
+        threads = {"one": 1, "all": self.options.threads}
+        calls = {name: partial(on, number) for name, number in threads.items()}
+        milliseconds = timing.round_robin(calls, seconds=self.options.seconds / 4)
+        torch.set_num_threads(self.options.threads)
+        return milliseconds
 
     def measure_memory(self, provider: str) -> None:
         """Peak bytes beyond the inputs, and beyond inputs and gradients, of all cases of a provider."""

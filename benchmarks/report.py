@@ -52,8 +52,11 @@ def _bars(content: dict) -> str:
 
 
 def align(content: dict) -> str:
-    """The losses at the base size, float32."""
-    found = [r for r in content["results"] if r["case"]["size"] == "base" and r["case"]["dtype"] == "float32"]
+    """The losses at the base size: float32, and a whole pass in bfloat16."""
+    base = [r for r in content["results"] if r["case"]["size"] == "base"]
+    found = [r for r in base if r["case"]["dtype"] == "float32"]
+    found += [r | {"label": f"{r['label']}, bfloat16"} for r in base
+              if r["case"]["dtype"] == "bfloat16" and r["case"]["direction"] == "forward+backward"]  # fmt: skip
     providers = [name for name in found[0]["providers"] if name != "ours"]
     header = ["loss", "pad_kernels, ms", *(f"{name}, ms" for name in providers)]
     header += [*(f"faster than {name}" for name in providers)]
