@@ -52,7 +52,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         help="under a minute: base size, float32, token and span, forward+backward; torch.compile and "
         "memory of the others left out",
     )
-    parser.add_argument("--sweep", action="store_true", help="13 sizes around M=750 N=48 D=768, four utterances; "
+    parser.add_argument("--sweep", action="store_true", help="13 sizes around M=750 N=48 D=768, 16 utterances; "
                         "torch.compile and memory left out; written to sweep_<device>.json")
     parser.add_argument(
         "--output",

@@ -33,10 +33,10 @@ SIZES = {
 
 # One of the sizes at a time, the others as in the first: for `align_bench.py --sweep`.
 SWEEP = {
-    "M=750 N=48 D=768": Size(4, 750, 48, 768),
-    **{f"M={frames}": Size(4, frames, 48, 768) for frames in (100, 300, 1500, 3000)},
-    **{f"N={tokens}": Size(4, 750, tokens, 768) for tokens in (8, 24, 96, 256)},
-    **{f"D={width}": Size(4, 750, 48, width) for width in (128, 256, 512, 1024)},
+    "M=750 N=48 D=768": Size(16, 750, 48, 768),
+    **{f"M={frames}": Size(16, frames, 48, 768) for frames in (100, 300, 1500, 3000)},
+    **{f"N={tokens}": Size(16, 750, tokens, 768) for tokens in (8, 24, 96, 256)},
+    **{f"D={width}": Size(16, 750, 48, width) for width in (128, 256, 512, 1024)},
 }
 SIZES |= SWEEP
 
