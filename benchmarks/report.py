@@ -122,7 +122,7 @@ def sweep(content: dict) -> str:
         if "+backward" in row["label"] or row["lowest"] < 1
     ]
     count = max(row["sizes"] for row in content["sweep"])
-    return f"{_table(header, rows)}\n\n{count} sizes, four utterances each; {_machine(content)}."
+    return f"{_table(header, rows)}\n\n{count} sizes, 16 utterances each; {_machine(content)}."
 
 
 def step(content: dict) -> str:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pad_kernels import backends, checks
-from pad_kernels.pooling import pool
+from pad_kernels.pooling import pooled_distance
 from pad_kernels.spans import ANCHORS, select_spans
 
 LEVELS = ("global", "token", "span")
@@ -15,9 +15,10 @@ REDUCTIONS = ("mean", "sum", "none")
 
 def _per_utterance_global(speech, text, frame_prior, token_prior, backend):
     """L1 distance of the pooled embeddings [B], and which utterances count."""
-    real = (frame_prior > 0).any(1) & (token_prior > 0).any(1)
-    pooled = pool(speech, checks.normalized(frame_prior), backend) - pool(text, token_prior, backend)
-    return pooled.abs().sum(1), real
+    frame_total = frame_prior.sum(1, keepdim=True)
+    real = (frame_total > 0).squeeze(1) & (token_prior > 0).any(1)
+    frame_weights = frame_prior / frame_total.masked_fill(frame_total == 0, 1)
+    return pooled_distance(speech, text, frame_weights, token_prior, backend), real
 
 
 def _per_utterance_local(speech, text, frame_prior, token_prior, start, end, temperature, backend):

@@ -4,20 +4,22 @@ import pytest
 import torch
 from inputs import KINDS, make_inputs, relative_error
 
-from pad_kernels import reference
-from pad_kernels.pooling import pool
+from pad_kernels import backends, reference
+from pad_kernels.pooling import pooled_distance
 
 BAR = {torch.float32: 1e-5, torch.float64: 1e-12, torch.bfloat16: 1e-2, torch.float16: 1e-2}
 
 
 def check(values, weights, backend):
-    values = values.detach().requires_grad_()
-    found = pool(values, weights, backend)
+    pool, spread = (
+        backends.serve(op, backend, values.device, values.dtype) for op in ("pooling_forward", "pooling_backward")
+    )
+    found = pool(values, weights)
     grad = torch.randn(found.shape, generator=torch.Generator().manual_seed(1), dtype=found.dtype)
-    (grad_values,) = torch.autograd.grad(found, values, grad)
+    grad_values = spread(grad, weights, values.dtype)
     assert found.dtype == weights.dtype and grad_values.dtype == values.dtype
     bar = BAR[values.dtype]
-    assert relative_error(found, reference.pooling_forward(values.detach().double(), weights.double())) <= bar
+    assert relative_error(found, reference.pooling_forward(values.double(), weights.double())) <= bar
     expected = reference.pooling_backward(grad.double(), weights.double(), torch.float64)
     assert relative_error(grad_values, expected) <= bar
     assert (grad_values[weights == 0] == 0).all()
@@ -43,7 +45,24 @@ def test_layouts(backend):
 
 @pytest.mark.parametrize("batch, length", [(0, 5), (2, 0)])
 def test_empty_dimensions(backend, batch, length):
-    values = torch.randn(batch, length, 4, requires_grad=True)
-    pooled = pool(values, torch.rand(batch, length), backend)
-    pooled.sum().backward()
-    assert pooled.shape == (batch, 4) and (pooled == 0).all() and values.grad.shape == values.shape
+    speech, text = (torch.randn(batch, length, 4, requires_grad=True) for _ in range(2))
+    distance = pooled_distance(speech, text, torch.rand(batch, length), torch.rand(batch, length), backend)
+    distance.sum().backward()
+    assert distance.shape == (batch,) and (distance == 0).all() and speech.grad.shape == speech.shape
+
+
+@pytest.mark.parametrize("dtype", BAR, ids=lambda dtype: str(dtype)[6:])
+def test_distance_and_its_gradients(backend, dtype):
+    inputs = make_inputs(3, 60, 9, 24, kind="holes", dtype=dtype)
+    weights = inputs.frame_prior, inputs.token_mask.to(inputs.frame_prior.dtype)
+    values = [value.detach().requires_grad_() for value in (inputs.speech, inputs.text)]
+    grad = torch.tensor([1.0, -2.0, 0.5], dtype=weights[0].dtype)
+    found = pooled_distance(*values, *weights, backend)
+    gradients = torch.autograd.grad(found, values, grad)
+    wide = [value.detach().double().nan_to_num(0).requires_grad_() for value in values]
+    pooled = [(weight.double()[..., None] * value).sum(1) for weight, value in zip(weights, wide)]
+    expected = (pooled[0] - pooled[1]).abs().sum(1)
+    assert found.dtype == weights[0].dtype
+    assert relative_error(found, expected) <= BAR[dtype]
+    for one, other in zip(gradients, torch.autograd.grad(expected, wide, grad.double())):
+        assert one.dtype == dtype and relative_error(one, other) <= BAR[dtype]

@@ -6,7 +6,7 @@ from inputs import make_inputs, relative_error
 from test_loss import make
 
 from pad_kernels import align, pad_loss, select_spans, significance
-from pad_kernels.pooling import pool
+from pad_kernels.pooling import pooled_distance
 
 LEVELS = ["global", "token", "span"]
 OPS = torch.ops.pad_kernels
@@ -30,9 +30,12 @@ def test_opcheck_alignment(backend, dtype, units, temperature):
 
 
 def test_opcheck_others(backend):
-    values, weights = torch.randn(2, 6, 5, requires_grad=True), torch.rand(2, 6)
-    opcheck(OPS.pooling_forward.default, (values, weights, backend))
-    opcheck(OPS.pooling_backward.default, (torch.randn(2, 5), weights, torch.bfloat16, backend))
+    speech, text = (torch.randn(2, length, 5, requires_grad=True) for length in (6, 3))
+    weights, token_weights = torch.rand(2, 6), torch.rand(2, 3)
+    opcheck(OPS.pooled_distance_forward.default, (speech, text, weights, token_weights, backend))
+    for needed in ((True, True), (True, False), (False, True)):
+        backward = (torch.randn(2), torch.randn(2, 5), weights, token_weights, torch.bfloat16, *needed, backend)
+        opcheck(OPS.pooled_distance_backward.default, backward)
     query, key, mask = torch.randn(2, 3, 6, 4), torch.randn(2, 3, 6, 4), torch.rand(2, 6) < 0.7
     opcheck(OPS.significance.default, (query, key, mask, 0.5, None, backend))
     opcheck(OPS.significance.default, (query, key, None, 0.5, torch.randn(2, 3, 6), backend))
@@ -184,8 +187,14 @@ def test_checkpointing(backend):
     assert all(torch.equal(one, other) for one, other in zip(found, expected))
 
 
-def test_pooling_of_a_constant_needs_no_gradient(backend):
-    assert not pool(torch.randn(2, 3, 4), torch.rand(2, 3), backend).requires_grad
+@pytest.mark.parametrize("needed", [(False, False), (True, False), (False, True)])
+def test_pooled_distance_of_constants(backend, needed):
+    values = [torch.randn(2, 3, 4, requires_grad=wanted) for wanted in needed]
+    distance = pooled_distance(*values, torch.rand(2, 3), torch.rand(2, 3), backend)
+    assert distance.requires_grad == any(needed)
+    if any(needed):
+        distance.sum().backward()
+    assert [value.grad is not None for value in values] == list(needed)
 
 
 @pytest.mark.parametrize("level", ["global", "token", "span"])
