@@ -1,4 +1,4 @@
-"""Draws README.md's measured tables from the committed results: `python -m benchmarks.report`.
+"""Draws the measured tables of README.md and docs/ from the committed results: `python -m benchmarks.report`.
 
 What stands between `<!-- NAME -->` and `<!-- /NAME -->` is replaced; no figure there is typed by hand.
 """
@@ -11,7 +11,8 @@ from benchmarks import results, step_bench
 from benchmarks.plot import plot_step
 from benchmarks.tables import megabytes, number
 
-README = results.FOLDER.parent.parent / "README.md"
+ROOT = results.FOLDER.parent.parent
+PAGES = (ROOT / "README.md", ROOT / "docs" / "scaling.md")
 NOT_MEASURED = "Not measured yet."
 STUDENTS = ("chance", "undistilled", "distilled", "shuffled")
 
@@ -115,14 +116,18 @@ def demo(content: dict) -> str:
 
 def sweep(content: dict) -> str:
     """Speed over all sizes of the sweep, against eager and eager written well."""
-    header = ["loss", "dtype", "faster than", "median", "lowest", "at"]
+    header = ["loss", "dtype", "faster than", "sizes", "median", "lowest", "at"]
     rows = [
-        [row["label"], row["dtype"], row["base"], f"{row['median']:.1f}x", f"{row['lowest']:.2f}x", row["at"]]
+        [row["label"], row["dtype"], row["base"], str(row["sizes"]), f"{row['median']:.1f}x", f"{row['lowest']:.2f}x",
+         row["at"]]
         for row in content["sweep"]
         if "+backward" in row["label"] or row["lowest"] < 1
     ]
     count = max(row["sizes"] for row in content["sweep"])
-    return f"{_table(header, rows)}\n\n{count} sizes, 16 utterances each; {_machine(content)}."
+    return (
+        f"{_table(header, rows)}\n\n{count} sizes, 16 utterances each; fewer where the other's result is wrong; "
+        f"{_machine(content)}."
+    )
 
 
 def step(content: dict) -> str:
@@ -176,9 +181,23 @@ def quality(content: dict) -> str:
     )
 
 
+def scaling(content: dict) -> str:
+    """A step in one process and in two."""
+    rows = []
+    for processes, found in content["processes"].items():
+        low, median, high = (found[name] / 1e3 for name in ("p20", "p50", "p80"))
+        audio = int(processes) * content["seconds_of_audio"] / median
+        rows.append([processes, f"{median:.2f} ({low:.2f}-{high:.2f})", f"{audio:.2f} s"])
+    one, two = (content["processes"][name]["p50"] for name in ("1", "2"))
+    return (
+        f"{_table(['processes', 'a step, s (20th to 80th percentile)', 'audio in a second'], rows)}\n\n"
+        f"Twice the audio in {two / one:.2f} times the time; {_machine(content)} in each process."
+    )
+
+
 SECTIONS = {"sweep": (sweep, "sweep_cpu.json"), "step": (step, "step_cpu.json"), "quality": (quality, "quality.json"),
             "align": (align, "align_cpu.json"), "significance": (significance, "significance_cpu.json"),
-            "demo": (demo, "demo.json")}  # fmt: skip
+            "demo": (demo, "demo.json"), "scaling": (scaling, "scaling_cpu.json")}  # fmt: skip
 
 
 def _section(draw, path: Path) -> str:
@@ -187,7 +206,7 @@ def _section(draw, path: Path) -> str:
 
 
 def fill(text: str, folder: Path = results.FOLDER) -> str:
-    """README text with its tables drawn anew."""
+    """A page's text with its tables drawn anew."""
     for name, (draw, file) in SECTIONS.items():
         body = _section(draw, folder / file) if (folder / file).is_file() else NOT_MEASURED
         pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
@@ -198,4 +217,5 @@ def fill(text: str, folder: Path = results.FOLDER) -> str:
 if __name__ == "__main__":
     if (results.FOLDER / "step_cpu.json").is_file():
         plot_step(results.read_json(results.FOLDER / "step_cpu.json"), results.FOLDER / "step.png")
-    README.write_text(fill(README.read_text(encoding="utf-8")), encoding="utf-8")
+    for page in PAGES:
+        page.write_text(fill(page.read_text(encoding="utf-8")), encoding="utf-8")

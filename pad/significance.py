@@ -198,12 +198,21 @@ def _attend(query, key, value, mask, dropout, scale) -> tuple[Tensor, Tensor | N
         return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
             query, key, value, 0.0, False, attn_mask=bias, scale=scale
         )
-    if query.device.type == "cuda" and mask is None:
+    if query.device.type == "cuda" and query.shape[3] % 8 == 0:
         output, normalizer, *_ = torch.ops.aten._scaled_dot_product_efficient_attention(
-            query, key, value, None, True, dropout, False, scale=scale
+            query, key, value, _bias(mask, query), True, dropout, False, scale=scale
         )
         return output, normalizer[:, :, : query.shape[2]]
     return functional.scaled_dot_product_attention(query, key, value, mask, dropout, scale=scale), None
+
+
+def _bias(mask: Tensor | None, query: Tensor) -> Tensor | None:
+    """0 or -inf [B, H, T, T] by the keys' mask, in the memory of [B, T]; rows begin where the kernel can read them."""
+    if mask is None:
+        return None
+    batch_size, heads, length, _ = query.shape
+    bias = torch.zeros(mask.shape, dtype=query.dtype, device=mask.device).masked_fill(~mask, -torch.inf)
+    return functional.pad(bias, (0, -length % 16))[..., :length].expand(batch_size, heads, length, length)
 
 
 def _log_sum_exp(query, key, mask, scale) -> Tensor:

@@ -1,0 +1,117 @@
+"""The recorder and `pad distill` on a GPU; run with `pytest -m gpu`."""
+
+import pytest
+import torch
+
+pytest.importorskip("transformers")
+
+from test_pad_distill import losses, models, speech  # noqa: E402, F401
+from test_pad_significance import from_maps, speech_batch, speech_model  # noqa: E402
+from transformers import BertConfig, BertModel  # noqa: E402
+
+from pad.cli import main  # noqa: E402
+from pad.significance import record_significance  # noqa: E402
+
+DEVICE = "cuda"
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device"),
+]
+# Heads of 64, as the models in use have, and of 12, which the device's fast attention does not take.
+HEADS = pytest.mark.parametrize("width, heads", [(256, 4), (48, 4)], ids=["heads of 64", "heads of 12"])
+
+
+@HEADS
+@pytest.mark.parametrize("masked", [True, False], ids=["masked", "unmasked"])
+@pytest.mark.parametrize("norm", ["group", "layer"])
+def test_speech(norm, masked, width, heads):
+    model = speech_model(hidden_size=width, num_attention_heads=heads, feat_extract_norm=norm).to(DEVICE)
+    values, mask, frames = (x.to(DEVICE) for x in speech_batch())
+    options = {"attention_mask": mask} if masked else {}
+    with torch.no_grad():
+        expected, output = from_maps(model, frames, values, **options)
+        with record_significance(model, frames) as record:
+            found = model(values, **options).last_hidden_state
+    assert torch.allclose(record.prior(), expected, rtol=1e-4, atol=1e-6)
+    assert torch.allclose(found[frames], output[frames], rtol=1e-3, atol=1e-4)
+
+
+@HEADS
+def test_text_without_special_tokens(width, heads):
+    torch.manual_seed(0)
+    model = BertModel(BertConfig(vocab_size=60, hidden_size=width, num_hidden_layers=3, num_attention_heads=heads,
+                                 intermediate_size=64)).eval().to(DEVICE)  # fmt: skip
+    ids = torch.randint(5, 60, (3, 17), device=DEVICE)
+    mask = torch.arange(17, device=DEVICE) < torch.tensor([[17], [9], [3]], device=DEVICE)
+    text = mask.clone()
+    text[:, 0] = False
+    with torch.no_grad():
+        expected, output = from_maps(model, text, ids, attention_mask=mask.long())
+        with record_significance(model, text) as record:
+            found = model(ids, attention_mask=mask.long()).last_hidden_state
+    assert torch.allclose(record.prior(), expected, rtol=1e-4, atol=1e-6)
+    assert torch.allclose(found[mask], output[mask], rtol=1e-3, atol=1e-4)
+
+
+@HEADS
+@pytest.mark.parametrize("masked", [True, False], ids=["masked", "unmasked"])
+def test_gradients_are_those_of_the_model_alone(masked, width, heads):
+    values, mask, frames = (x.to(DEVICE) for x in speech_batch())
+    options = {"attention_mask": mask} if masked else {}
+    gradients = []
+    for recorded in (False, True):
+        model = speech_model(hidden_size=width, num_attention_heads=heads, attention_dropout=0.0, hidden_dropout=0.0,
+                             activation_dropout=0.0, feat_proj_dropout=0.0).train().to(DEVICE)  # fmt: skip
+        if recorded:
+            with record_significance(model, frames):
+                output = model(values, **options).last_hidden_state
+        else:
+            output = model(values, **options).last_hidden_state
+        output[frames].square().sum().backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+    assert (gradients[0] - gradients[1]).norm() < 1e-3 * gradients[0].norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_autocast_in_training(dtype):
+    values, mask, frames = (x.to(DEVICE) for x in speech_batch())
+    model = speech_model(hidden_size=256, attention_dropout=0.1).train().to(DEVICE)
+    with torch.autocast(DEVICE, dtype), record_significance(model, frames) as record:
+        output = model(values, attention_mask=mask).last_hidden_state
+    output[frames].float().square().sum().backward()
+    prior = record.prior()
+    assert prior.dtype == torch.float32 and torch.allclose(prior.sum(1), torch.ones(3, device=DEVICE), atol=1e-3)
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+def test_no_array_of_frames_by_frames():
+    """Peak memory of the attention layers, forward and backward, far below one layer's attention map."""
+    model = speech_model(hidden_size=256, attention_dropout=0.1).train().to(DEVICE)
+    hidden = torch.randn(2, 3000, 256, device=DEVICE, requires_grad=True)
+    frames = torch.arange(3000, device=DEVICE) < torch.tensor([[3000], [2000]], device=DEVICE)
+    with record_significance(model, frames):  # the first run compiles kernels
+        model.encoder(hidden, attention_mask=frames)[0].sum().backward()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    with record_significance(model, frames) as record:
+        output = model.encoder(hidden, attention_mask=frames)[0]
+    output.sum().backward()
+    assert record.prior().shape == (2, 3000)
+    assert torch.cuda.max_memory_allocated() - before < 2 * 4 * 3000 * 3000 * 4
+
+
+@pytest.mark.parametrize("preset", ["pad-slocal", "pad-tlocal-soft", "pad-glob"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_distillation(models, speech, tmp_path, preset, precision):  # noqa: F811
+    """The same first losses as on the CPU; random draws differ between devices."""
+    found = {}
+    for device in ("cpu", "auto"):
+        output = tmp_path / device
+        arguments = [
+            "distill", "--student", models["student"], "--teacher", models["teacher"], "--data", str(speech),
+            "--output", str(output), "--batch-size", "2", "--device", device, "--max-steps", "4", "--log-every", "1",
+            "--learning-rate", "1e-4", "--preset", preset, "--precision", precision,
+        ]  # fmt: skip
+        assert main(arguments) == 0
+        found[device] = losses(output)
+    assert found["auto"] == pytest.approx(found["cpu"], rel=0.1)
