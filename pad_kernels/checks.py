@@ -9,6 +9,7 @@ from numbers import Real
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 INTEGER = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
@@ -62,7 +63,16 @@ def embeddings(speech: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
             )
         dtype = torch.promote_types(speech.dtype, text.dtype)
         speech, text = speech.to(dtype), text.to(dtype)
+    _refuse_forward_mode(speech, text)
     return speech, text
+
+
+def _refuse_forward_mode(*values: Tensor) -> None:
+    """torch would drop the tangents of an op that has no forward derivative, and call them 0."""
+    if torch.compiler.is_compiling() or forward_ad._current_level < 0:
+        return
+    if any(forward_ad.unpack_dual(value).tangent is not None for value in values):
+        raise RuntimeError("pad_kernels: no forward-mode derivative (jvp); use reverse mode (backward, grad, vjp)")
 
 
 def mask(name: str, value: Tensor | None, shape, device) -> Tensor | None:

@@ -197,6 +197,19 @@ def test_pooled_distance_of_constants(backend, needed):
     assert [value.grad is not None for value in values] == list(needed)
 
 
+@pytest.mark.parametrize("loss", [*LEVELS, "align"])
+def test_forward_mode_is_refused(loss):
+    def run(speech):
+        text = torch.randn(2, 4, 8)
+        return align(speech, text)[0] if loss == "align" else pad_loss(speech, text, level=loss)
+
+    speech = torch.randn(2, 9, 8)
+    with pytest.raises(RuntimeError, match="no forward-mode derivative"):
+        torch.func.jvp(run, (speech,), (torch.randn_like(speech),))
+    with torch.autograd.forward_ad.dual_level():
+        assert run(speech).isfinite().all()
+
+
 @pytest.mark.parametrize("level", ["global", "token", "span"])
 def test_vmap_is_refused(level):
     speech, text = torch.randn(2, 3, 9, 8), torch.randn(2, 3, 4, 8)
