@@ -81,9 +81,9 @@ def test_distillation_beats_its_control_and_chance(tmp_path):
     assert main(["demo", "--output", str(tmp_path / "demo")]) == 0
     report = json.loads((tmp_path / "demo" / "report.json").read_text())
     hits, probe, loss = report["word_hit_rate"], report["probe_accuracy"], report["training_loss"]
-    assert hits["distilled"] > 1.4 * max(hits["shuffled"], hits["undistilled"], hits["chance"])
-    assert probe["distilled"] > probe["shuffled"] + 0.05
-    assert probe["distilled"] > probe["undistilled"] + 0.05
+    assert hits["distilled"] > 1.7 * max(hits["shuffled"], hits["undistilled"], hits["chance"])
+    assert probe["distilled"] > probe["shuffled"] + 0.1
+    assert probe["distilled"] > probe["undistilled"] + 0.1
     assert loss["shuffled"]["last"] < loss["shuffled"]["first"]
     assert abs(hits["shuffled"] - hits["chance"]) < 0.06
     assert (tmp_path / "demo" / "student" / "model.safetensors").is_file()

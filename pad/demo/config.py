@@ -40,7 +40,7 @@ class DemoConfig:
     batch_size: int = 32
     learning_rate: float = 1e-3
     learning_rate_warm_up: int = 50
-    preset: str = "tlocal-soft"
+    preset: str = "slocal-soft"
     temperature: float = 0.1
 
     @classmethod
