@@ -52,17 +52,17 @@ class Scores {
   }
 
  private:
-  // Tokens as they come, a few columns at a time: rounding their unit vectors would cost accuracy.
+  // Tokens as they come: rounding their unit vectors would cost accuracy.
   void take_pairs(const Utterance<T>& utterance) {
     if constexpr (multiplies_pairs && std::is_same_v<T, bfloat16>) {
-      constexpr int64_t step = 16;
       const int64_t depth = utterance.width / 2, columns = tokens_.padded;
-      for (int64_t k = 0; k < depth; k += step)
-        for (int64_t j = 0; j < columns; ++j)
-          for (int64_t i = k; i < minimum(k + step, depth); ++i) {
-            const T* row = j < tokens_.count ? utterance.token(tokens_.index[j]) : nullptr;
-            pairs_[i * columns + j] = row ? Pair{row[2 * i], row[2 * i + 1]} : Pair{};
-          }
+      const auto token = [&](int64_t j) { return reinterpret_cast<const Pair*>(utterance.token(tokens_.index[j])); };
+      // A pair is moved as one float, whose bits nobody reads as such.
+      tokens_.write_transposed(reinterpret_cast<S*>(pairs_.data()), depth, [&](int64_t j, int64_t k) {
+        return bit_cast<Vector<S>>(operand(token(j) + k));
+      });
+      for (int64_t k = depth - depth % lanes<S>; k < depth; ++k)
+        for (int64_t j = 0; j < columns; ++j) pairs_[k * columns + j] = j < tokens_.count ? token(j)[k] : Pair{};
       for (int64_t k = 0; k < units_.count; ++k)
         frames_[k] = reinterpret_cast<const Pair*>(utterance.frame(units_.index[k]));
     }

@@ -214,6 +214,37 @@ inline Vector<double> exponential(Vector<double> value) {
   return result;
 }
 
+// Swaps bit `step` of the row and the column number: part of a transposition, for rows i and i + step.
+template <class S, int step>
+inline __attribute__((always_inline)) void exchange(Vector<S>& a, Vector<S>& b) {
+#if defined(__clang__)
+  const Vector<S> first = a, second = b;
+  for (int k = 0; k < lanes<S>; ++k) {
+    a[k] = k & step ? second[k - step] : first[k];
+    b[k] = k & step ? second[k] : first[k + step];
+  }
+#else
+  IntegerVector<S> lower{}, upper{};
+  for (int k = 0; k < lanes<S>; ++k) {
+    lower[k] = k & step ? lanes<S> + k - step : k;
+    upper[k] = k & step ? lanes<S> + k : k + step;
+  }
+  const Vector<S> first = __builtin_shuffle(a, b, lower);
+  b = __builtin_shuffle(a, b, upper);
+  a = first;
+#endif
+}
+
+template <class S, int step = 1>
+inline __attribute__((always_inline)) void transpose(Vector<S> (&rows)[lanes<S>]) {
+  if constexpr (step < lanes<S>) {
+#pragma GCC unroll 16
+    for (int i = 0; i < lanes<S>; ++i)
+      if (!(i & step)) exchange<S, step>(rows[i], rows[i + step]);
+    transpose<S, 2 * step>(rows);
+  }
+}
+
 // Row-wise work over `width` elements: whole vectors, then the rest one by one.
 template <class T>
 inline Accumulator<T> dot(const T* a, const Accumulator<T>* b, int64_t width) {

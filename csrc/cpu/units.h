@@ -91,22 +91,25 @@ struct Tokens {
     }
   }
 
-  // panel[d][j], padded with zeros to [width][padded]: a few columns at a time, so that the lines being
-  // written stay in the cache.
+  // panel[d][j], padded with zeros to [width][padded]
   void write_panel(const Utterance<T>& utterance, S* panel) const {
-    constexpr int64_t step = 16;
-    for (int64_t d = 0; d < width; d += step) {
-      const int64_t steps = minimum(step, width - d);
-      for (int64_t j = 0; j < padded; ++j) {
-        S* column = panel + d * padded + j;
-        if (j < count) {
-          const T* row = utterance.token(index[j]) + d;
-          for (int64_t i = 0; i < steps; ++i) column[i * padded] = to_accumulator(row[i]) * inverse[j];
-        } else {
-          for (int64_t i = 0; i < steps; ++i) column[i * padded] = 0;
-        }
+    write_transposed(panel, width, [&](int64_t j, int64_t d) { return load(utterance.token(index[j]) + d) * inverse[j]; });
+    for (int64_t d = width - width % lanes<S>; d < width; ++d)
+      for (int64_t j = 0; j < padded; ++j)
+        panel[d * padded + j] = j < count ? to_accumulator(utterance.token(index[j])[d]) * inverse[j] : S{0};
+  }
+
+  // panel[k][j] = element k of token j, padded with zeros to [padded], for the blocks of whole vectors that fit
+  // `depth`; `read(j, k)` gives a vector of a token's elements from k on.
+  template <class Read>
+  void write_transposed(S* panel, int64_t depth, const Read& read) const {
+    for (int64_t k = 0; k + lanes<S> <= depth; k += lanes<S>)
+      for (int64_t j = 0; j < padded; j += lanes<S>) {
+        Vector<S> rows[lanes<S>];
+        for (int r = 0; r < lanes<S>; ++r) rows[r] = j + r < count ? read(j + r, k) : Vector<S>{};
+        transpose<S>(rows);
+        for (int r = 0; r < lanes<S>; ++r) store(panel + (k + r) * padded + j, rows[r]);
       }
-    }
   }
 
   int64_t count = 0, padded = 0;
