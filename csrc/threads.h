@@ -4,9 +4,13 @@
 
 namespace pad {
 
-// Calls task(context, index, thread) for each index in [0, count), in order of index per thread,
-// on at most `threads` threads (thread < threads). Returns when all are done.
-void parallel_for(int64_t count, int threads, void (*task)(void*, int64_t, int), void* context);
+// Calls task(context, index) for each index in [0, count) on at most `threads` threads: whichever is free takes the
+// next index, so put the longest tasks first. Returns when all are done.
+void parallel_for(int64_t count, int threads, void (*task)(void*, int64_t), void* context);
+
+// The same for short tasks on neighbouring memory: a thread takes a stretch of indices of its own, as torch's ops do,
+// and so finds in its cache what it or they left there; when done it helps the others.
+void parallel_for_rows(int64_t count, int threads, void (*task)(void*, int64_t), void* context);
 
 // Asks the system for large pages behind a fresh buffer that is about to be written whole.
 void advise_large_pages(void* data, int64_t bytes);

@@ -11,6 +11,11 @@ namespace {
 constexpr int64_t chunk_rows = 64;
 constexpr int rows_at_once = 4;
 
+// A second thread pays off from some microseconds of work.
+int useful_threads(const PoolingArguments& arguments) {
+  return arguments.batch * arguments.length * arguments.width >= 1 << 15 ? arguments.threads : 1;
+}
+
 template <class T>
 struct Forward {
   using S = Accumulator<T>;
@@ -60,8 +65,8 @@ void forward(const PoolingForward& arguments) {
   const int64_t chunks = maximum(1, (arguments.length + chunk_rows - 1) / chunk_rows);
   const Buffer<Accumulator<T>> partial(arguments.batch * chunks * arguments.width);
   Forward<T> work{arguments, chunks, partial.data()};
-  parallel_for(arguments.batch * chunks, arguments.threads,
-               [](void* context, int64_t index, int) { static_cast<Forward<T>*>(context)->chunk(index); }, &work);
+  parallel_for_rows(arguments.batch * chunks, useful_threads(arguments),
+                    [](void* context, int64_t index) { static_cast<Forward<T>*>(context)->chunk(index); }, &work);
   for (int64_t b = 0; b < arguments.batch; ++b) work.merge(b);
 }
 
@@ -86,12 +91,12 @@ void backward(const PoolingBackward& arguments) {
   advise_large_pages(arguments.grad_values,
                      arguments.batch * arguments.length * arguments.width * static_cast<int64_t>(sizeof(T)));
   const int64_t chunks = maximum(1, (arguments.length + chunk_rows - 1) / chunk_rows);
-  parallel_for(arguments.batch * chunks, arguments.threads,
-               [](void* context, int64_t index, int) {
-                 const auto& a = *static_cast<const PoolingBackward*>(context);
-                 backward_chunk<T>(a, index, maximum(1, (a.length + chunk_rows - 1) / chunk_rows));
-               },
-               const_cast<PoolingBackward*>(&arguments));
+  parallel_for_rows(arguments.batch * chunks, useful_threads(arguments),
+                    [](void* context, int64_t index) {
+                      const auto& a = *static_cast<const PoolingBackward*>(context);
+                      backward_chunk<T>(a, index, maximum(1, (a.length + chunk_rows - 1) / chunk_rows));
+                    },
+                    const_cast<PoolingBackward*>(&arguments));
 }
 
 }  // namespace

@@ -195,9 +195,9 @@ void run(const SignificanceArguments& a) {
   const Buffer<S> partial(a.batch * a.heads * chunks * a.length);
   Significance<T> work{a, chunks, indices.data(), counts.data(), partial.data()};
   parallel_for(a.batch * a.heads * chunks, a.threads,
-               [](void* context, int64_t index, int) { static_cast<Significance<T>*>(context)->chunk(index); }, &work);
+               [](void* context, int64_t index) { static_cast<Significance<T>*>(context)->chunk(index); }, &work);
   parallel_for(a.batch, a.threads,
-               [](void* context, int64_t b, int) { static_cast<Significance<T>*>(context)->merge(b); }, &work);
+               [](void* context, int64_t b) { static_cast<Significance<T>*>(context)->merge(b); }, &work);
 }
 
 }  // namespace

@@ -90,7 +90,7 @@ void select_utterance(const SpanArguments& a, int64_t b) {
 }  // namespace
 
 void select_spans(const SpanArguments& arguments) {
-  const auto task = [](void* context, int64_t b, int) {
+  const auto task = [](void* context, int64_t b) {
     const auto& a = *static_cast<const SpanArguments*>(context);
     a.is_double ? select_utterance<double>(a, b) : select_utterance<float>(a, b);
   };

@@ -270,7 +270,7 @@ inline void for_each_part(const AlignmentArguments& arguments, int64_t parts, co
   } context{task, order.data(), parts};
   parallel_for(
       arguments.batch * parts, arguments.threads,
-      [](void* raw, int64_t i, int) {
+      [](void* raw, int64_t i) {
         const Context& own = *static_cast<Context*>(raw);
         own.task(own.order[i / own.parts], i % own.parts);
       },
