@@ -12,7 +12,7 @@ from benchmarks.plot import plot_step
 from benchmarks.tables import megabytes, number
 
 ROOT = results.FOLDER.parent.parent
-PAGES = (ROOT / "README.md", ROOT / "docs" / "scaling.md")
+PAGES = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("scaling", "training", "kernels")))
 NOT_MEASURED = "Not measured yet."
 STUDENTS = ("chance", "undistilled", "distilled", "shuffled")
 
@@ -25,7 +25,8 @@ def _table(header: list[str], rows: list[list[str]]) -> str:
 def _machine(content: dict) -> str:
     machine = content["machine"]
     versions = machine["versions"]
-    return f"{machine['cpu']}, {machine['threads']} threads, torch {versions['torch']}"
+    allocator = "".join(f", {name}={value}" for name, value in machine.get("allocator", {}).items())
+    return f"{machine['cpu']}, {machine['threads']} threads, torch {versions['torch']}{allocator}"
 
 
 def _milliseconds(row: dict | None) -> str:
@@ -195,8 +196,10 @@ def scaling(content: dict) -> str:
     )
 
 
-SECTIONS = {"sweep": (sweep, "sweep_cpu.json"), "step": (step, "step_cpu.json"), "quality": (quality, "quality.json"),
-            "align": (align, "align_cpu.json"), "significance": (significance, "significance_cpu.json"),
+SECTIONS = {"sweep": (sweep, "sweep_cpu.json"), "step": (step, "step_cpu.json"),
+            "step-kept": (step, "step_cpu_kept.json"), "quality": (quality, "quality.json"),
+            "align": (align, "align_cpu.json"), "align-kept": (align, "align_cpu_kept.json"),
+            "significance": (significance, "significance_cpu.json"),
             "demo": (demo, "demo.json"), "scaling": (scaling, "scaling_cpu.json")}  # fmt: skip
 
 
