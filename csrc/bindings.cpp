@@ -143,25 +143,45 @@ void select_spans(const std::array<int64_t, 3>& sizes, Address frame_prior, bool
   run(place, arguments, pad::select_spans, pad::cuda::select_spans_workspace, pad::cuda::select_spans);
 }
 
-// sizes: batch, length, width; strides: of values, batch and row.
-void pooling_forward(const std::array<int64_t, 3>& sizes, const std::array<int64_t, 2>& strides, int element,
-                     Address values, Address weights, Address out, const py::tuple& where) {
-  const Place place(where);
-  const pad::PoolingForward arguments{
-      {sizes[0], sizes[1], sizes[2], static_cast<pad::Element>(element), pointer<void>(weights), place.threads},
-      {pointer<void>(values), strides[0], strides[1]},
-      pointer<void>(out)};
-  run(place, arguments, pad::pooling_forward, no_workspace, pad::cuda::pooling_forward);
+// sizes: batch, frames, tokens, width.
+pad::PooledDistanceArguments pooled_distance_arguments(const std::array<int64_t, 4>& sizes, int element,
+                                                       Address frame_weights, Address token_weights,
+                                                       const Place& place) {
+  return {sizes[0],
+          sizes[3],
+          {sizes[1], sizes[2]},
+          static_cast<pad::Element>(element),
+          {pointer<void>(frame_weights), pointer<void>(token_weights)},
+          place.threads};
 }
 
-void pooling_backward(const std::array<int64_t, 3>& sizes, int element, Address grad, Address weights,
-                      Address grad_values, const py::tuple& where) {
+// strides: of speech and text, batch then row.
+void pooled_distance_forward(const std::array<int64_t, 4>& sizes, int element, Address frame_weights,
+                             Address token_weights, const std::array<int64_t, 4>& strides, Address speech,
+                             Address text, Address distance, Address difference, Address totals,
+                             const py::tuple& where) {
   const Place place(where);
-  const pad::PoolingBackward arguments{
-      {sizes[0], sizes[1], sizes[2], static_cast<pad::Element>(element), pointer<void>(weights), place.threads},
+  const pad::PooledDistanceForward arguments{
+      pooled_distance_arguments(sizes, element, frame_weights, token_weights, place),
+      {{pointer<void>(speech), strides[0], strides[1]}, {pointer<void>(text), strides[2], strides[3]}},
+      pointer<void>(distance),
+      pointer<void>(difference),
+      pointer<void>(totals)};
+  run(place, arguments, pad::pooled_distance_forward, no_workspace, pad::cuda::pooled_distance_forward);
+}
+
+// A gradient that is not wanted: address 0.
+void pooled_distance_backward(const std::array<int64_t, 4>& sizes, int element, Address frame_weights,
+                              Address token_weights, Address grad, Address difference, Address totals,
+                              Address grad_speech, Address grad_text, const py::tuple& where) {
+  const Place place(where);
+  const pad::PooledDistanceBackward arguments{
+      pooled_distance_arguments(sizes, element, frame_weights, token_weights, place),
       pointer<void>(grad),
-      pointer<void>(grad_values)};
-  run(place, arguments, pad::pooling_backward, no_workspace, pad::cuda::pooling_backward);
+      pointer<void>(difference),
+      pointer<void>(totals),
+      {pointer<void>(grad_speech), pointer<void>(grad_text)}};
+  run(place, arguments, pad::pooled_distance_backward, no_workspace, pad::cuda::pooled_distance_backward);
 }
 
 }  // namespace
@@ -172,8 +192,8 @@ PYBIND11_MODULE(_native, module) {
   module.def("alignment_backward", &alignment_backward);
   module.def("significance", &significance);
   module.def("select_spans", &select_spans);
-  module.def("pooling_forward", &pooling_forward);
-  module.def("pooling_backward", &pooling_backward);
+  module.def("pooled_distance_forward", &pooled_distance_forward);
+  module.def("pooled_distance_backward", &pooled_distance_backward);
   module.def("cuda_targets", &pad::cuda::targets, "What the CUDA kernels were compiled for; empty: not at all.");
   module.def("cuda_failure", &pad::cuda::failure, "Why the CUDA runtime cannot be used; empty if it can.");
   module.def("instruction_set", &pad::instruction_set, "The instruction set in use: baseline, avx2, avx512 or avx512_bf16.");

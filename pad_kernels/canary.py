@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pad_kernels import reference
+from pad_kernels.checks import accumulator
 
 BAR = {torch.float64: 1e-6, torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 1e-2}
 _found: dict[tuple, str | None] = {}
@@ -64,16 +65,18 @@ def _select_spans(backend, device, dtype):
     return wrong
 
 
-def _pooling(backend, device, dtype):
-    values, weights = _random(2, 70, 64).to(device, dtype), _random(2, 70).abs().to(device)
-    weights = weights.to(torch.float64 if dtype == torch.float64 else torch.float32)
-    found = backend.pooling_forward(values, weights)
-    grad = backend.pooling_backward(found, weights, dtype)
-    expected = reference.pooling_forward(values.double(), weights.double())
-    return max(
-        _error(found, expected),
-        _error(grad, reference.pooling_backward(found.double(), weights.double(), torch.float64)),
-    )
+def _pooled_distance(backend, device, dtype):
+    speech, text = (x.to(device, dtype) for x in (_random(2, 70, 64), _random(2, 17, 64) + 1))
+    weights = [_random(2, length).abs().to(device, accumulator(dtype)) for length in (70, 17)]
+    grad = _random(2).to(device, accumulator(dtype))
+    found = backend.pooled_distance_forward(speech, text, *weights)
+    gradients = backend.pooled_distance_backward(grad, *found[1:], *weights, dtype, True, True)
+    weights = [x.double() for x in weights]
+    truth = reference.pooled_distance_forward(speech.double(), text.double(), *weights)
+    # The signs of the op's own differences, so that one that is about 0 does not count.
+    saved = found[1].double(), truth[2]
+    expected = reference.pooled_distance_backward(grad.double(), *saved, *weights, torch.float64, True, True)
+    return max(_error(x, y) for x, y in zip((*found, *gradients), (*truth, *expected)))
 
 
 _CASES = {
@@ -81,8 +84,8 @@ _CASES = {
     "alignment_backward": _alignment,
     "significance": _significance,
     "select_spans": _select_spans,
-    "pooling_forward": _pooling,
-    "pooling_backward": _pooling,
+    "pooled_distance_forward": _pooled_distance,
+    "pooled_distance_backward": _pooled_distance,
 }
 
 

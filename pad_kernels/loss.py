@@ -13,20 +13,13 @@ LEVELS = ("global", "token", "span")
 REDUCTIONS = ("mean", "sum", "none")
 
 
-def _per_utterance_global(speech, text, frame_prior, token_prior, backend):
-    """L1 distance of the pooled embeddings [B], and which utterances count."""
-    frame_total = frame_prior.sum(1, keepdim=True)
-    real = (frame_total > 0).squeeze(1) & (token_prior > 0).any(1)
-    frame_weights = frame_prior / frame_total.masked_fill(frame_total == 0, 1)
-    return pooled_distance(speech, text, frame_weights, token_prior, backend), real
-
-
 def _per_utterance_local(speech, text, frame_prior, token_prior, start, end, temperature, backend):
-    """Token distances weighted by the text prior [B], and which utterances count."""
+    """Token distances weighted by the text prior [B], 0 where the utterance does not count, and which do."""
     similarity, unit, _ = torch.ops.pad_kernels.alignment_forward.default(
         speech, text, frame_prior, token_prior > 0, start, end, temperature, backend
     )
-    return (token_prior * (1 - similarity)).sum(1), (unit >= 0).any(1)
+    real = (unit >= 0).any(1)
+    return torch.where(real, (token_prior * (1 - similarity)).sum(1), 0), real
 
 
 def pad_loss(
@@ -86,12 +79,12 @@ def pad_loss(
     text_mask = checks.mask("text_mask", text_mask, text.shape[:2], text.device)
     frame_prior = checks.weights("speech", speech, speech_mask, speech_prior)
     token_prior = checks.weights("text", text, text_mask, text_prior)
-    if text_prior is not None:
-        token_prior = checks.normalized(token_prior)
 
     if level == "global":
-        loss, real = _per_utterance_global(speech, text, frame_prior, token_prior, backend)
+        loss, real = pooled_distance(speech, text, frame_prior, token_prior, backend)
     else:
+        if text_prior is not None:
+            token_prior = checks.normalized(token_prior)
         start = end = None
         if spans is not None:
             start, end = checks.spans(spans, *speech.shape[:2], speech.device)
@@ -101,7 +94,6 @@ def pad_loss(
         loss, real = _per_utterance_local(
             speech, text, frame_prior, token_prior, start, end, float(temperature), backend
         )
-    loss = torch.where(real, loss, 0)
     if reduction == "none":
         return loss
     return loss.sum() if reduction == "sum" else loss.sum() / real.sum().clamp(min=1)

@@ -7,12 +7,12 @@ from pad_kernels import backends, checks
 
 torch.library.define(
     "pad_kernels::pooled_distance_forward",
-    "(Tensor speech, Tensor text, Tensor frame_weights, Tensor token_weights, str backend) -> (Tensor, Tensor)",
+    "(Tensor speech, Tensor text, Tensor frame_weights, Tensor token_weights, str backend) -> (Tensor, Tensor, Tensor)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 torch.library.define(
     "pad_kernels::pooled_distance_backward",
-    "(Tensor grad, Tensor difference, Tensor frame_weights, Tensor token_weights, ScalarType dtype, "
+    "(Tensor grad, Tensor difference, Tensor totals, Tensor frame_weights, Tensor token_weights, ScalarType dtype, "
     "bool need_speech, bool need_text, str backend) -> (Tensor, Tensor)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
@@ -20,30 +20,25 @@ torch.library.define(
 
 @torch.library.impl("pad_kernels::pooled_distance_forward", "CompositeExplicitAutograd")
 def _forward(speech, text, frame_weights, token_weights, backend):
-    pool = backends.serve("pooling_forward", backend, speech.device, speech.dtype)
-    difference = pool(speech, frame_weights) - pool(text, token_weights)
-    return difference.abs().sum(1), difference
+    function = backends.serve("pooled_distance_forward", backend, speech.device, speech.dtype)
+    return function(speech, text, frame_weights, token_weights)
 
 
 @torch.library.register_fake("pad_kernels::pooled_distance_forward")
 def _forward_fake(speech, text, frame_weights, token_weights, backend):
-    difference = speech.new_empty((speech.shape[0], speech.shape[2]), dtype=checks.accumulator(speech.dtype))
-    return difference.new_empty(speech.shape[0]), difference
+    batch, _, width = speech.shape
+    difference = speech.new_empty((batch, width), dtype=checks.accumulator(speech.dtype))
+    return difference.new_empty(batch), difference, difference.new_empty((batch, 2))
 
 
 @torch.library.impl("pad_kernels::pooled_distance_backward", "CompositeExplicitAutograd")
-def _backward(grad, difference, frame_weights, token_weights, dtype, need_speech, need_text, backend):
-    spread = backends.serve("pooling_backward", backend, grad.device, dtype)
-    grad_pooled = grad[:, None] * difference.sign()
-    empty = grad.new_empty(0, dtype=dtype)
-    return (
-        spread(grad_pooled, frame_weights, dtype) if need_speech else empty,
-        spread(-grad_pooled, token_weights, dtype) if need_text else empty.clone(),
-    )
+def _backward(grad, difference, totals, frame_weights, token_weights, dtype, need_speech, need_text, backend):
+    function = backends.serve("pooled_distance_backward", backend, grad.device, dtype)
+    return function(grad, difference, totals, frame_weights, token_weights, dtype, need_speech, need_text)
 
 
 @torch.library.register_fake("pad_kernels::pooled_distance_backward")
-def _backward_fake(grad, difference, frame_weights, token_weights, dtype, need_speech, need_text, backend):
+def _backward_fake(grad, difference, totals, frame_weights, token_weights, dtype, need_speech, need_text, backend):
     width = difference.shape[1]
     return (
         grad.new_empty((*frame_weights.shape, width) if need_speech else 0, dtype=dtype),
@@ -54,12 +49,12 @@ def _backward_fake(grad, difference, frame_weights, token_weights, dtype, need_s
 def _save(ctx, inputs, output):
     speech, _, frame_weights, token_weights, ctx.backend = inputs
     ctx.dtype = speech.dtype
-    ctx.save_for_backward(output[1], frame_weights, token_weights)
-    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(*output[1:], frame_weights, token_weights)
+    ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
 
 
-def _gradients(ctx, grad, _difference):
+def _gradients(ctx, grad, _difference, _totals):
     need_speech, need_text = ctx.needs_input_grad[:2]
     if grad is None or not (need_speech or need_text):
         return (None,) * 5
@@ -80,10 +75,14 @@ checks.refuse_vmap("pad_kernels::pooled_distance_forward", "pad_kernels::pooled_
 
 def pooled_distance(
     speech: Tensor, text: Tensor, frame_weights: Tensor, token_weights: Tensor, backend: str = ""
-) -> Tensor:
-    """sum_d |sum_i p_i s_id - sum_j q_j t_jd| [B].
+) -> tuple[Tensor, Tensor]:
+    """sum_d |sum_i p_i s_id - sum_j q_j t_jd| [B], and which utterances [B] have weight on both sides.
 
-    speech [B, M, D] and text [B, N, D] of one floating-point dtype; weights p [B, M] and q [B, N] float32 (float64 for
-    float64 embeddings), constants for the gradient; rows of weight 0 are not read. In the dtype of the weights.
+    speech [B, M, D] and text [B, N, D] of one floating-point dtype; p and q are the weights [B, M] and [B, N] over
+    their sum: float32 (float64 for float64 embeddings), at least 0, constants for the gradient. Rows of weight 0 are
+    not read. The distance is in the dtype of the weights, 0 without weight on both sides.
     """
-    return torch.ops.pad_kernels.pooled_distance_forward.default(speech, text, frame_weights, token_weights, backend)[0]
+    distance, _, totals = torch.ops.pad_kernels.pooled_distance_forward.default(
+        speech, text, frame_weights, token_weights, backend
+    )
+    return distance, (totals > 0).all(1)

@@ -222,13 +222,39 @@ def select_spans(frame_prior, frame_mask, num_tokens, num_anchors, max_anchors, 
     return start, end
 
 
+def _over_total(weights: Tensor, total: Tensor) -> Tensor:
+    """Weights [B, L] over their sum [B]; where it is 0 they stay 0."""
+    return weights / torch.where(total == 0, 1, total)[:, None]
+
+
 @_in_full_precision
-def pooling_forward(values, weights):
-    """sum_l w_l v_l [B, D]; rows of weight 0 take no part."""
-    return (weights[:, None, :] @ _select(values, weights != 0)).squeeze(1)
+def pooled_distance_forward(speech, text, frame_weights, token_weights):
+    """sum_d |sum_i p_i s_id - sum_j q_j t_jd| [B], the differences [B, D], and the sums of the weights [B, 2].
+
+    p and q are the weights over their sum; rows of weight 0 take no part. Zeros where a sum is 0.
+    """
+    totals = torch.stack((frame_weights.sum(1), token_weights.sum(1)), 1)
+    pooled_speech, pooled_text = (
+        (_over_total(weights, total)[:, None, :] @ _select(values, weights != 0)).squeeze(1)
+        for values, weights, total in ((speech, frame_weights, totals[:, 0]), (text, token_weights, totals[:, 1]))
+    )
+    difference = torch.where((totals == 0).any(1, keepdim=True), 0, pooled_speech - pooled_text)
+    return difference.abs().sum(1), difference, totals
 
 
-def pooling_backward(grad, weights, dtype):
-    """Gradient of the values [B, L, D] in `dtype`: w_l grad."""
-    grad_values = torch.where((weights != 0)[..., None], weights[..., None] * grad[:, None, :], 0)
-    return grad_values.to(dtype)
+def pooled_distance_backward(
+    grad, difference, totals, frame_weights, token_weights, dtype, need_speech, need_text
+):  # fmt: skip
+    """Gradients p_i sign(difference) grad of speech and -q_j sign(difference) grad of text in `dtype`."""
+    grad = grad[:, None]
+    grad_pooled = torch.where(difference > 0, grad, torch.where(difference < 0, -grad, difference))  # keeps a NaN
+
+    def spread(grad_pooled, weights, total):
+        grad_values = _over_total(weights, total)[..., None] * grad_pooled[:, None, :]
+        return torch.where((weights != 0)[..., None], grad_values, 0).to(dtype)
+
+    empty = grad.new_empty(0, dtype=dtype)
+    return (
+        spread(grad_pooled, frame_weights, totals[:, 0]) if need_speech else empty,
+        spread(-grad_pooled, token_weights, totals[:, 1]) if need_text else empty.clone(),
+    )

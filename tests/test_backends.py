@@ -64,7 +64,7 @@ def test_a_backend_asked_for_says_why_it_cannot(only_reference, level):
 def test_triton_does_not_run_on_the_cpu():
     with pytest.raises(ValueError, match="'triton' cannot run alignment_forward on cpu"):
         pad_loss(SPEECH, TEXT, backend="triton")
-    with pytest.raises(ValueError, match="the triton backend has no pooling_forward"):
+    with pytest.raises(ValueError, match="the triton backend has no pooled_distance_forward"):
         pad_loss(SPEECH, TEXT, level="global", backend="triton")
 
 

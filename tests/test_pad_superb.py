@@ -464,7 +464,7 @@ def test_heads_learn_what_is_audible(models, corpora, tmp_path):
     assert len(folds) == 5 and emotion["metrics"]["accuracy"] == pytest.approx(sum(folds) / 5)
     assert emotion["metrics"]["accuracy"] > 0.9
 
-    options = {"max_steps": 150, "eval_every": 150, "slot_width": 48, "cache_features": True}
+    options = {"max_steps": 300, "eval_every": 300, "slot_width": 48, "cache_features": True}
     result = evaluate(config_of(models, tmp_path / "spelt", sf=corpora["sf"], **options))
     metrics = result["results"]["sf"]["student"]["metrics"]
     assert metrics["slot_type_f1"] == 1.0 and metrics["slot_value_cer"] < 0.2

@@ -34,7 +34,8 @@ def test_opcheck_others(backend):
     weights, token_weights = torch.rand(2, 6), torch.rand(2, 3)
     opcheck(OPS.pooled_distance_forward.default, (speech, text, weights, token_weights, backend))
     for needed in ((True, True), (True, False), (False, True)):
-        backward = (torch.randn(2), torch.randn(2, 5), weights, token_weights, torch.bfloat16, *needed, backend)
+        saved = (torch.randn(2, 5), torch.rand(2, 2), weights, token_weights)
+        backward = (torch.randn(2), *saved, torch.bfloat16, *needed, backend)
         opcheck(OPS.pooled_distance_backward.default, backward)
     query, key, mask = torch.randn(2, 3, 6, 4), torch.randn(2, 3, 6, 4), torch.rand(2, 6) < 0.7
     opcheck(OPS.significance.default, (query, key, mask, 0.5, None, backend))
@@ -190,7 +191,7 @@ def test_checkpointing(backend):
 @pytest.mark.parametrize("needed", [(False, False), (True, False), (False, True)])
 def test_pooled_distance_of_constants(backend, needed):
     values = [torch.randn(2, 3, 4, requires_grad=wanted) for wanted in needed]
-    distance = pooled_distance(*values, torch.rand(2, 3), torch.rand(2, 3), backend)
+    distance, _ = pooled_distance(*values, torch.rand(2, 3), torch.rand(2, 3), backend)
     assert distance.requires_grad == any(needed)
     if any(needed):
         distance.sum().backward()

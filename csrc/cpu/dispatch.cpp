@@ -73,7 +73,7 @@ PAD_DISPATCH(alignment_forward, AlignmentForward, avx512)
 #endif
 PAD_DISPATCH(alignment_backward, AlignmentBackward, avx512)
 PAD_DISPATCH(significance, SignificanceArguments, avx512)
-PAD_DISPATCH(pooling_forward, PoolingForward, avx512)
-PAD_DISPATCH(pooling_backward, PoolingBackward, avx512)
+PAD_DISPATCH(pooled_distance_forward, PooledDistanceForward, avx512)
+PAD_DISPATCH(pooled_distance_backward, PooledDistanceBackward, avx512)
 
 }  // namespace pad

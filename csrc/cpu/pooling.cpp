@@ -11,32 +11,91 @@ namespace {
 constexpr int64_t chunk_rows = 64;
 constexpr int rows_at_once = 4;
 
-// A second thread pays off from some microseconds of work.
-int useful_threads(const PoolingArguments& arguments) {
-  return arguments.batch * arguments.length * arguments.width >= 1 << 15 ? arguments.threads : 1;
+// The rows of one side that one task does.
+struct Chunk {
+  int64_t b;
+  int side;
+  int64_t first, count;
+};
+
+int64_t chunks_of(int64_t length) { return (length + chunk_rows - 1) / chunk_rows; }
+
+// A task for each chunk of the wanted sides, utterance by utterance.
+class Chunks {
+ public:
+  Chunks(const PooledDistanceArguments& arguments, bool speech, bool text)
+      : lengths_{speech ? arguments.lengths[SPEECH] : 0, text ? arguments.lengths[TEXT] : 0},
+        of_speech_(chunks_of(lengths_[SPEECH])),
+        per_utterance_(of_speech_ + chunks_of(lengths_[TEXT])),
+        count_(arguments.batch * per_utterance_) {}
+
+  int64_t per_utterance() const { return per_utterance_; }
+  int64_t of_speech() const { return of_speech_; }
+  int64_t count() const { return count_; }
+
+  Chunk operator[](int64_t index) const {
+    int64_t within = index % per_utterance_;
+    const int side = within < of_speech_ ? SPEECH : TEXT;
+    if (side == TEXT) within -= of_speech_;
+    const int64_t first = within * chunk_rows;
+    return {index / per_utterance_, side, first, minimum(chunk_rows, lengths_[side] - first)};
+  }
+
+  // A second thread pays off from some microseconds of work.
+  int useful_threads(const PooledDistanceArguments& a) const {
+    return a.batch * (lengths_[SPEECH] + lengths_[TEXT]) * a.width >= 1 << 15 ? a.threads : 1;
+  }
+
+ private:
+  int64_t lengths_[2];
+  int64_t of_speech_, per_utterance_, count_;
+};
+
+template <class S>
+S sum(const S* values, int64_t count) {
+  Vector<S> sums{};
+  int64_t i = 0;
+  for (; i + lanes<S> <= count; i += lanes<S>) sums += load(values + i);
+  S total = sum_lanes<S>(sums);
+  for (; i < count; ++i) total += values[i];
+  return total;
 }
 
 template <class T>
 struct Forward {
   using S = Accumulator<T>;
-  const PoolingForward& a;
-  int64_t chunks;
-  S* partial;  // [batch, chunks, width]
+  const PooledDistanceForward& a;
+  Chunks chunks;
+  S* partial;  // [batch, chunks of an utterance, width]
+
+  S& total(int64_t b, int side) const { return static_cast<S*>(a.totals)[2 * b + side]; }
+
+  const S* weights(int64_t b, int side) const {
+    return static_cast<const S*>(a.weights[side]) + b * a.lengths[side];
+  }
+
+  void add_totals() const {
+    for (int64_t b = 0; b < a.batch; ++b)
+      for (int side = SPEECH; side <= TEXT; ++side) total(b, side) = sum(weights(b, side), a.lengths[side]);
+  }
 
   void chunk(int64_t index) const {
-    const int64_t b = index / chunks, first = index % chunks * chunk_rows;
-    const int64_t count = minimum(chunk_rows, a.length - first);
-    const S* weights = static_cast<const S*>(a.weights) + b * a.length + first;
-    const T* values = static_cast<const T*>(a.values.data) + b * a.values.batch_stride + first * a.values.row_stride;
+    const Chunk part = chunks[index];
+    const Rows& values = a.values[part.side];
+    const S* weight = weights(part.b, part.side) + part.first;
+    const T* row = static_cast<const T*>(values.data) + part.b * values.batch_stride + part.first * values.row_stride;
     S* sums = partial + index * a.width;
     fill_zero(sums, a.width);
 
     // Only rows with a weight are looked at; four at a time share one pass over the sums.
-    const T* rows[chunk_rows + rows_at_once];
-    S scales[chunk_rows + rows_at_once];
+    const T* rows[chunk_rows];
+    S scales[chunk_rows];
     int64_t used = 0;
-    for (int64_t i = 0; i < count; ++i)
-      if (weights[i] != 0) rows[used] = values + i * a.values.row_stride, scales[used++] = weights[i];
+    for (int64_t i = 0; i < part.count; ++i)
+      if (weight[i] != 0) {
+        rows[used] = row + i * values.row_stride;
+        scales[used++] = weight[i] / total(part.b, part.side);
+      }
     int64_t i = 0;
     for (; i + rows_at_once <= used; i += rows_at_once) add_rows(sums, rows + i, scales + i);
     for (; i < used; ++i) scaled_add(sums, rows[i], scales[i], a.width);
@@ -54,58 +113,93 @@ struct Forward {
   }
 
   void merge(int64_t b) const {
-    S* out = static_cast<S*>(a.out) + b * a.width;
-    fill_zero(out, a.width);
-    for (int64_t c = 0; c < chunks; ++c) scaled_add(out, partial + (b * chunks + c) * a.width, S(1), a.width);
+    S* difference = static_cast<S*>(a.difference) + b * a.width;
+    S& distance = static_cast<S*>(a.distance)[b];
+    fill_zero(difference, a.width);
+    distance = 0;
+    if (total(b, SPEECH) == 0 || total(b, TEXT) == 0) return;
+    const S* part = partial + b * chunks.per_utterance() * a.width;
+    for (int64_t c = 0; c < chunks.per_utterance(); ++c, part += a.width)
+      scaled_add(difference, part, c < chunks.of_speech() ? S(1) : S(-1), a.width);
+    Vector<S> sums{};
+    int64_t i = 0;
+    for (; i + lanes<S> <= a.width; i += lanes<S>) {
+      const Vector<S> value = load(difference + i);
+      sums += value < 0 ? -value : value;
+    }
+    distance = sum_lanes<S>(sums);
+    for (; i < a.width; ++i) distance += difference[i] < 0 ? -difference[i] : difference[i];
   }
 };
 
 template <class T>
-void forward(const PoolingForward& arguments) {
-  const int64_t chunks = maximum(1, (arguments.length + chunk_rows - 1) / chunk_rows);
-  const Buffer<Accumulator<T>> partial(arguments.batch * chunks * arguments.width);
+void forward(const PooledDistanceForward& arguments) {
+  const Chunks chunks(arguments, true, true);
+  const Buffer<Accumulator<T>> partial(chunks.count() * arguments.width);
   Forward<T> work{arguments, chunks, partial.data()};
-  parallel_for_rows(arguments.batch * chunks, useful_threads(arguments),
+  work.add_totals();
+  parallel_for_rows(chunks.count(), chunks.useful_threads(arguments),
                     [](void* context, int64_t index) { static_cast<Forward<T>*>(context)->chunk(index); }, &work);
   for (int64_t b = 0; b < arguments.batch; ++b) work.merge(b);
 }
 
 template <class T>
-void backward_chunk(const PoolingBackward& a, int64_t index, int64_t chunks) {
+struct Backward {
   using S = Accumulator<T>;
-  const int64_t b = index / chunks, first = index % chunks * chunk_rows;
-  const int64_t last = minimum(first + chunk_rows, a.length);
-  const S* grad = static_cast<const S*>(a.grad) + b * a.width;
-  for (int64_t l = first; l < last; ++l) {
-    const S weight = static_cast<const S*>(a.weights)[b * a.length + l];
-    T* row = static_cast<T*>(a.grad_values) + (b * a.length + l) * a.width;
-    if (weight == 0)
-      fill_zero(row, a.width);
-    else
-      scaled_copy(row, grad, weight, a.width);
+  const PooledDistanceBackward& a;
+  Chunks chunks;
+  S* grad_pooled;  // [batch, width], of the speech's side
+
+  // The sign of the difference times the utterance's gradient; a NaN stays one.
+  void find_grad_pooled() const {
+    for (int64_t b = 0; b < a.batch; ++b) {
+      const S grad = static_cast<const S*>(a.grad)[b];
+      const S* difference = static_cast<const S*>(a.difference) + b * a.width;
+      for (int64_t d = 0; d < a.width; ++d) {
+        const S value = difference[d];
+        grad_pooled[b * a.width + d] = value > 0 ? grad : value < 0 ? -grad : value;
+      }
+    }
   }
-}
+
+  void chunk(int64_t index) const {
+    const Chunk part = chunks[index];
+    const int64_t from = part.b * a.lengths[part.side] + part.first;
+    const S* weights = static_cast<const S*>(a.weights[part.side]) + from;
+    const S total = static_cast<const S*>(a.totals)[2 * part.b + part.side];
+    T* row = static_cast<T*>(a.grad_values[part.side]) + from * a.width;
+    for (int64_t i = 0; i < part.count; ++i, row += a.width) {
+      const S scale = weights[i] / (part.side == SPEECH ? total : -total);
+      if (weights[i] == 0)
+        fill_zero(row, a.width);
+      else
+        scaled_copy(row, grad_pooled + part.b * a.width, scale, a.width);
+    }
+  }
+};
 
 template <class T>
-void backward(const PoolingBackward& arguments) {
-  advise_large_pages(arguments.grad_values,
-                     arguments.batch * arguments.length * arguments.width * static_cast<int64_t>(sizeof(T)));
-  const int64_t chunks = maximum(1, (arguments.length + chunk_rows - 1) / chunk_rows);
-  parallel_for_rows(arguments.batch * chunks, useful_threads(arguments),
-                    [](void* context, int64_t index) {
-                      const auto& a = *static_cast<const PoolingBackward*>(context);
-                      backward_chunk<T>(a, index, maximum(1, (a.length + chunk_rows - 1) / chunk_rows));
-                    },
-                    const_cast<PoolingBackward*>(&arguments));
+void backward(const PooledDistanceBackward& arguments) {
+  using S = Accumulator<T>;
+  for (int side = SPEECH; side <= TEXT; ++side)
+    if (arguments.grad_values[side])
+      advise_large_pages(arguments.grad_values[side], arguments.batch * arguments.lengths[side] * arguments.width *
+                                                          static_cast<int64_t>(sizeof(T)));
+  const Chunks chunks(arguments, arguments.grad_values[SPEECH], arguments.grad_values[TEXT]);
+  const Buffer<S> grad_pooled(arguments.batch * arguments.width);
+  Backward<T> work{arguments, chunks, grad_pooled.data()};
+  work.find_grad_pooled();
+  parallel_for_rows(chunks.count(), chunks.useful_threads(arguments),
+                    [](void* context, int64_t index) { static_cast<Backward<T>*>(context)->chunk(index); }, &work);
 }
 
 }  // namespace
 
-void pooling_forward(const PoolingForward& arguments) {
+void pooled_distance_forward(const PooledDistanceForward& arguments) {
   with_element(arguments.element, [&](auto element) { forward<decltype(element)>(arguments); });
 }
 
-void pooling_backward(const PoolingBackward& arguments) {
+void pooled_distance_backward(const PooledDistanceBackward& arguments) {
   with_element(arguments.element, [&](auto element) { backward<decltype(element)>(arguments); });
 }
 

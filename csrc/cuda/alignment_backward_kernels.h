@@ -3,6 +3,7 @@
 //   grad u_k = sum_j g_j w_jk (t_j / |t_j| - phi_jk u_k / |u_k|) / |u_k|,   grad t_j likewise over k.
 // Every sum has one owner and a fixed order.
 #pragma once
+#include "reduce.h"
 #include "similarity.h"
 
 namespace pad::cuda {
@@ -236,18 +237,6 @@ __global__ void __launch_bounds__(THREADS, 1) soft_text_kernel(SoftParameters p)
   }
 }
 
-// Sum over the block, the same for every thread; barriers before and after its use of `scratch`.
-__device__ inline float block_sum(float value, float* scratch) {
-  __syncthreads();
-  scratch[threadIdx.x] = value;
-  for (int half = THREADS / 2; half > 0; half /= 2) {
-    __syncthreads();
-    if (static_cast<int>(threadIdx.x) < half) scratch[threadIdx.x] += scratch[threadIdx.x + half];
-  }
-  __syncthreads();
-  return scratch[0];
-}
-
 // A block is a token: the parts summed in order, and the way through the token's norm.
 template <class T>
 __global__ void __launch_bounds__(THREADS, 1) text_reduce_kernel(SoftParameters p) {
@@ -261,7 +250,7 @@ __global__ void __launch_bounds__(THREADS, 1) text_reduce_kernel(SoftParameters 
     const float value = text_element<T>(a, b, token, column);
     square += value * value;
   }
-  const float norm = sqrtf(block_sum(square, scratch)), inverse = 1 / fmaxf(norm, EPS);
+  const float norm = sqrtf(block_sum<THREADS>(square, scratch)), inverse = 1 / fmaxf(norm, EPS);
   const float gradient = taking ? static_cast<const float*>(a.grad_similarity)[place] : 0;
   float along = 0;
   for (int64_t part = 0; taking && norm > EPS && part < p.parts; ++part)

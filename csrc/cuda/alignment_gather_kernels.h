@@ -41,8 +41,8 @@ __global__ void __launch_bounds__(THREADS, 1) hard_kernel(HardParameters p) {
     unit_square += units[i] * units[i];
     text_square += text[i] * text[i];
   }
-  const float unit_norm = sqrtf(block_sum(unit_square, scratch)), unit_inverse = 1 / fmaxf(unit_norm, EPS);
-  const float text_norm = sqrtf(block_sum(text_square, scratch)), text_inverse = 1 / fmaxf(text_norm, EPS);
+  const float unit_norm = sqrtf(block_sum<THREADS>(unit_square, scratch)), unit_inverse = 1 / fmaxf(unit_norm, EPS);
+  const float text_norm = sqrtf(block_sum<THREADS>(text_square, scratch)), text_inverse = 1 / fmaxf(text_norm, EPS);
 
   if (a.grad_text) {
     const float through_norm = text_norm > EPS ? similarity[token] * text_inverse : 0;
@@ -77,7 +77,7 @@ __global__ void __launch_bounds__(THREADS, 1) hard_kernel(HardParameters p) {
       text[i] = column < a.width ? text_element<T>(a, b, j, column) : 0;
       square += text[i] * text[i];
     }
-    const float inverse = 1 / fmaxf(sqrtf(block_sum(square, scratch)), EPS);
+    const float inverse = 1 / fmaxf(sqrtf(block_sum<THREADS>(square, scratch)), EPS);
 #pragma unroll
     for (int i = 0; i < COUNT; ++i)
       sum[i] += gradient[j] * unit_inverse * (text[i] * inverse - through_norm * similarity[j] * units[i]);

@@ -22,7 +22,7 @@ int64_t select_spans_workspace(const SpanArguments&) { missing(); }
 void alignment_forward(const AlignmentForward&, void*, void*) { missing(); }
 void alignment_backward(const AlignmentBackward&, void*, void*) { missing(); }
 void select_spans(const SpanArguments&, void*, void*) { missing(); }
-void pooling_forward(const PoolingForward&, void*, void*) { missing(); }
-void pooling_backward(const PoolingBackward&, void*, void*) { missing(); }
+void pooled_distance_forward(const PooledDistanceForward&, void*, void*) { missing(); }
+void pooled_distance_backward(const PooledDistanceBackward&, void*, void*) { missing(); }
 
 }  // namespace pad::cuda

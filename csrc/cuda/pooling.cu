@@ -2,24 +2,34 @@
 #include "pooling_kernels.h"
 
 namespace pad::cuda {
+namespace {
 
-void pooling_forward(const PoolingForward& a, void*, void* stream) {
-  const PoolingForwardParameters parameters{a, (a.width + POOLING_COLUMNS - 1) / POOLING_COLUMNS};
-  const int64_t blocks = a.batch * parameters.slabs;
-  if (a.element == Element::float64)
-    return launch(blocks, POOLING_THREADS, stream, pooling_forward_kernel<double>, parameters);
-  with_element(a.element, [&](auto element) {
-    launch(blocks, POOLING_THREADS, stream, pooling_forward_kernel<decltype(element)>, parameters);
-  });
+template <class T>
+void forward(const PooledDistanceForward& a, void* stream) {
+  const PooledDifferenceParameters parameters{a, (a.width + POOLING_COLUMNS - 1) / POOLING_COLUMNS};
+  launch(a.batch * parameters.slabs, POOLING_THREADS, stream, pooled_difference_kernel<T>, parameters);
+  launch(a.batch, POOLING_THREADS, stream, pooled_distance_kernel<Wide<T>>, a);
 }
 
-void pooling_backward(const PoolingBackward& a, void*, void* stream) {
-  const int64_t blocks = (a.batch * a.length * a.width + POOLING_THREADS - 1) / POOLING_THREADS;
-  if (a.element == Element::float64)
-    return launch(blocks, POOLING_THREADS, stream, pooling_backward_kernel<double>, a);
-  with_element(a.element, [&](auto element) {
-    launch(blocks, POOLING_THREADS, stream, pooling_backward_kernel<decltype(element)>, a);
-  });
+template <class T>
+void backward(const PooledDistanceBackward& a, void* stream) {
+  for (int side = SPEECH; side <= TEXT; ++side) {
+    if (!a.grad_values[side]) continue;
+    const int64_t blocks = (a.batch * a.lengths[side] * a.width + POOLING_THREADS - 1) / POOLING_THREADS;
+    launch(blocks, POOLING_THREADS, stream, pooled_gradient_kernel<T>, PooledGradientParameters{a, side});
+  }
+}
+
+}  // namespace
+
+void pooled_distance_forward(const PooledDistanceForward& a, void*, void* stream) {
+  if (a.element == Element::float64) return forward<double>(a, stream);
+  with_element(a.element, [&](auto element) { forward<decltype(element)>(a, stream); });
+}
+
+void pooled_distance_backward(const PooledDistanceBackward& a, void*, void* stream) {
+  if (a.element == Element::float64) return backward<double>(a, stream);
+  with_element(a.element, [&](auto element) { backward<decltype(element)>(a, stream); });
 }
 
 }  // namespace pad::cuda

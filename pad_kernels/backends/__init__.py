@@ -14,8 +14,8 @@ OPS = (
     "alignment_backward",
     "significance",
     "select_spans",
-    "pooling_forward",
-    "pooling_backward",
+    "pooled_distance_forward",
+    "pooled_distance_backward",
 )
 FASTEST_FIRST = ("triton", "native", "reference")
 TRITON_OPS = ("alignment_forward", "alignment_backward", "significance")

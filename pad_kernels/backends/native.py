@@ -187,25 +187,37 @@ def select_spans(frame_prior, frame_mask, num_tokens, num_anchors, max_anchors, 
     return start, end
 
 
-def pooling_forward(values, weights):
-    """csrc/pooling.h: weighted sum of the rows of each batch element."""
-    values = _rows(values)
-    weights = weights.to(_accumulator(values)).contiguous()
-    out = torch.empty(values.shape[0], values.shape[2], dtype=_accumulator(values), device=values.device)
+def pooled_distance_forward(speech, text, frame_weights, token_weights):
+    """csrc/pooling.h: distance of the pooled rows, their difference, and the sums of the weights."""
+    speech, text = _rows(speech), _rows(text)
+    batch, frames, width = speech.shape
+    options = {"dtype": _accumulator(speech), "device": speech.device}
+    frame_weights, token_weights = (
+        weights.to(options["dtype"]).contiguous() for weights in (frame_weights, token_weights)
+    )
+    distance, difference, totals = (torch.empty(shape, **options) for shape in (batch, (batch, width), (batch, 2)))
     _run(
-        _native.pooling_forward, values.device, tuple(values.shape), values.stride()[:2],
-        ELEMENTS[values.dtype], values.data_ptr(), weights.data_ptr(), out.data_ptr(),
+        _native.pooled_distance_forward, speech.device, (batch, frames, text.shape[1], width),
+        ELEMENTS[speech.dtype], frame_weights.data_ptr(), token_weights.data_ptr(),
+        (*speech.stride()[:2], *text.stride()[:2]), speech.data_ptr(), text.data_ptr(),
+        distance.data_ptr(), difference.data_ptr(), totals.data_ptr(),
     )  # fmt: skip
-    return out
+    return distance, difference, totals
 
 
-def pooling_backward(grad, weights, dtype):
-    """csrc/pooling.h: gradient of the values, in `dtype`."""
-    accumulator = torch.float64 if dtype == torch.float64 else torch.float32
-    grad, weights = grad.to(accumulator).contiguous(), weights.to(accumulator).contiguous()
-    grad_values = torch.empty(*weights.shape, grad.shape[1], dtype=dtype, device=grad.device)
+def pooled_distance_backward(
+    grad, difference, totals, frame_weights, token_weights, dtype, need_speech, need_text
+):  # fmt: skip
+    """csrc/pooling.h: gradients of speech and text in `dtype`, each empty unless needed."""
+    (batch, frames), tokens, width = frame_weights.shape, token_weights.shape[1], difference.shape[1]
+    rows = [row.to(difference.dtype).contiguous() for row in (frame_weights, token_weights, grad)]
+    rows += difference.contiguous(), totals.contiguous()
+    grad_speech = torch.empty((batch, frames, width) if need_speech else 0, dtype=dtype, device=grad.device)
+    grad_text = torch.empty((batch, tokens, width) if need_text else 0, dtype=dtype, device=grad.device)
     _run(
-        _native.pooling_backward, grad.device, tuple(grad_values.shape), ELEMENTS[dtype],
-        grad.data_ptr(), weights.data_ptr(), grad_values.data_ptr(),
+        _native.pooled_distance_backward, grad.device, (batch, frames, tokens, width), ELEMENTS[dtype],
+        *(row.data_ptr() for row in rows),
+        grad_speech.data_ptr() if need_speech else 0,
+        grad_text.data_ptr() if need_text else 0,
     )  # fmt: skip
-    return grad_values
+    return grad_speech, grad_text
