@@ -2,8 +2,8 @@
 
 CPU: a child process per provider, where each call is made once to warm up and then once under measurement;
 the figure is the growth of the process's peak resident set (VmHWM, reset through /proc/self/clear_refs).
-Freed memory goes back to the system at once there (malloc's mmap threshold is lowered), so that the figure is
-what was alive. CUDA: torch.cuda.max_memory_allocated minus what was allocated before.
+Freed memory goes back to the system there (malloc's mmap threshold is lowered, and what the native backend keeps is
+released), so that the figure is what was alive. CUDA: torch.cuda.max_memory_allocated minus what was allocated before.
 """
 
 import gc
@@ -16,6 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+
+from pad_kernels.backends import native
 
 ROOT = Path(__file__).resolve().parent.parent
 MMAP_THRESHOLD = str(32 * 1024)
@@ -40,6 +42,7 @@ def peak_in_process(call: Callable[[], object], device: str) -> int:
         call()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
+    native.release_kept_memory()
     Path("/proc/self/clear_refs").write_text("5")
     before = _status_bytes("VmRSS")
     result = call()

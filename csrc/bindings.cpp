@@ -10,6 +10,7 @@
 #include "alignment.h"
 #include "cpu/dispatch.h"
 #include "device.h"
+#include "memory.h"
 #include "pooling.h"
 #include "significance.h"
 #include "spans.h"
@@ -112,7 +113,7 @@ void significance(const std::array<int64_t, 4>& sizes, const std::array<int64_t,
                                              {pointer<void>(query), strides[0], strides[1], strides[2]},
                                              {pointer<void>(key), strides[3], strides[4], strides[5]},
                                              pointer<uint8_t>(mask),
-                                             pointer<float>(lse),
+                                             pointer<void>(lse),
                                              scale,
                                              pointer<void>(out),
                                              Place(where).threads};
@@ -194,6 +195,12 @@ PYBIND11_MODULE(_native, module) {
   module.def("select_spans", &select_spans);
   module.def("pooled_distance_forward", &pooled_distance_forward);
   module.def("pooled_distance_backward", &pooled_distance_backward);
+  py::class_<pad::Memory>(module, "Memory", py::buffer_protocol(), "Bytes for a large result, kept when they are freed.")
+      .def(py::init<int64_t>())
+      .def_buffer([](const pad::Memory& memory) {
+        return py::buffer_info(static_cast<uint8_t*>(memory.data()), memory.bytes());
+      });
+  module.def("release_kept_memory", &pad::release_kept_memory, "Give back to the system what is kept of freed results.");
   module.def("cuda_targets", &pad::cuda::targets, "What the CUDA kernels were compiled for; empty: not at all.");
   module.def("cuda_failure", &pad::cuda::failure, "Why the CUDA runtime cannot be used; empty if it can.");
   module.def("instruction_set", &pad::instruction_set, "The instruction set in use: baseline, avx2, avx512 or avx512_bf16.");

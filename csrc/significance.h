@@ -18,7 +18,7 @@ struct SignificanceArguments {
   HeadRows query;
   HeadRows key;
   const uint8_t* mask;  // [batch, length], or null: all positions are real
-  const float* lse;     // [batch, heads, length] log-sum-exp of each row of scaled scores, or null: not known
+  const void* lse;      // accumulator [batch, heads, length] log-sum-exp of each row of scaled scores, or null: not known
   double scale;
   void* out;  // [batch, length], float, or double where the elements are float64
   int threads;

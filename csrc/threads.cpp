@@ -10,10 +10,6 @@
 #if !defined(_WIN32)
 #include <dlfcn.h>
 #endif
-#if defined(__linux__)
-#include <sys/mman.h>
-#include <unistd.h>
-#endif
 
 namespace pad {
 namespace {
@@ -104,17 +100,6 @@ void parallel_for(int64_t count, int threads, void (*task)(void*, int64_t), void
 
 void parallel_for_rows(int64_t count, int threads, void (*task)(void*, int64_t), void* context) {
   run(count, threads, true, task, context);
-}
-
-void advise_large_pages(void* data, int64_t bytes) {
-#if defined(__linux__) && defined(MADV_HUGEPAGE)
-  constexpr uintptr_t large_page = uintptr_t{1} << 21;
-  const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + large_page - 1) & ~(large_page - 1);
-  const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + static_cast<uintptr_t>(bytes)) & ~(large_page - 1);
-  if (end > begin) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
-#else
-  (void)data, (void)bytes;
-#endif
 }
 
 }  // namespace pad

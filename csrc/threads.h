@@ -12,7 +12,4 @@ void parallel_for(int64_t count, int threads, void (*task)(void*, int64_t), void
 // and so finds in its cache what it or they left there; when done it helps the others.
 void parallel_for_rows(int64_t count, int threads, void (*task)(void*, int64_t), void* context);
 
-// Asks the system for large pages behind a fresh buffer that is about to be written whole.
-void advise_large_pages(void* data, int64_t bytes);
-
 }  // namespace pad

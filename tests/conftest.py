@@ -46,6 +46,9 @@ class _Dirty:
     def empty_like(self, *args, **kwargs):
         return self._filled(torch.empty_like(*args, **kwargs))
 
+    def frombuffer(self, *args, **kwargs):
+        return self._filled(torch.frombuffer(*args, **kwargs))
+
 
 @pytest.fixture(autouse=True)
 def dirty_memory(monkeypatch):

@@ -83,3 +83,41 @@ TEN_MINUTES = SIGNIFICANCE.replace("2, 1, 2, 4096, 16", "2, 1, 1, 30000, 64")
 def test_significance_of_ten_minutes(native):
     """30,000 frames: an attention map would take 3,600 MB; each of two threads may pack the keys of a head."""
     assert megabytes(TEN_MINUTES) < 2 * 30000 * 64 * 4 / 2**20 + 3
+
+
+KEPT = """
+import torch
+from pad_kernels import pad_loss
+from pad_kernels.backends import native
+
+speech = torch.randn(2, {frames}, 512).requires_grad_()
+text = torch.randn(2, 8, 512)
+
+def gradient():
+    return torch.autograd.grad(pad_loss(speech, text, level="token", backend="native"), speech)[0]
+
+def resident():
+    with open("/proc/self/status") as file:
+        return int(next(line for line in file if line.startswith("VmRSS")).split()[1]) / 1024
+
+first, second = gradient(), gradient()
+assert first.data_ptr() != second.data_ptr() and torch.equal(first, second)
+place = first.data_ptr()
+del first
+third = gradient()
+assert third.data_ptr() == place and torch.equal(second, third)
+many = [gradient() for _ in range(6)]
+assert len({{x.data_ptr() for x in (second, third, *many)}}) == 8 and all(torch.equal(second, x) for x in many)
+before = resident()
+del second, third, many
+native.release_kept_memory()
+print(before - resident())
+"""
+
+
+@pytest.mark.parametrize("frames", [1000, 4001])
+def test_memory_of_a_gradient_is_used_again(native, frames):
+    """Never while it is in use; and it is given back when asked for."""
+    done = subprocess.run([sys.executable, "-c", KEPT.format(frames=frames)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) > 0.9 * 8 * 2 * frames * 512 * 4 / 2**20

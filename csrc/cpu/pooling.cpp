@@ -181,10 +181,6 @@ struct Backward {
 template <class T>
 void backward(const PooledDistanceBackward& arguments) {
   using S = Accumulator<T>;
-  for (int side = SPEECH; side <= TEXT; ++side)
-    if (arguments.grad_values[side])
-      advise_large_pages(arguments.grad_values[side], arguments.batch * arguments.lengths[side] * arguments.width *
-                                                          static_cast<int64_t>(sizeof(T)));
   const Chunks chunks(arguments, arguments.grad_values[SPEECH], arguments.grad_values[TEXT]);
   const Buffer<S> grad_pooled(arguments.batch * arguments.width);
   Backward<T> work{arguments, chunks, grad_pooled.data()};

@@ -151,9 +151,9 @@ struct Significance {
         continue;
       }
       if (a.lse) {
-        const float* lse = a.lse + head_index * a.length;
+        const S* lse = static_cast<const S*>(a.lse) + head_index * a.length;
         for (int64_t q = 0; q < queries; ++q)
-          shift[q / lanes<S>][q % lanes<S>] = q < used ? S(lse[positions[first + q]]) : S(0);
+          shift[q / lanes<S>][q % lanes<S>] = q < used ? lse[positions[first + q]] : S(0);
       } else {
         online_lse(key, positions, count, scratch, shift);
       }

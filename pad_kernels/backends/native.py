@@ -1,6 +1,7 @@
 """The compiled library, on CPU and CUDA tensors: unpacks tensors into pointers, sizes and strides."""
 
 import functools
+import math
 from pathlib import Path
 
 import torch
@@ -20,6 +21,7 @@ LOADED = _native is not None
 ELEMENTS = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 ANCHORS = {"topk": 0, "peaks": 1, "stride": 2}
 CUDA_WIDTH = 2048
+LARGE_BYTES = 1 << 20
 
 
 def serves(op, device, dtype, width=None):
@@ -83,6 +85,20 @@ def _run(function, device, *arguments):
         return function(*arguments, (0, torch.cuda.current_stream(device).cuda_stream, allocate))
 
 
+def _gradient(needed, shape, dtype, device):
+    """Memory for a gradient, empty unless needed; a large one on a CPU is where an earlier one was."""
+    size = math.prod(shape) * dtype.itemsize
+    if needed and device.type == "cpu" and size >= LARGE_BYTES:
+        return torch.frombuffer(_native.Memory(size), dtype=dtype).view(shape)
+    return torch.empty(shape if needed else 0, dtype=dtype, device=device)
+
+
+def release_kept_memory():
+    """Give the memory of freed gradients back to the system, which may also take it by itself."""
+    if LOADED:
+        _native.release_kept_memory()
+
+
 def _accumulator(tensor):
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
@@ -142,8 +158,8 @@ def alignment_backward(
     tensors = _alignment_tensors(speech, text, frame_prior, token_mask, start, end)
     rows = [grad_similarity.to(_accumulator(speech)).contiguous(), similarity.contiguous(), unit.contiguous()]
     rows.append(log_normalizer.contiguous())
-    grad_speech = torch.empty(speech.shape if need_speech else 0, dtype=speech.dtype, device=speech.device)
-    grad_text = torch.empty(text.shape if need_text else 0, dtype=text.dtype, device=text.device)
+    grad_speech = _gradient(need_speech, speech.shape, speech.dtype, speech.device)
+    grad_text = _gradient(need_text, text.shape, text.dtype, text.device)
     _run(
         _native.alignment_backward, speech.device, *_alignment_arguments(*tensors, temperature),
         *(row.data_ptr() for row in rows),
@@ -158,7 +174,7 @@ def significance(query, key, mask, scale, lse):
     batch, heads, length, width = query.shape
     query, key = _rows(query), _rows(key)
     mask = None if mask is None else mask.contiguous()
-    lse = None if lse is None else lse.to(torch.float32).contiguous()
+    lse = None if lse is None else lse.to(_accumulator(query)).contiguous()
     out = torch.empty(batch, length, dtype=_accumulator(query), device=query.device)
     _run(
         _native.significance, query.device, (batch, heads, length, width),
@@ -212,8 +228,8 @@ def pooled_distance_backward(
     (batch, frames), tokens, width = frame_weights.shape, token_weights.shape[1], difference.shape[1]
     rows = [row.to(difference.dtype).contiguous() for row in (frame_weights, token_weights, grad)]
     rows += difference.contiguous(), totals.contiguous()
-    grad_speech = torch.empty((batch, frames, width) if need_speech else 0, dtype=dtype, device=grad.device)
-    grad_text = torch.empty((batch, tokens, width) if need_text else 0, dtype=dtype, device=grad.device)
+    grad_speech = _gradient(need_speech, (batch, frames, width), dtype, grad.device)
+    grad_text = _gradient(need_text, (batch, tokens, width), dtype, grad.device)
     _run(
         _native.pooled_distance_backward, grad.device, (batch, frames, tokens, width), ELEMENTS[dtype],
         *(row.data_ptr() for row in rows),

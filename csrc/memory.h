@@ -1,0 +1,26 @@
+// Memory for large results on a CPU. On Linux freed memory is kept for the next of its size, so that its pages need
+// not be cleared again, which costs as much as filling them; the system may take it back when it runs short.
+#pragma once
+#include <cstdint>
+
+namespace pad {
+
+class Memory {
+ public:
+  explicit Memory(int64_t bytes);
+  ~Memory();
+  Memory(const Memory&) = delete;
+  Memory& operator=(const Memory&) = delete;
+
+  void* data() const { return data_; }
+  int64_t bytes() const { return bytes_; }
+
+ private:
+  int64_t bytes_, capacity_;
+  void* data_;
+};
+
+// Gives back to the system what is kept.
+void release_kept_memory();
+
+}  // namespace pad
