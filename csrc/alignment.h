@@ -10,7 +10,8 @@ struct AlignmentArguments {
   Element element;
   Rows speech;               // [batch, frames, width]
   Rows text;                 // [batch, tokens, width]
-  const void* frame_prior;   // accumulator [batch, frames]; 0: the frame takes no part
+  const void* frame_prior;   // accumulator [batch, frames]; 0: the frame takes no part; below 0: nor counts in the
+                             // mean of its span's priors
   const uint8_t* token_mask; // [batch, tokens]
   const int32_t* start;      // [batch, units], or null: the units are the frames
   const int32_t* end;

@@ -104,6 +104,8 @@ def _checked(speech, text, spans, speech_mask, text_mask, speech_prior, temperat
         token_mask = torch.ones(text.shape[:2], dtype=torch.bool, device=text.device)
     frame_prior = checks.weights("speech", speech, speech_mask, speech_prior)
     start, end = checks.spans(spans, batch, frames, speech.device)
+    if start is not None:
+        frame_prior = checks.masked_below_zero(frame_prior, speech_mask)
     return speech, text, frame_prior, token_mask, start, end, checks.temperature(temperature)
 
 
@@ -125,15 +127,16 @@ def align(
         temperature 0: max_k phi(u_k, t_j), ties: the lower index
 
     A unit is a frame, or the mean of a span's frames weighted by the speech prior; the prior of a span is the
-    mean of its frames' priors. Frames and units of prior 0 take no part.
+    mean of its real frames' priors. Frames and units of prior 0 take no part.
 
     Args:
         speech: [B, M, D] float32, float64, bfloat16 or float16.
         text: [B, N, D], same dtype.
         spans: (start, end) [B, U] int32 or int64, half-open, start == end: no unit. None: frames.
         speech_mask, text_mask: [B, M] and [B, N], bool or integers 0/1. None: all real.
-        speech_prior: [B, M] floating point, at least 0, any scale. None: uniform over the real frames.
-        temperature: 0 is the hard alignment.
+        speech_prior: [B, M] floating point, at least 0, any scale whose sum float32 holds. None: uniform
+            over the real frames.
+        temperature: 0 is the hard alignment; else at least 1e-38.
         backend: "auto", "native", "reference" or "triton". None: PAD_KERNELS_BACKEND, else "auto".
 
     Returns:

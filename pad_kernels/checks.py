@@ -5,6 +5,7 @@ tensors, outside torch.compile.
 """
 
 import math
+import reprlib
 from numbers import Real
 
 import torch
@@ -13,6 +14,8 @@ from torch.autograd import forward_ad
 
 FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 INTEGER = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+LOWEST_TEMPERATURE = 1e-38  # its inverse is a float32
+MOST_ANCHORS = 2**20
 
 
 def accumulator(dtype: torch.dtype) -> torch.dtype:
@@ -23,8 +26,9 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
 def describe(value) -> str:
     """What an error message says of a value."""
     if not isinstance(value, Tensor):
-        return repr(value)
-    return f"a {str(value.dtype)[6:]} tensor of shape {tuple(value.shape)} on {value.device}"
+        return reprlib.repr(value)
+    layout = "" if value.layout == torch.strided else f"{str(value.layout)[6:]} "
+    return f"a {layout}{str(value.dtype)[6:]} tensor of shape {tuple(value.shape)} on {value.device}"
 
 
 def _wrong(name, value, expected):
@@ -36,9 +40,17 @@ def _values_can_be_read(value: Tensor) -> bool:
     return value.device.type == "cpu" and type(value) is Tensor and not torch.compiler.is_compiling()
 
 
+def _is_strided(value) -> bool:
+    return isinstance(value, Tensor) and value.layout == torch.strided
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
 def tensor(name, value, dtypes, shape, device, wanted):
     """A tensor of one of `dtypes`, of `shape` and on `device`; `wanted` names it in the message."""
-    if not isinstance(value, Tensor) or value.dtype not in dtypes or tuple(value.shape) != tuple(shape):
+    if not _is_strided(value) or value.dtype not in dtypes or tuple(value.shape) != tuple(shape):
         _wrong(name, value, f"{wanted} of shape {tuple(shape)}")
     if value.device != device:
         _wrong(name, value, f"a tensor on {device}")
@@ -47,7 +59,7 @@ def tensor(name, value, dtypes, shape, device, wanted):
 def embeddings(speech: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
     """Speech [B, M, D] and text [B, N, D], of one dtype and device; autocast promotes the narrower dtype."""
     for name, value in (("speech", speech), ("text", text)):
-        if not isinstance(value, Tensor) or value.dim() != 3 or value.dtype not in FLOATING:
+        if not _is_strided(value) or value.dim() != 3 or value.dtype not in FLOATING:
             _wrong(name, value, "a floating-point tensor of shape [batch, length, width]")
     if speech.shape[0] != text.shape[0]:
         _wrong("text", text, f"the batch size of speech, {speech.shape[0]}")
@@ -63,16 +75,18 @@ def embeddings(speech: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
             )
         dtype = torch.promote_types(speech.dtype, text.dtype)
         speech, text = speech.to(dtype), text.to(dtype)
-    _refuse_forward_mode(speech, text)
+    if not torch.compiler.is_compiling():
+        _refuse_other_derivatives(speech, text)
     return speech, text
 
 
-def _refuse_forward_mode(*values: Tensor) -> None:
-    """torch would drop the tangents of an op that has no forward derivative, and call them 0."""
-    if torch.compiler.is_compiling() or forward_ad._current_level < 0:
-        return
-    if any(forward_ad.unpack_dual(value).tangent is not None for value in values):
-        raise RuntimeError("pad_kernels: no forward-mode derivative (jvp); use reverse mode (backward, grad, vjp)")
+def _refuse_other_derivatives(*values: Tensor) -> None:
+    """Forward mode: torch would drop the tangents of an op without such a derivative, and call them 0.
+    torch.func: it does not reach the backward of a registered op."""
+    if forward_ad._current_level >= 0 and any(forward_ad.unpack_dual(value).tangent is not None for value in values):
+        raise RuntimeError("pad_kernels: no forward-mode derivative (jvp); use reverse mode (backward, autograd.grad)")
+    if any(torch._C._functorch.is_gradtrackingtensor(value) for value in values):
+        raise RuntimeError("pad_kernels: no derivative by torch.func; use backward or torch.autograd.grad")
 
 
 def mask(name: str, value: Tensor | None, shape, device) -> Tensor | None:
@@ -92,17 +106,20 @@ def mask(name: str, value: Tensor | None, shape, device) -> Tensor | None:
 def prior(name: str, value: Tensor, real: Tensor | None, shape, device, dtype) -> Tensor:
     """A prior in `dtype`, 0 where `real` is False. Negative or NaN elsewhere: an error, or 0 if unread."""
     tensor(name, value, FLOATING, shape, device, "a floating-point tensor")
-    value = value.detach().to(dtype)
+    value = value.detach()
     if real is not None:
         value = torch.where(real, value, 0)
     if not _values_can_be_read(value):
-        return torch.where(value > 0, value, 0)
+        return torch.where(value > 0, value, 0).to(dtype)
     if value.numel():
         lowest, highest = (bound.item() for bound in torch.aminmax(value))
-        if not (lowest >= 0 and highest < math.inf):
+        limits = torch.finfo(dtype)
+        if not (lowest >= 0 and highest <= limits.max / shape[1] and (highest == 0 or highest >= limits.tiny)):
             bad = "NaN" if math.isnan(lowest) else lowest if lowest < 0 else highest
-            raise ValueError(f"{name}: got {bad} at a real position, expected finite values of at least 0")
-    return value
+            raise ValueError(
+                f"{name}: got {bad} at a real position, expected values of at least 0 whose sum is a {str(dtype)[6:]}"
+            )
+    return value.to(dtype)
 
 
 def weights(side: str, values: Tensor, real: Tensor | None, given: Tensor | None) -> Tensor:
@@ -116,6 +133,11 @@ def weights(side: str, values: Tensor, real: Tensor | None, given: Tensor | None
     if real is None:
         return torch.full(shape, 1 / max(shape[1], 1), dtype=dtype, device=values.device)
     return real / real.sum(1, keepdim=True).to(dtype).clamp(min=1)
+
+
+def masked_below_zero(weights: Tensor, real: Tensor | None) -> Tensor:
+    """Weights of frames as the alignment of spans takes them: -1 at the masked ones, which count in no mean."""
+    return weights if real is None else torch.where(real, weights, -1)
 
 
 def normalized(value: Tensor) -> Tensor:
@@ -144,9 +166,9 @@ def spans(value, batch: int, frames: int, device) -> tuple[Tensor | None, Tensor
 
 
 def temperature(value) -> float:
-    """A finite number of at least 0."""
-    if not isinstance(value, Real) or not 0 <= value < math.inf:
-        _wrong("temperature", value, "a finite number of at least 0 (0: hard alignment)")
+    """A finite number, 0 or large enough to divide by in float32."""
+    if not _is_number(value) or not (value == 0 or LOWEST_TEMPERATURE <= value < math.inf):
+        _wrong("temperature", value, f"0 (hard alignment) or a finite number of at least {LOWEST_TEMPERATURE}")
     return float(value)
 
 
@@ -161,7 +183,7 @@ def scales(value) -> list[float]:
     if not isinstance(value, (tuple, list)) or not value:
         _wrong("scales", value, "a sequence of positive numbers")
     for scale in value:
-        if not isinstance(scale, Real) or not 0 < scale < math.inf:
+        if not _is_number(scale) or not 0 < scale < math.inf:
             _wrong("scales", value, "a sequence of positive numbers")
     return [float(scale) for scale in value]
 
@@ -175,9 +197,25 @@ def per_utterance(name: str, value, batch: int, device, dtype) -> Tensor:
             raise ValueError(f"{name}: got a negative or NaN value, expected values of at least 0")
         return value.to(dtype)
     whole = isinstance(value, int) and not isinstance(value, bool)
-    if not (whole or dtype.is_floating_point and isinstance(value, Real)) or not 0 <= value < math.inf:
+    if not (whole or dtype.is_floating_point and _is_number(value)) or not 0 <= value < math.inf:
         _wrong(name, value, f"a number of at least 0 or a tensor of shape ({batch},)")
+    if dtype == torch.int64 and value >= 2**63:
+        _wrong(name, value, "an int64")
     return torch.full((batch,), value, dtype=dtype, device=device)
+
+
+def anchors_wanted(name: str, value) -> None:
+    """A number of anchors, or a tensor of such numbers (their values are checked with their utterances)."""
+    whole = isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool)
+    if not isinstance(value, Tensor) and not (whole and 0 <= value <= MOST_ANCHORS):
+        _wrong(name, value, f"an int from 0 to {MOST_ANCHORS}, or a tensor of such")
+
+
+def number(name: str, value) -> float:
+    """A finite number."""
+    if not _is_number(value) or not math.isfinite(value):
+        _wrong(name, value, "a finite number")
+    return float(value)
 
 
 def refuse_vmap(*names: str) -> None:

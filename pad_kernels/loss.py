@@ -51,7 +51,8 @@ def pad_loss(
         speech: [B, M, D] float32, float64, bfloat16 or float16.
         text: [B, N, D], same dtype; inside torch.autocast the narrower of two dtypes is promoted.
         speech_mask, text_mask: [B, M] and [B, N], bool or integers 0/1. None: all real.
-        speech_prior, text_prior: [B, M] and [B, N] floating point, at least 0, any scale; constants.
+        speech_prior, text_prior: [B, M] and [B, N] floating point, at least 0, any scale whose sum
+            float32 holds; constants.
         level: "global", "token" or "span".
         temperature: of the soft alignment; 0 is the paper's hard alignment. Not used by "global".
         spans: (start, end) [B, U] for level "span". None: select_spans with the next three arguments,
@@ -70,7 +71,7 @@ def pad_loss(
 
     Source: section 3 of arXiv 2303.03600 (PAD-Glob, PAD-TLocal, PAD-SLocal).
     """
-    _check_options(level, temperature, scales, anchors, reduction, backend)
+    _check_options(level, temperature, num_anchors, scales, anchors, reduction, backend)
     if spans is not None and level != "span":
         raise ValueError(f'spans: got spans with level={level!r}, expected level="span" or no spans')
     backend = backend or ""
@@ -91,6 +92,8 @@ def pad_loss(
         elif level == "span":
             start, end = _select(frame_prior, speech_mask, speech_prior, text, text_mask, num_anchors, scales,
                                  anchors, backend)  # fmt: skip
+        if start is not None:
+            frame_prior = checks.masked_below_zero(frame_prior, speech_mask)
         loss, real = _per_utterance_local(
             speech, text, frame_prior, token_prior, start, end, float(temperature), backend
         )
@@ -116,11 +119,13 @@ def _select(frame_prior, speech_mask, speech_prior, text, text_mask, num_anchors
     )
 
 
-def _check_options(level, temperature, scales, anchors, reduction, backend):
+def _check_options(level, temperature, num_anchors, scales, anchors, reduction, backend):
     checks.choice("level", level, LEVELS)
     checks.choice("anchors", anchors, ANCHORS)
     checks.choice("reduction", reduction, REDUCTIONS)
     checks.temperature(temperature)
+    if num_anchors is not None:
+        checks.anchors_wanted("num_anchors", num_anchors)
     checks.scales(scales)
     backends.check_name(backend)
 
@@ -140,7 +145,7 @@ class PADLoss(torch.nn.Module):
         backend: str | None = None,
     ):
         super().__init__()
-        _check_options(level, temperature, scales, anchors, reduction, backend)
+        _check_options(level, temperature, num_anchors, scales, anchors, reduction, backend)
         self.level = level
         self.temperature = temperature
         self.num_anchors = num_anchors

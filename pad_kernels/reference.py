@@ -42,10 +42,11 @@ def _pool_spans(speech, frame_prior, start, end):
     """Units sum p s / sum p [B, U, D] of the spans, priors mean p [B, U], and weights p / sum p [B, U, M]."""
     frame = torch.arange(speech.shape[1], device=speech.device)
     inside = (frame >= start[..., None]) & (frame < end[..., None])
-    weights = inside * frame_prior[:, None, :]
+    real = inside & (frame_prior >= 0)[:, None, :]  # below 0: masked
+    weights = real * frame_prior[:, None, :]
     total = weights.sum(2)
     weights = weights / torch.where(total > 0, total, 1)[..., None]
-    return weights @ speech, total / inside.sum(2).clamp(min=1), weights
+    return weights @ speech, total / real.sum(2).clamp(min=1), weights
 
 
 def _units(speech, frame_prior, start, end):
@@ -61,6 +62,14 @@ def _logits(cosine, prior, taking_part, temperature):
     return torch.where(taking_part[..., None], logits, 0)
 
 
+def _cosine(tokens: Tensor, units: Tensor) -> Tensor:
+    """phi [B, N, U] of unit vectors."""
+    if tokens.shape[1] != 1:
+        return tokens @ units.mT
+    # A product with a single vector rounds by the place of a row: equal units would not tie.
+    return (tokens.expand(-1, 2, -1) @ units.mT)[:, :1]
+
+
 def _taking_part(token_mask: Tensor, unit_prior: Tensor) -> Tensor:
     return token_mask & (unit_prior > 0).any(1, keepdim=True)
 
@@ -72,7 +81,7 @@ def alignment_matrix(speech, text, frame_prior, token_mask, start, end, temperat
     taking_part = _taking_part(token_mask, unit_prior)
     if unit_prior.shape[1] == 0:
         return text.new_zeros(*token_mask.shape, 0)
-    cosine = (text / _norm(text)) @ (units / _norm(units)).mT
+    cosine = _cosine(text / _norm(text), units / _norm(units))
     logits = _logits(cosine, unit_prior, taking_part, temperature)
     if temperature > 0:
         return torch.where(taking_part[..., None], logits.softmax(2), 0)
@@ -88,7 +97,7 @@ def alignment(speech, text, frame_prior, token_mask, start, end, temperature):
     if unit_prior.shape[1] == 0:
         nothing = text.sum(2) * 0
         return nothing, torch.full_like(nothing, -1, dtype=torch.int64), torch.zeros_like(nothing)
-    cosine = (text / _norm(text)) @ (units / _norm(units)).mT
+    cosine = _cosine(text / _norm(text), units / _norm(units))
     logits = _logits(cosine, unit_prior, taking_part, temperature)
     unit = logits.argmax(2)
     if temperature > 0:
@@ -131,7 +140,7 @@ def alignment_backward(
     if unit_prior.shape[1] == 0:
         grad_cosine = tokens.new_zeros(*unit.shape, 0)
     elif temperature > 0:
-        cosine = tokens @ units.mT
+        cosine = _cosine(tokens, units)
         posterior = _logits(cosine, unit_prior, taking_part, temperature).softmax(2)
         grad_cosine = posterior * (1 + (cosine - similarity[..., None]) / temperature)
     else:

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from numbers import Real
 
 import torch
 from torch import Tensor
@@ -77,13 +76,8 @@ def significance(
         shape, dtypes = (batch, heads, length), (torch.float32, torch.float64)
         checks.tensor("lse", lse, dtypes, shape, query.device, "a float32 or float64 tensor")
         lse = lse.detach()
-    if scale is None:
-        scale = 1 / math.sqrt(width)
-    elif not isinstance(scale, Real) or not math.isfinite(scale):
-        raise ValueError(f"scale: got {checks.describe(scale)}, expected a finite number")
-    return torch.ops.pad_kernels.significance.default(
-        query.detach(), key.detach(), mask, float(scale), lse, backend or ""
-    )
+    scale = 1 / math.sqrt(width) if scale is None else checks.number("scale", scale)
+    return torch.ops.pad_kernels.significance.default(query.detach(), key.detach(), mask, scale, lse, backend or "")
 
 
 def significance_from_attentions(attentions: Tensor | Sequence[Tensor], mask: Tensor | None = None) -> Tensor:
@@ -105,13 +99,14 @@ def significance_from_attentions(attentions: Tensor | Sequence[Tensor], mask: Te
 
     Source: attention-based significance prior, section 3 of arXiv 2303.03600.
     """
-    layers = [attentions] if isinstance(attentions, Tensor) else list(attentions)
-    if not layers:
-        raise ValueError("attentions: got an empty sequence, expected at least one map")
+    layers = [attentions] if isinstance(attentions, Tensor) else attentions
+    if not isinstance(layers, Sequence) or not layers:
+        wanted = "a map or a sequence of maps that is not empty"
+        raise ValueError(f"attentions: got {checks.describe(attentions)}, expected {wanted}")
     priors = []
     for layer in layers:
         square = isinstance(layer, Tensor) and layer.dim() in (3, 4) and layer.shape[-1] == layer.shape[-2]
-        if not square or layer.dtype not in checks.FLOATING:
+        if not square or layer.dtype not in checks.FLOATING or layer.dim() == 4 and layer.shape[1] == 0:
             wanted = "floating-point maps of shape [B, H, T, T] or [B, T, T]"
             raise ValueError(f"attentions: got {checks.describe(layer)}, expected {wanted}")
         if (layer.shape[0], layer.shape[-1]) != (layers[0].shape[0], layers[0].shape[-1]):

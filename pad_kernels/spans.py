@@ -66,7 +66,7 @@ def select_spans(
     Args:
         speech_prior: [B, M] floating point, at least 0. None: anchors are spaced evenly ("stride").
         speech_mask: [B, M] bool or integers 0/1. None: all frames are real. One of the two is needed.
-        num_tokens: real tokens of each utterance, [B] integers or one int for all.
+        num_tokens: real tokens of each utterance, [B] integers or one int for all; without any there are no spans.
         num_anchors: K, [B] integers or an int. None: num_tokens.
         scales: widths of an anchor's spans in units of xi.
         anchors: "topk", the K highest priors (ties: the earlier frame); "peaks", the same, but a chosen
@@ -102,12 +102,12 @@ def select_spans(
         frame_prior = checks.prior("speech_prior", speech_prior, frame_mask, shape, device, dtype)
     wanted = num_tokens if num_anchors is None else num_anchors
     name = "num_tokens" if num_anchors is None else "num_anchors"
+    checks.anchors_wanted(name, wanted)
     num_tokens = checks.per_utterance("num_tokens", num_tokens, shape[0], device, torch.int64)
     num_anchors = checks.per_utterance(name, wanted, shape[0], device, torch.int64)
     if max_anchors is None:
         max_anchors = wanted if isinstance(wanted, int) else int(wanted.max()) if wanted.numel() else 0
-    elif not isinstance(max_anchors, (int, torch.SymInt)) or max_anchors < 0:
-        raise ValueError(f"max_anchors: got {max_anchors!r}, expected an int of at least 0")
+    checks.anchors_wanted("max_anchors", max_anchors)
     if xi is not None:
         xi = checks.per_utterance("xi", xi, shape[0], device, torch.float64)
     return Spans(

@@ -58,11 +58,12 @@ def make_inputs(
     speech = torch.randn(batch, frames, width, generator=generator, dtype=torch.float64).to(dtype)
     text = torch.randn(batch, tokens, width, generator=generator, dtype=torch.float64).to(dtype)
     prior = torch.rand(batch, frames, generator=generator) + 0.05
-    prior = prior * make_mask(kind, batch, frames, generator)
+    # What the alignment of spans is told of a masked frame is -1.
+    prior = torch.where(make_mask(kind, batch, frames, generator), prior, 0 if units is None else -1)
     if kind == "zero_priors":
         prior = prior * (torch.rand(batch, frames, generator=generator) < 0.6)
     token_mask = make_mask(kind, batch, tokens, generator)
-    speech[prior == 0] = torch.nan
+    speech[prior <= 0] = torch.nan
     text[~token_mask] = torch.nan
     start = end = None
     if units is not None:

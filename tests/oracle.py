@@ -15,7 +15,7 @@ def cosine(u, t):
 
 
 def units_of(speech, prior, spans):
-    """(unit vector, prior) of each unit of one utterance; None where it takes no part."""
+    """(unit vector, prior) of each unit of one utterance; None where it takes no part. A prior below 0: masked."""
     if spans is None:
         return [(speech[i], prior[i]) if prior[i] > 0 else None for i in range(len(prior))]
     units = []
@@ -26,7 +26,7 @@ def units_of(speech, prior, spans):
             continue
         total = sum(prior[i] for i in inside)
         vector = sum(prior[i] * speech[i] for i in inside) / total
-        units.append((vector, total / (end - start)))
+        units.append((vector, total / sum(prior[i] >= 0 for i in range(start, end))))
     return units
 
 
@@ -107,6 +107,7 @@ def loss_utterance(speech, text, speech_mask, text_mask, speech_prior, text_prio
         return np.abs(pooled).sum()
     if level == "token":
         spans = None
+    p = np.where(speech_mask, p, -1.0)
     if spans is not None and all(unit is None for unit in units_of(speech, p, spans)):
         return None
     similarity = align_utterance(speech, text, p, q > 0, spans, temperature)[0]

@@ -61,7 +61,7 @@ def check(inputs: Inputs, temperature: float, backend: str):
             assert relative_error(value, correct) <= bar, name
     taking_part = found[1] >= 0
     assert (found[0][~taking_part] == 0).all() and (found[2][~taking_part] == 0).all()
-    assert (found[3][inputs.frame_prior == 0] == 0).all()
+    assert (found[3][inputs.frame_prior <= 0] == 0).all()
     assert (found[4][~inputs.token_mask] == 0).all()
 
 
@@ -103,6 +103,44 @@ def test_masks(backend, kind, units, temperature):
 def test_any_shape(backend, batch, frames, tokens, width, kind, units, temperature, dtype, seed):
     inputs = make_inputs(batch, frames, tokens, width, kind=kind, units=units, dtype=dtype, seed=seed)
     check(inputs, temperature, backend)
+
+
+NANS = ("one frame", "all frames", "one token", "all tokens")
+
+
+def check_nan(where: str, units: int | None, temperature: float, forward):
+    """A NaN at a real position reaches every token that looks at it, and no other utterance."""
+    inputs = make_inputs(2, 70, 6, 16, kind="full")
+    if units is not None:
+        start = torch.arange(units, dtype=torch.int32).expand(2, -1) * 5
+        inputs = inputs._replace(start=start, end=start + 7)
+    side = inputs.speech if "frame" in where else inputs.text
+    side[0, 3 if "one" in where else slice(None)] = torch.nan
+    similarity, unit, _ = forward(*inputs, temperature)
+    assert similarity[0].isnan().all() if where != "one token" else similarity[0, 3].isnan()
+    assert similarity.isnan().sum() == (1 if where == "one token" else 6)
+    assert (unit >= 0).all()
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.1])
+@pytest.mark.parametrize("units", [None, 12])
+@pytest.mark.parametrize("where", NANS)
+def test_nan_is_seen(backend, where, units, temperature):
+    op = torch.ops.pad_kernels.alignment_forward
+    check_nan(where, units, temperature, lambda *arguments: op(*arguments, backend))
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.1])
+@pytest.mark.parametrize("width", [16, 65, 200])
+def test_equal_frames_tie(backend, width, temperature):
+    """Of frames that are the same to the bit the first is taken, whatever the number of tokens."""
+    generator = torch.Generator().manual_seed(2)
+    for tokens in (1, 2, 5):
+        frame, text = (torch.randn(1, n, width, generator=generator) for n in (1, tokens))
+        speech = frame.expand(1, 22, width).contiguous()
+        assert (align(speech, text, temperature=temperature, backend=backend).unit == 0).all()
+        if temperature == 0:
+            assert (alignment_matrix(speech, text, temperature=0, backend=backend)[..., 0] == 1).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

@@ -37,6 +37,10 @@ def test_embeddings(function):
     bad(lambda: function(SPEECH, TEXT.double()), "speech and text: got torch.float32 and torch.float64")
     bad(lambda: function(SPEECH.half(), TEXT), "torch.float16 and torch.float32")
     bad(lambda: function(SPEECH, TEXT.to("meta")), "text: got", "on meta", "cpu")
+    bad(lambda: function(SPEECH.to_sparse(), TEXT), "speech: got a sparse_coo float32 tensor")
+    with pytest.raises(ValueError, match="speech: got") as caught:
+        function([[0.5] * 1000] * 1000, TEXT)
+    assert len(str(caught.value)) < 400
 
 
 @pytest.mark.parametrize("function", [pad_loss, align, alignment_matrix])
@@ -63,6 +67,10 @@ def test_priors():
     bad(call(PRIOR - 2), "speech_prior: got -", "at least 0")
     bad(call(PRIOR * torch.nan), "speech_prior: got NaN")
     bad(call(PRIOR / 0), "speech_prior: got inf")
+    bad(call(torch.full((2, 6), 1e38)), "speech_prior: got ", "e+37", "whose sum is a float32")
+    bad(call(torch.full((2, 6), 1e39, dtype=torch.float64)), "speech_prior: got 1e+39")
+    bad(call(torch.full((2, 6), 1e-46, dtype=torch.float64)), "speech_prior: got 1e-46")
+    call(torch.zeros(2, 6))()
     bad(lambda: pad_loss(SPEECH, TEXT, text_prior=-torch.ones(2, 3)), "text_prior: got -1.0")
     bad(lambda: align(SPEECH, TEXT, speech_prior=-PRIOR), "speech_prior")
     bad(lambda: select_spans(-PRIOR, None, 3), "speech_prior")
@@ -95,14 +103,16 @@ def test_options():
     bad(lambda: pad_loss(SPEECH, TEXT, level="word"), "level: got 'word'", "'global', 'token', 'span'")
     bad(lambda: pad_loss(SPEECH, TEXT, reduction="batchmean"), "reduction: got 'batchmean'", "'none'")
     bad(lambda: pad_loss(SPEECH, TEXT, anchors="random"), "anchors: got 'random'", "'peaks'")
-    for temperature in (-0.1, float("nan"), float("inf"), "0.1", None, torch.tensor(0.1)):
+    for temperature in (-0.1, 1e-39, float("nan"), float("inf"), "0.1", None, True, torch.tensor(0.1)):
         bad(lambda: pad_loss(SPEECH, TEXT, temperature=temperature), "temperature: got")  # noqa: B023
         bad(lambda: align(SPEECH, TEXT, temperature=temperature), "temperature: got")  # noqa: B023
-    for scales in ((), (1, 0), (-1,), (float("nan"),), 2, ("1",)):
+    for scales in ((), (1, 0), (-1,), (float("nan"),), 2, ("1",), (True,)):
         bad(lambda: pad_loss(SPEECH, TEXT, scales=scales), "scales: got")  # noqa: B023
     for level in ("token", "global"):
         bad(lambda: pad_loss(SPEECH, TEXT, level=level, spans=SPANS), "spans", f"level='{level}'")  # noqa: B023
-    for name in ("level", "temperature", "reduction", "anchors", "backend"):
+        for count in ("3", -1, 2.0, True, 2**63):
+            bad(lambda: pad_loss(SPEECH, TEXT, level=level, num_anchors=count), "num_anchors: got")  # noqa: B023
+    for name in ("level", "temperature", "num_anchors", "reduction", "anchors", "backend"):
         bad(lambda: PADLoss(**{name: "x"}), f"{name}: got 'x'")  # noqa: B023
 
 
@@ -119,6 +129,10 @@ def test_select_spans():
     bad(lambda: select_spans(PRIOR, None, 3, num_anchors="4"), "num_anchors: got '4'")
     bad(lambda: select_spans(PRIOR, None, 3, max_anchors=-1), "max_anchors: got -1")
     bad(lambda: select_spans(PRIOR, None, 3, max_anchors=2.0), "max_anchors: got 2.0")
+    bad(lambda: select_spans(PRIOR, None, 3, max_anchors=True), "max_anchors: got True")
+    bad(lambda: select_spans(PRIOR, None, 3, num_anchors=2**31), "num_anchors: got 2147483648")
+    bad(lambda: select_spans(PRIOR, None, 2**63, num_anchors=2), "num_tokens: got", "int64")
+    bad(lambda: select_spans(PRIOR, None, 3, xi=True), "xi: got True")
     bad(lambda: select_spans(PRIOR, None, 3, xi=-1.0), "xi: got -1.0")
     bad(lambda: select_spans(PRIOR, None, 3, xi=torch.tensor([1.0, torch.nan])), "xi", "NaN")
     bad(lambda: select_spans(PRIOR, None, 3, scales=[0]), "scales: got [0]")
@@ -134,6 +148,7 @@ def test_significance():
     bad(lambda: significance(query, query, torch.ones(2, 4)), "mask", "(2, 4)")
     bad(lambda: significance(query, query, scale="1"), "scale: got '1'")
     bad(lambda: significance(query, query, scale=float("nan")), "scale: got nan")
+    bad(lambda: significance(query, query, scale=True), "scale: got True")
     bad(lambda: significance(query, query, lse=torch.randn(2, 3, 4)), "lse", "(2, 3, 4)", "(2, 3, 5)")
     bad(lambda: significance(query, query, backend="fast"), "backend: got 'fast'")
 
@@ -141,6 +156,8 @@ def test_significance():
 def test_significance_from_attentions():
     maps = torch.rand(2, 3, 5, 5)
     bad(lambda: significance_from_attentions([]), "attentions", "empty")
+    bad(lambda: significance_from_attentions(None), "attentions: got None")
+    bad(lambda: significance_from_attentions(maps[:, :0]), "attentions", "(2, 0, 5, 5)")
     bad(lambda: significance_from_attentions(maps[..., :4]), "attentions", "(2, 3, 5, 4)")
     bad(lambda: significance_from_attentions(maps[0, 0]), "attentions", "(5, 5)")
     bad(lambda: significance_from_attentions([maps, maps[..., :4, :4]]), "attentions", "(2, 3, 4, 4)")

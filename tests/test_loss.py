@@ -186,3 +186,29 @@ def test_module(backend):
     assert torch.equal(module(*arguments, spans=spans), pad_loss(*arguments, spans=spans, backend=backend))
     assert "level='span'" in repr(module) and "anchors='topk'" in repr(module)
     assert not list(module.parameters()) and not module.state_dict()
+
+
+@pytest.mark.parametrize("with_prior", [False, True])
+def test_masked_frames_in_a_span_do_not_matter(backend, with_prior):
+    """Spans that reach into the padding, or over a hole, are spans of their real frames."""
+    speech, text = make(1, 6, 3, 8, kind="full")[:2]
+    prior = torch.tensor([[0.1, 0.3, 0.0, 0.2, 0.3, 0.1]]) if with_prior else None
+    spans = torch.tensor([[0, 2, 4]]), torch.tensor([[3, 6, 6]])
+    expected = pad_loss(speech, text, speech_prior=prior, spans=spans, backend=backend)
+    place = torch.tensor([0, 1, 3, 4, 7, 8])  # holes at 2, 5, 6, padding from 9 on
+    spread = torch.full((1, 12, 8), torch.nan).index_copy(1, place, speech)
+    mask = torch.zeros(1, 12, dtype=torch.bool).index_fill(1, place, True)
+    spread_prior = None if prior is None else torch.full((1, 12), torch.nan).index_copy(1, place, prior)
+    wider = torch.tensor([[0, 3, 5]]), torch.tensor([[4, 12, 11]])
+    found = pad_loss(spread, text, mask, speech_prior=spread_prior, spans=wider, backend=backend)
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("level", ["token", "span"])
+@pytest.mark.parametrize("temperature", [1e-30, 1e-9, 1e-6])
+def test_a_very_low_temperature_is_nearly_hard(backend, level, temperature):
+    speech, text = (x.requires_grad_() for x in make(2, 30, 7, 64, kind="full")[:2])
+    found = pad_loss(speech, text, level=level, temperature=temperature, backend=backend)
+    expected = pad_loss(speech, text, level=level, temperature=0, backend=backend)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)
+    assert all(gradient.isfinite().all() for gradient in torch.autograd.grad(found, (speech, text)))

@@ -61,6 +61,13 @@ def assert_compiles(arguments, how, **options):
 
 
 @pytest.mark.parametrize("level", LEVELS)
+def test_torch_func_is_refused(backend, level):
+    speech, text = torch.randn(2, 6, 8), torch.randn(2, 3, 8)
+    with pytest.raises(RuntimeError, match="pad_kernels: no derivative by torch.func"):
+        torch.func.grad(lambda x: pad_loss(x, text, level=level, backend=backend))(speech)
+
+
+@pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("priors", [True, False])
 def test_compile(backend, priors, level):
     assert_compiles(make(priors=priors), "aot_eager", level=level, backend=backend)

@@ -8,7 +8,7 @@ from conftest import _Dirty
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from inputs import KINDS, Inputs, make_inputs, relative_error
-from test_alignment import BAR, check_units, random_grad, strided, truth
+from test_alignment import BAR, NANS, check_nan, check_units, random_grad, strided, truth
 from test_significance import make, row_normalizer
 
 from pad_kernels import reference
@@ -50,7 +50,7 @@ def check(inputs: Inputs, temperature: float):
             assert relative_error(value, correct) <= BAR[dtype], name
     taking_part = found[1] >= 0
     assert (found[0][~taking_part] == 0).all() and (found[2][~taking_part] == 0).all()
-    assert (found[3][inputs.frame_prior == 0] == 0).all()
+    assert (found[3][inputs.frame_prior <= 0] == 0).all()
     assert (found[4][~inputs.token_mask] == 0).all()
 
 
@@ -179,6 +179,21 @@ def test_small_gradients_in_float16(spans):
     assert relative_error(found[4], expected[4]) <= 1e-2
     # What float16 itself cannot hold is no error of the kernel's.
     assert (found[3].double() - expected[3]).abs().max() <= 1e-2 * expected[3].abs().max() + 2**-24
+
+
+@TEMPERATURES
+@pytest.mark.parametrize("units", [None, 12])
+@pytest.mark.parametrize("where", NANS)
+def test_nan_is_seen(where, units, temperature):
+    check_nan(where, units, temperature, backend.alignment_forward)
+
+
+@SPANS
+def test_a_very_low_temperature(spans):
+    inputs = make_inputs(2, 40, 6, 16, units=12 if spans else None)
+    found = run(inputs, 1e-9, random_grad(inputs))
+    assert all(value.isfinite().all() for value in found)
+    assert relative_error(found[0], truth(inputs, 0.0, random_grad(inputs), found[1])[0]) <= 1e-5
 
 
 @TEMPERATURES

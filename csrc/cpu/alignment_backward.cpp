@@ -50,8 +50,8 @@ void score_gradients(const Units<T>& units, int64_t first, int64_t n, int64_t co
     Vector<S> projection{};
     for (int64_t j = 0; j < columns; j += lanes<S>) {
       const Vector<S> cosine = load(scores + r * columns + j) * inverse;
-      const Vector<S> posterior =
-          exponential(cosine * inverse_temperature + log_prior - load(terms.log_normalizer.data() + j));
+      const Vector<S> exponent = cosine * inverse_temperature + log_prior - load(terms.log_normalizer.data() + j);
+      const Vector<S> posterior = exponential(exponent > 0 ? Vector<S>{} : exponent);  // rounding, at a low temperature
       const Vector<S> gradient = load(terms.gradient.data() + j) * posterior *
                                  ((cosine - load(terms.similarity.data() + j)) * inverse_temperature + S{1});
       projection += gradient * cosine;
@@ -320,9 +320,6 @@ void soft_backward(const AlignmentBackward& arguments) {
 void alignment_backward(const AlignmentBackward& arguments) {
   with_element(arguments.element, [&](auto element) {
     using T = decltype(element);
-    if (arguments.grad_speech)
-      advise_large_pages(arguments.grad_speech, arguments.batch * arguments.frames * arguments.width *
-                                                    static_cast<int64_t>(sizeof(T)));
     if (arguments.temperature > 0)
       soft_backward<T>(arguments);
     else

@@ -126,8 +126,9 @@ void update_soft(const Units<T>& units, int64_t first, int64_t n, const Accumula
     IntegerVector<S> unit;
     std::memcpy(&unit, running.unit.data() + j, sizeof(unit));
     for (int64_t r = 0; r < n; ++r) {
-      const Vector<S> exponent =
-          load(scores + r * columns + j) * (units.inverse[first + r] * inverse_temperature) + log_prior[r];
+      // Rounded as below, or the difference of the two could be a large one.
+      const Vector<S> cosine = load(scores + r * columns + j) * units.inverse[first + r];
+      const Vector<S> exponent = cosine * inverse_temperature + log_prior[r];
       const auto better = (exponent > best) | (exponent != exponent);
       best = better ? exponent : best;
       unit = better ? IntegerVector<S>{} + static_cast<Integer<S>>(units.index[first + r]) : unit;

@@ -160,11 +160,15 @@ struct Units {
     for (int64_t c = 0; c < candidate_count; ++c) {
       const int64_t first = utterance.first_frame(candidates[c]), last = utterance.last_frame(candidates[c]);
       S sum = 0;
-      for (int64_t i = first; i < last; ++i) sum += utterance.prior[i];
+      int64_t real = 0;
+      for (int64_t i = first; i < last; ++i) {
+        sum += utterance.prior[i] > 0 ? utterance.prior[i] : S{0};
+        real += utterance.prior[i] >= 0;
+      }
       if (!(sum > 0)) continue;
       index[count] = candidates[c];
       prior_sum[count] = sum;
-      prior[count] = sum / static_cast<S>(last - first);
+      prior[count] = sum / static_cast<S>(real);
       if constexpr (std::is_same_v<T, S>) rows[count] = utterance.frame(first);
       ++count;
     }

@@ -3,6 +3,8 @@
 //   grad u_k = sum_j g_j w_jk (t_j / |t_j| - phi_jk u_k / |u_k|) / |u_k|,   grad t_j likewise over k.
 // Every sum has one owner and a fixed order.
 #pragma once
+#include <type_traits>
+
 #include "reduce.h"
 #include "similarity.h"
 
@@ -48,7 +50,7 @@ struct Weights {
 template <class T>
 __device__ float store_weight(float weight, float factor, T* place) {
   float folded = weight * factor;
-  if (sizeof(T) == 2 && fabsf(folded) > 65504.0f) folded = copysignf(65504.0f, folded);
+  if (std::is_same_v<T, float16> && fabsf(folded) > 65504.0f) folded = copysignf(65504.0f, folded);
   *place = narrow<T>(folded);
   return wide(*place) / factor;
 }
@@ -60,7 +62,8 @@ struct Rows64 {
 
 __device__ inline float weight_of(float cosine, float log_prior, float inverse_temperature, float similarity,
                                   float log_normalizer) {
-  const float posterior = expf(cosine * inverse_temperature + log_prior - log_normalizer);
+  const float exponent = cosine * inverse_temperature + log_prior - log_normalizer;
+  const float posterior = expf(exponent > 0 ? 0.0f : exponent);  // rounding, at a low temperature
   return posterior * (1 + (cosine - similarity) * inverse_temperature);
 }
 

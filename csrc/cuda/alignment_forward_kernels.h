@@ -6,6 +6,9 @@ namespace pad::cuda {
 
 // What a range of units says of a token: the online softmax, and the best unit.
 struct RowState {
+  // A NaN beats any score, and stays: it has to reach the loss.
+  __device__ static bool better(float score, float best) { return score > best || (score != score && best == best); }
+
   float highest;   // of the scores
   float sum;       // of exp(score - highest)
   float weighted;  // the same, times the cosine
@@ -17,7 +20,7 @@ struct RowState {
 
   __device__ void merge(const RowState& other) {
     if (other.unit < 0) return;
-    if (unit < 0 || other.best > best || (other.best == best && other.unit < unit)) {
+    if (unit < 0 || better(other.best, best) || (other.best == best && other.unit < unit)) {
       best = other.best;
       cosine = other.cosine;
       unit = other.unit;
@@ -50,7 +53,7 @@ __device__ void visit(const Tile<T>& tile, int row, int strip, int64_t first, fl
     if (!(tile.prior[i] > 0)) continue;
     const float value = score(i);
     top = fmaxf(top, value);
-    if (state.unit < 0 || value > state.best) {
+    if (state.unit < 0 || RowState::better(value, state.best)) {
       state.best = value;
       state.cosine = cosine[i];
       state.unit = static_cast<int>(first) + i;

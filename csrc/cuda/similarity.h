@@ -54,8 +54,12 @@ __device__ Unit find_unit(const AlignmentArguments& a, int64_t b, int64_t unit) 
   const float* prior = static_cast<const float*>(a.frame_prior) + b * a.frames;
   if (!SPANS) return {static_cast<int>(unit), static_cast<int>(unit) + 1, prior[unit], prior[unit]};
   Unit found{clamp(a.start[b * a.units + unit], a.frames), clamp(a.end[b * a.units + unit], a.frames), 0, 0};
-  for (int i = found.start; i < found.end; ++i) found.total += prior[i];
-  if (found.total > 0) found.prior = found.total / (found.end - found.start);
+  int real = 0;
+  for (int i = found.start; i < found.end; ++i) {
+    found.total += fmaxf(prior[i], 0.0f);
+    real += prior[i] >= 0;
+  }
+  if (found.total > 0) found.prior = found.total / real;
   return found;
 }
 

@@ -12,7 +12,7 @@ from pad_kernels.backends.triton.significance import significance
 
 __all__ = ["alignment_backward", "alignment_forward", "serves", "significance"]
 
-OLDEST = (3, 2)
+OLDEST = (3, 3)  # the compiler of 3.2 aborts the process on some of the kernels
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 VERSION = tuple(int(number) for number in re.findall(r"\d+", triton.__version__)[:2])
 

@@ -37,7 +37,8 @@ def load_tokens(unit, grad_similarity, similarity, log_normalizer, row, in_tile)
 @triton.jit
 def grad_cosine(cosine, log_prior, normalizer, mean, grad, inverse_temperature):
     """grad A (1 + (phi - similarity) / tau)."""
-    posterior = tl.exp(cosine * inverse_temperature + log_prior - normalizer)
+    exponent = cosine * inverse_temperature + log_prior - normalizer
+    posterior = tl.exp(tl.where(exponent > 0, 0.0, exponent))  # rounding, at a low temperature
     return grad * posterior * (1 + (cosine - mean) * inverse_temperature)
 
 

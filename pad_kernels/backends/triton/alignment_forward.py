@@ -20,6 +20,19 @@ from pad_kernels.backends.triton.common import (
 from pad_kernels.backends.triton.configurations import ceil_div
 
 
+@triton.jit
+def highest_score(score):
+    """The largest score of each column; NaN where there is one, which tl.max would drop."""
+    broken = tl.max((score != score).to(tl.int32), 0) > 0
+    return tl.where(broken, float("nan"), tl.max(score, 0))
+
+
+@triton.jit
+def lowest_index(index, score, top):
+    """The lowest index of each column whose score is the highest, or NaN."""
+    return tl.min(tl.where((score == top[None, :]) | (score != score), index, NO_UNIT), 0)
+
+
 @triton.jit(do_not_specialize=["frames", "tokens", "units", "token_tiles", "unit_tiles"])
 def tile_kernel(
     speech, text, frame_prior, token_mask, start, end, highest, total, weighted, best,
@@ -45,8 +58,7 @@ def tile_kernel(
     else:
         offset = utterance * units
         first, length = load_span(start + offset, end + offset, unit, unit < units, frames)
-        weight = span_weight(frame_prior, first, length)
-        prior = weight / tl.maximum(length, 1).to(tl.float32)
+        weight, prior = span_weight(frame_prior, first, length)
 
     if (tl.max(weight, 0) > 0) & (tl.max(present.to(tl.int32), 0) > 0):
         cosine = tl.zeros([UNITS, TOKENS], tl.float32)
@@ -68,9 +80,9 @@ def tile_kernel(
         if not HARD:
             score = cosine * inverse_temperature + tl.log(tl.where(weight > 0, prior, 1.0))[:, None]
         score = tl.where((weight > 0)[:, None], score, -float("inf"))
-        top = tl.max(score, 0)
+        top = highest_score(score)
         tl.store(highest + state, top, mask=in_tile)
-        tl.store(best + state, tl.min(tl.where(score == top[None, :], unit[:, None], NO_UNIT), 0), mask=in_tile)
+        tl.store(best + state, lowest_index(unit[:, None], score, top), mask=in_tile)
         if not HARD:
             exponential = tl.exp(score - top[None, :])
             tl.store(total + state, tl.sum(exponential, 0), mask=in_tile)
@@ -105,12 +117,14 @@ def merge_kernel(
         there = (tile < unit_tiles)[:, None] & in_tile[None, :]
         score = tl.load(highest + state, mask=there, other=-float("inf"))
         candidate = tl.load(best + state, mask=there, other=NO_UNIT)
-        here = tl.max(score, 0)
-        candidate = tl.min(tl.where(score == here[None, :], candidate, NO_UNIT), 0)
-        chosen = tl.where(here > top, candidate, chosen)
-        higher = tl.maximum(top, here)
+        here = highest_score(score)
+        candidate = lowest_index(candidate, score, here)
+        # Neither comparison holds for a NaN that is there already: it stays.
+        better = (here > top) | ((here != here) & (top == top))
+        chosen = tl.where(better, candidate, chosen)
+        higher = tl.where(better, here, top)
         if not HARD:
-            reference = tl.where(higher > -float("inf"), higher, 0.0)
+            reference = tl.where(higher == -float("inf"), 0.0, higher)
             factor = tl.exp(score - reference[None, :])
             kept = tl.exp(top - reference)
             sum = sum * kept + tl.sum(factor * tl.load(total + state, mask=there, other=0.0), 0)
@@ -118,7 +132,7 @@ def merge_kernel(
             weighted_sum = weighted_sum * kept + part
         top = higher
     row = utterance * tokens + token
-    present = (tl.load(token_mask + row, mask=in_tile, other=0) != 0) & (top > -float("inf"))
+    present = (tl.load(token_mask + row, mask=in_tile, other=0) != 0) & (top != -float("inf"))
     result = top
     normalizer = tl.zeros([TOKENS], tl.float32)
     if not HARD:

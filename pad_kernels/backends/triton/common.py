@@ -81,20 +81,24 @@ def load_span(start, end, unit, present, frames):
 
 @triton.jit
 def span_weight(prior, first, length):
-    """Sum of the priors in each span."""
+    """Sum and mean of the priors in each span; frames below 0 are masked and count in neither."""
     weight = tl.zeros_like(first).to(tl.float32)
+    real = tl.zeros_like(weight)
     for i in range(0, tl.max(length, 0)):
-        weight += tl.load(prior + first + i, mask=i < length, other=0.0)
-    return weight
+        share = tl.load(prior + first + i, mask=i < length, other=-1.0)
+        weight += tl.maximum(share, 0.0)
+        real += tl.where(share >= 0, 1.0, 0.0)
+    return weight, weight / tl.maximum(real, 1.0)
 
 
 @triton.jit
 def pool(speech, stride, prior, first, length, weight, column, width):
     """sum p s / sum p over each span, at the given columns; a unit without weight is 0."""
     pooled = tl.zeros([first.shape[0], column.shape[0]], tl.float32)
-    divisor = tl.where(weight > 0, weight, 1.0)
-    for i in range(0, tl.max(length, 0)):
+    inverse = 1 / tl.where(weight > 0, weight, 1.0)
+    for i in tl.range(0, tl.max(length, 0), num_stages=3):
         share = tl.load(prior + first + i, mask=i < length, other=0.0)
-        frame = load_rows(speech, first + i, stride, share > 0, column, width)
-        pooled += (share / divisor)[:, None] * frame.to(tl.float32)
+        # Read whatever its prior is, so that a load waits for no other; it is dropped below.
+        frame = load_rows(speech, first + i, stride, i < length, column, width).to(tl.float32)
+        pooled += tl.where((share > 0)[:, None], (share * inverse)[:, None] * frame, 0.0)
     return pooled

@@ -41,7 +41,7 @@ TEXT_GRADIENT = {
 # Kernels without a matrix product, or with a small one: one choice each.
 MERGE = Blocks(32, 16, 0, 4, 1)
 POOL = Blocks(0, 16, 128, 4, 2)
-HARD = Blocks(4, 0, 256, 4, 2)
+HARD = Blocks(1, 0, 1024, 4, 2)
 GATHER = Blocks(0, 16, 64, 4, 1, 32)
 SUM = Blocks(0, 0, 1024, 4, 1)
 NORMALIZE = Blocks(0, 0, 1024, 4, 1)

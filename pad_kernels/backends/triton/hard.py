@@ -50,7 +50,7 @@ def token_kernel(
     else:
         offset = utterance * units
         first, length = load_span(start + offset, end + offset, chosen, present, frames)
-        weight = span_weight(frame_prior, first, length)
+        weight, _ = span_weight(frame_prior, first, length)
     unit_squares = tl.zeros([TOKENS], tl.float32)
     token_squares = tl.zeros([TOKENS], tl.float32)
     for step in range(0, width, WIDTH):

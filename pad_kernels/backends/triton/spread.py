@@ -12,27 +12,26 @@ from pad_kernels.backends.triton.configurations import ceil_div
 @triton.jit(do_not_specialize=["frames", "units", "unit_tiles"])
 def pool_kernel(
     speech, frame_prior, start, end, pooled, prior, weight, speech_batch, speech_frame,
-    frames, units, width, unit_tiles,
+    frames, units, width, unit_tiles, steps,
     UNITS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """A tile of units: their vectors, priors and sums of priors."""
+    """A tile of units: WIDTH columns of their vectors, their priors and sums of priors."""
     program = tl.program_id(0)
-    unit = program % unit_tiles * UNITS + tl.arange(0, UNITS)
-    utterance = (program // unit_tiles).to(tl.int64)
+    column = program % steps * WIDTH + tl.arange(0, WIDTH)
+    unit = program // steps % unit_tiles * UNITS + tl.arange(0, UNITS)
+    utterance = (program // steps // unit_tiles).to(tl.int64)
     speech += utterance * speech_batch
     frame_prior += utterance * frames
     row = utterance * units + unit
     first, length = load_span(start, end, row, unit < units, frames)
-    sum = span_weight(frame_prior, first, length)
-    tl.store(weight + row, sum, mask=unit < units)
-    tl.store(prior + row, sum / tl.maximum(length, 1).to(tl.float32), mask=unit < units)
+    sum, mean = span_weight(frame_prior, first, length)
+    if program % steps == 0:
+        tl.store(weight + row, sum, mask=unit < units)
+        tl.store(prior + row, mean, mask=unit < units)
     length = tl.where(sum > 0, length, 0)
-    for step in range(0, width, WIDTH):
-        column = step + tl.arange(0, WIDTH)
-        unit_part = pool(speech, speech_frame, frame_prior, first, length, sum, column, width)
-        place = row[:, None] * width + column[None, :]
-        inside = (unit < units)[:, None] & (column < width)[None, :]
-        tl.store(pooled + place, unit_part, mask=inside)
+    unit_part = pool(speech, speech_frame, frame_prior, first, length, sum, column, width)
+    place = row[:, None] * width + column[None, :]
+    tl.store(pooled + place, unit_part, mask=(unit < units)[:, None] & (column < width)[None, :])
 
 
 @triton.jit(do_not_specialize=["frames", "units", "frame_tiles"])
@@ -49,7 +48,7 @@ def spread_kernel(
     prior = tl.load(frame_prior + utterance * frames + frame, mask=frame < frames, other=0.0)
     found = tl.zeros([FRAMES, WIDTH], tl.float32)
     past = units
-    if tl.max(prior, 0) == 0:
+    if tl.max(prior, 0) <= 0:
         past = 0
     for tile in range(0, past, UNITS):
         unit = tile + tl.arange(0, UNITS)
@@ -72,14 +71,14 @@ def pool_spans(speech, frame_prior, start, end):
     batch, frames, width = speech.shape
     units = start.shape[1]
     blocks = configurations.POOL
-    unit_tiles = ceil_div(units, blocks.units)
+    unit_tiles, steps = ceil_div(units, blocks.units), ceil_div(width, blocks.width)
     pooled = torch.empty(batch, units, width, dtype=torch.float32, device=speech.device)
     prior = torch.empty(batch, units, dtype=torch.float32, device=speech.device)
     weight = torch.empty_like(prior)
     launch(
-        pool_kernel, batch * unit_tiles,
+        pool_kernel, batch * unit_tiles * steps,
         speech, frame_prior, start, end, pooled, prior, weight, *speech.stride()[:2],
-        frames, units, width, unit_tiles,
+        frames, units, width, unit_tiles, steps,
         UNITS=blocks.units, WIDTH=blocks.width, warps=blocks.warps, stages=blocks.stages,
     )  # fmt: skip
     return pooled, prior, weight
