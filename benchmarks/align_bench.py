@@ -7,6 +7,7 @@ one is shown as wrong and gets no ratio. Run `python benchmarks/align_bench.py -
 import argparse
 import sys
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -97,8 +98,8 @@ class AlignBench:
         self.rates: dict[str, float | None] = {}
         self.results: list[dict] = []
 
-    def run(self) -> dict:
-        """Measure everything and return the content of the results file."""
+    def run(self, save: Callable[[dict], None] = lambda content: None) -> dict:
+        """Measure everything and return the content of the results file; `save` gets what there is after each case."""
         options = self.options
         description = machine.describe(options.device, options.threads)
         with tables.make_progress(self.console) as progress:
@@ -111,16 +112,23 @@ class AlignBench:
             for case in self.cases:
                 progress.update(task, description=f"{case.size} {case.dtype} {case.label}")
                 self.measure(case, errors)
+                save(self.content(description))
                 progress.advance(task)
             for provider in options.providers:
                 progress.update(task, description=f"memory of {provider}")
                 self.measure_memory(provider)
                 progress.advance(task)
+        return self.content(description)
+
+    def content(self, description: dict) -> dict:
+        """The content of the results file so far."""
+        options = self.options
+        judged = not options.sweep and options.device == "cpu"
         return {
             "machine": description,
             "rates": self.rates,
             "results": self.results,
-            "bars": [] if options.sweep or options.device != "cpu" else bars.evaluate(self.results, options.threads),
+            "bars": bars.evaluate(self.results, options.threads) if judged else [],
             "sweep": bars.summarize(self.results) if options.sweep else [],
         }
 
@@ -222,8 +230,12 @@ def main(arguments: list[str] | None = None) -> int:
         console.print("--device cuda: torch sees no CUDA device here")
         return 2
     torch.set_num_threads(options.threads)
+    output = options.output
+    if output is None and not options.quick:
+        output = results.FOLDER / f"{'sweep' if options.sweep else 'align'}_{options.device}.json"
     begin = time.perf_counter()
-    content = AlignBench(options, console).run()
+    save = {} if output is None or options.device == "cpu" else {"save": partial(results.write_json, output)}
+    content = AlignBench(options, console).run(**save)
     print_summary(console, content)
     if options.quick:
         console.print(
@@ -231,9 +243,6 @@ def main(arguments: list[str] | None = None) -> int:
             "other sizes, memory of all but ours",
             soft_wrap=True,
         )
-    output = options.output
-    if output is None and not options.quick:
-        output = results.FOLDER / f"{'sweep' if options.sweep else 'align'}_{options.device}.json"
     if output is not None:
         results.write_json(output, content)
         console.print(f"written: {output}", soft_wrap=True)

@@ -17,16 +17,18 @@ from .cases import DTYPES, Case, Inputs
 class Work:
     """What a case cannot do without."""
 
+    half: bool  # 16-bit elements
     flops: float
     read_bytes: float
     write_bytes: float
 
     def milliseconds(self, rates: dict[str, float | None]) -> dict[str, float]:
         """Floor by memory, by arithmetic (at the FMA peak, else at torch.mm rate), and the longer of both."""
-        gflops = rates["fma_gflops"] or rates["mm_gflops"]
+        mm_gflops = self.half and rates["mm_gflops_half"] or rates["mm_gflops"]
+        gflops = rates["fma_gflops"] or mm_gflops
         memory = self.read_bytes / rates["read_gbs"] / 1e6 + self.write_bytes / rates["write_gbs"] / 1e6
         arithmetic = self.flops / gflops / 1e6
-        matmul = self.flops / rates["mm_gflops"] / 1e6
+        matmul = self.flops / mm_gflops / 1e6
         return {
             "memory": memory,
             "arithmetic": arithmetic,
@@ -56,4 +58,4 @@ def work(case: Case, inputs: Inputs) -> Work:
             reads, products = 2, 4
             pooling *= 2
     flops = 2.0 * width * pairs * products + pooling
-    return Work(flops, reads * real_bytes, float(gradient_bytes) if case.backward else 0.0)
+    return Work(item == 2, flops, reads * real_bytes, float(gradient_bytes) if case.backward else 0.0)

@@ -15,6 +15,8 @@ import torch
 
 import pad_kernels
 
+from .timing import seconds_on_gpu
+
 PACKAGES = ("torch", "pad_kernels", "triton", "numpy", "transformers")
 
 
@@ -68,11 +70,10 @@ def _best_seconds(call: Callable[[], object], device: str, repeats: int = 7) -> 
     best = float("inf")
     for _ in range(repeats):
         if device == "cuda":
-            torch.cuda.synchronize()
+            best = min(best, seconds_on_gpu(call))
+            continue
         begin = time.perf_counter()
         call()
-        if device == "cuda":
-            torch.cuda.synchronize()
         best = min(best, time.perf_counter() - begin)
     return best
 
@@ -99,17 +100,23 @@ def measure_rates(device: str, threads: int) -> dict[str, float | None]:
     """Best of several tries: matrix products in GFLOP/s, memory reads and writes in GB/s.
 
     `fma_gflops` is the ceiling of the CPU's arithmetic (multiply-adds in registers), `mm_gflops` what
-    torch.mm reaches on square float32 matrices of 2048; `write_gbs` is into memory already mapped.
+    torch.mm reaches on square float32 matrices (`mm_gflops_half`, on a GPU: bfloat16); `write_gbs` is into memory
+    already mapped.
     """
-    a, b = torch.randn(2, 2048, 2048, device=device)
-    out = torch.empty_like(a)
-    mm = 2 * 2048**3 / _best_seconds(lambda: torch.mm(a, b, out=out), device)
-    buffer = torch.ones(2**28 // 4, device=device)
+    side, bytes_moved = (8192, 2**31) if device == "cuda" else (2048, 2**28)
+
+    def mm_gflops(dtype: torch.dtype) -> float:
+        a, b = torch.randn(2, side, side, device=device).to(dtype)
+        out = torch.empty_like(a)
+        return 2 * side**3 / _best_seconds(lambda: torch.mm(a, b, out=out), device) / 1e9
+
+    buffer = torch.ones(bytes_moved // 4, device=device)
     read = buffer.nbytes / _best_seconds(lambda: buffer.sum(), device)
     write = buffer.nbytes / _best_seconds(lambda: buffer.fill_(1.0), device)
     return {
         "fma_gflops": _fma_peak_gflops(threads) if device == "cpu" else None,
-        "mm_gflops": mm / 1e9,
+        "mm_gflops": mm_gflops(torch.float32),
+        "mm_gflops_half": mm_gflops(torch.bfloat16) if device == "cuda" else None,
         "read_gbs": read / 1e9,
         "write_gbs": write / 1e9,
     }

@@ -94,7 +94,7 @@ def measure(size: str, dtype: str, options: argparse.Namespace, rates: dict) -> 
     }
     milliseconds = timing.round_robin(calls, seconds=options.seconds, device=options.device)
     pairs = float((inputs.mask.sum(1).double() ** 2).sum()) * shape[1]
-    work = Work(2 * pairs * shape[3], 2 * inputs.query.nbytes, 0)
+    work = Work(inputs.query.element_size() == 2, 2 * pairs * shape[3], 2 * inputs.query.nbytes, 0)
     result = {
         "case": {"size": size, "dtype": dtype, "shape": shape},
         "title": "B={} H={} T={} d={} ".format(*shape) + f"{dtype}, ragged 40-100 %",

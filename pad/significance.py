@@ -198,7 +198,7 @@ def _attend(query, key, value, mask, dropout, scale) -> tuple[Tensor, Tensor | N
         return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
             query, key, value, 0.0, False, attn_mask=bias, scale=scale
         )
-    if query.device.type == "cuda" and query.shape[3] % 8 == 0:
+    if query.device.type == "cuda" and query.shape[3] % 8 == 0 and query.dtype != torch.float64:
         output, normalizer, *_ = torch.ops.aten._scaled_dot_product_efficient_attention(
             query, key, value, _bias(mask, query), True, dropout, False, scale=scale
         )

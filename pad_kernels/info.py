@@ -85,11 +85,13 @@ def text(found: dict) -> str:
     lines += ["", "backends"]
     for name, reason in found["backends"].items():
         lines.append(f"  {name:<10} {'available' if reason is None else 'missing: ' + reason}")
+    column = max(len(op) for op in backends.OPS) + 2
     for device, ops in found["ops"].items():
-        lines += ["", f"{'ops on ' + device:<22}" + "".join(f"{name:<12}" for name in found["backends"])]
+        names = "".join(f"{name:<12}" for name in found["backends"])
+        lines += ["", f"{'ops on ' + device:<{column + 2}}{names}".rstrip()]
         for op, names in ops.items():
             cells = ("yes" if name in names else "-" for name in found["backends"])
-            lines.append(f"  {op:<20}" + "".join(f"{cell:<12}" for cell in cells).rstrip())
+            lines.append(f"  {op:<{column}}" + "".join(f"{cell:<12}" for cell in cells).rstrip())
     return "\n".join(lines)
 
 
