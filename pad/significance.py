@@ -27,7 +27,7 @@ IMPLEMENTATION = "pad_significance"
 # Rows of queries whose scores are held at once where the attention gives no log-sum-exp.
 _ROWS = 64
 
-_records: dict[int, Record] = {}  # by the id of a model's config, which its attention layers share
+_records: dict[int, Record] = {}  # by the id of a module; models may share a config
 
 
 class Record:
@@ -111,29 +111,31 @@ def record_significance(
         raise ValueError(f"model: expected a transformers model, got {type(model).__name__} with none inside")
     record = Record(model, mask, layers)
     with ExitStack() as stack:
-        hook = model.register_forward_pre_hook(lambda *_: record.clear())
+        stack.enter_context(_recorded_in(model, record))
+        hook = model.register_forward_pre_hook(lambda *_: _records[id(model)].clear())
         stack.callback(hook.remove)
-        for key, encoder in encoders.items():
+        for encoder in encoders.values():
             if encoder.config.model_type == "wavlm":
                 for layer in encoder.modules():
                     if isinstance(layer, WavLMAttention):
                         stack.callback(layer.register_forward_hook(_hook_of(record)).remove)
             else:
                 stack.enter_context(_attention_replaced(encoder))
-            stack.enter_context(_recorded_in(key, record))
         yield record
 
 
 @contextmanager
-def _recorded_in(key: int, record: Record) -> Iterator[None]:
-    outer = _records.get(key)
-    _records[key] = record
+def _recorded_in(model: nn.Module, record: Record) -> Iterator[None]:
+    """What the model's modules attend to goes to this record; afterwards to the one before, which it leaves alone."""
+    keys = [id(module) for module in model.modules()]
+    outer = {key: _records[key] for key in keys if key in _records}
+    _records.update(dict.fromkeys(keys, record))
     try:
         yield
     finally:
-        del _records[key]
-        if outer is not None:
-            _records[key] = outer
+        for key in keys:
+            del _records[key]
+        _records.update(outer)
 
 
 @contextmanager
@@ -155,8 +157,9 @@ def _attention_replaced(model: PreTrainedModel) -> Iterator[None]:
 
 def _hook_of(record: Record):
     def hook(module, arguments, output):
-        weights = output[1].detach()[:, :1]
-        record.add(module, lambda mask: significance_from_attentions([weights], mask))
+        if _records.get(id(module)) is record:
+            weights = output[1].detach()[:, :1]
+            record.add(module, lambda mask: significance_from_attentions([weights], mask))
 
     return hook
 
@@ -176,7 +179,7 @@ def _attention(module, query, key, value, attention_mask, dropout=0.0, scaling=N
         raise ValueError("model: significance is recorded of self-attention without position bias or shared heads only")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     output, normalizer = _attend(query, key, value, attention_mask, dropout, scale)
-    record = _records.get(id(module.config))
+    record = _records.get(id(module))
     if record is not None:
         query, key = query.detach(), key.detach()
         normalizer = None if normalizer is None else normalizer.detach()

@@ -24,6 +24,7 @@ from transformers import (  # noqa: E402
     WavLMModel,
 )
 
+from pad import significance as recording  # noqa: E402
 from pad.significance import record_significance  # noqa: E402
 from pad_kernels import significance_from_attentions  # noqa: E402
 
@@ -99,6 +100,27 @@ def test_text_without_special_tokens(kind):
             found = model(ids, attention_mask=mask).last_hidden_state
     assert torch.allclose(record.prior(), expected, rtol=1e-5, atol=1e-7)
     assert torch.allclose(found[text], output[text], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["wav2vec2", "wavlm"])
+def test_records_do_not_mix(kind):
+    """A second model of the same config, and a record within a record."""
+    model = speech_model(kind)
+    other = type(model)(model.config).eval()
+    values, _, frames = speech_batch()
+    with torch.no_grad():
+        expected = [from_maps(one, frames, values)[0] for one in (model, other)]
+        with record_significance(model, frames) as first:
+            model(values)
+            other(values)
+            with record_significance(other, frames) as second, record_significance(model, frames) as inner:
+                other(values)
+                model(values.flip(1))
+    assert torch.allclose(first.prior(), expected[0], rtol=1e-5, atol=1e-7)
+    assert torch.allclose(second.prior(), expected[1], rtol=1e-5, atol=1e-7)
+    assert not torch.allclose(inner.prior(), expected[0], rtol=1e-3)
+    assert model.config._attn_implementation != recording.IMPLEMENTATION or kind == "wavlm"
+    assert not recording._records
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
