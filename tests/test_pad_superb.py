@@ -12,7 +12,7 @@ from torch import nn
 pytest.importorskip("transformers")
 soundfile = pytest.importorskip("soundfile")
 
-from transformers import Wav2Vec2Config, Wav2Vec2Model, WavLMConfig, WavLMModel  # noqa: E402
+from transformers import SEWConfig, SEWModel, Wav2Vec2Config, Wav2Vec2Model, WavLMConfig, WavLMModel  # noqa: E402
 
 from pad.errors import UserError  # noqa: E402
 from pad.models import load_student  # noqa: E402
@@ -25,6 +25,7 @@ from pad.superb.heads import SlotHead, UtteranceHead, spec_augment  # noqa: E402
 from pad.superb.run import evaluate, table  # noqa: E402
 from pad.superb.slots import Vocabulary, edit_distance, slot_type_f1, slot_value_cer, slots_of  # noqa: E402
 from pad.superb.snips import snips, spell_with_tags  # noqa: E402
+from pad.superb.states import save_state  # noqa: E402
 from pad.superb.tasks import (  # noqa: E402
     PUBLISHED_EVAL_EVERY,
     PUBLISHED_STEPS,
@@ -482,13 +483,15 @@ def test_baseline_beside_student(models, corpora, tmp_path):
         assert of_task["student"]["folds"] != of_task["baseline"]["folds"]
         assert len(of_task["baseline"]["folds"][0]["layer_weights"]) == 3
     lines = table(result).splitlines()
-    assert [line.split()[0] for line in lines] == ["model", "student", "baseline"]
+    assert [line.split()[0] for line in lines[:3]] == ["model", "student", "baseline"]
+    assert lines[-4:-2] == [f"student: {models['group']}", f"baseline: {models['layer']}"]
+    assert lines[-2] == "ic: 20 steps of training, not SUPERB's 200000"
     assert "IC accuracy" in lines[0] and "slot-value CER" in lines[0] and "ER" not in lines[0].split("CER")[0]
     accuracy = result["results"]["ic"]["baseline"]["metrics"]["accuracy"]
     assert lines[2].split()[1] == f"{100 * accuracy:.2f}"
-    assert sorted(path.name for path in (tmp_path / "out").iterdir() if path.is_file()) == [
-        "results.json", "settings.yaml"
-    ]  # fmt: skip
+    assert (tmp_path / "out" / "results.txt").read_text() == table(result) + "\n"
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names == ["results.json", "results.txt", "settings.yaml", "trials"]
 
 
 def test_encoder_stays_as_it_was(models, corpora, tmp_path, monkeypatch):
@@ -600,6 +603,30 @@ def test_audio_too_short_for_a_frame(models, corpora, tmp_path):
     write_tones(folder / "wavs/speakers/test/2.wav", 0, seconds=0.01)
     with pytest.raises(UserError, match=r"test_data.csv:4: .*2.wav lasts 0.010 s; expected 0.\d+ s or more"):
         evaluate(config_of(models, tmp_path / "out", ic=str(folder)))
+
+
+def test_audio_that_is_not_finite(models, tmp_path):
+    folder = write_commands(tmp_path / "fluent")
+    path = folder / "wavs/speakers/valid/1.wav"
+    soundfile.write(path, np.full(8000, np.nan), 16000, subtype="FLOAT")
+    with pytest.raises(UserError, match=r"valid_data.csv:3: .*1.wav: the audio holds NaN"):
+        evaluate(config_of(models, tmp_path / "out", ic=str(folder)))
+    assert not (tmp_path / "out").exists()
+
+
+def test_encoder_with_states_of_several_lengths(corpora, tmp_path):
+    SEWModel(tiny(SEWConfig)).save_pretrained(tmp_path / "sew")
+    config = config_of({"group": str(tmp_path / "sew")}, tmp_path / "out", sf=corpora["sf"])
+    with pytest.raises(UserError, match="^student: .*sew gives hidden states of 4 and 8 frames"):
+        evaluate(config)
+    assert not (tmp_path / "out").exists()
+
+
+def test_full_disk_is_an_error_of_the_system(tmp_path):
+    (tmp_path / ".state.pt.partial").symlink_to("/dev/full")
+    with pytest.raises(OSError, match=r"cannot write .*state.pt: .*No space left on device"):
+        save_state({"weight": torch.zeros(1000)}, tmp_path / "state.pt")
+    assert not list(tmp_path.iterdir())
 
 
 def test_output_of_another_run(models, corpora, tmp_path):

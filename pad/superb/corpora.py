@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from pad.data.audio import read_header
+from pad.data.audio import read_audio, read_header
 from pad.errors import UserError
 
 INTENT_SLOTS = ("action", "object", "location")
@@ -148,7 +148,7 @@ def leave_one_session_out(
 
 
 def durations(examples: Sequence[Example], shortest: float) -> list[float]:
-    """Seconds of each example's audio, by its header.
+    """Seconds of each example's audio, which is read to its end: a bad file shows before hours of training.
 
     Raises UserError for a file that is missing, cannot be read or is shorter than `shortest` seconds.
     """
@@ -156,7 +156,11 @@ def durations(examples: Sequence[Example], shortest: float) -> list[float]:
     def duration(example: Example) -> float:
         if not example.audio.is_file():
             raise UserError(f"{example.where}: the audio file {example.audio} does not exist")
-        seconds, _ = read_header(example.audio)
+        try:
+            seconds, rate = read_header(example.audio)
+            read_audio(example.audio, rate)
+        except UserError as error:
+            raise UserError(f"{example.where}: {error}") from error
         if seconds < shortest:
             raise UserError(
                 f"{example.where}: {example.audio} lasts {seconds:.3f} s; expected {shortest:.3f} s or more, "

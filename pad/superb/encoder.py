@@ -30,7 +30,8 @@ class _RowByRow(nn.Module):
 class Encoder:
     """A checkpoint, frozen: evaluation mode, no gradients, float32, no dropped layers, no masks.
 
-    role: the argument that named it, for messages. Raises UserError for what cannot be loaded.
+    role: the argument that named it, for messages. Raises UserError for what cannot be loaded, or gives other
+    hidden states than those SUPERB's heads weigh.
     """
 
     def __init__(self, name: str, role: str, device: torch.device | str = "cpu"):
@@ -47,6 +48,7 @@ class Encoder:
         if getattr(config, "feat_extract_norm", None) == "group":
             self._convolutions = self.model.feature_extractor = _RowByRow(self.model.feature_extractor)
         self.model.to(self.device)
+        self([np.zeros(self.layout.receptive_field + 7 * self.layout.hop, dtype=np.float32)])  # refused now if ever
 
     @property
     def sampling_rate(self) -> int:
@@ -75,12 +77,19 @@ class Encoder:
         if self._convolutions is not None:
             self._convolutions.lengths = samples.tolist()
         outputs = self.model(inputs, attention_mask=mask, output_hidden_states=True)
-        states = torch.stack([*outputs.hidden_states[:-1], outputs.last_hidden_state], dim=1).float()
-        if states.shape[1] != self.layers:
+        states = [*outputs.hidden_states[:-1], outputs.last_hidden_state]
+        if len(states) != self.layers:
             raise UserError(
-                f"{self.role}: {self.name} gives {states.shape[1]} hidden states; expected {self.layers}, "
+                f"{self.role}: {self.name} gives {len(states)} hidden states; expected {self.layers}, "
                 "one before the first layer and one after each"
             )
+        counts = sorted({state.shape[1] for state in states})
+        if len(counts) > 1:
+            raise UserError(
+                f"{self.role}: {self.name} gives hidden states of {' and '.join(map(str, counts))} frames for the "
+                "same speech; expected as many in each layer, as of wav2vec 2.0, HuBERT or WavLM"
+            )
+        states = torch.stack(states, dim=1).float()
         lengths = self.layout.frames(samples).to(self.device)
         real = frame_mask(lengths, states.shape[2])[:, None, :, None]
         return states.masked_fill_(~real, 0.0), lengths

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from pad.errors import UserError
-from pad.settings import read_settings
+from pad.settings import read_settings, write_whole
 from pad.superb import corpora
 from pad.superb.config import EvaluateConfig
 from pad.superb.encoder import Encoder
@@ -66,7 +66,7 @@ class _Corpus:
 def evaluate(config: EvaluateConfig) -> dict:
     """Judge the student, and the baseline if there is one, on every task whose corpus is given.
 
-    Gives what OUTPUT/results.json then holds: {"settings", "versions", "results"}, and in
+    Gives what OUTPUT/results.json then holds (results.txt: its table): {"settings", "versions", "results"}, and in
     results[task][model] (model: student or baseline) "metrics" on test, the "learning_rate" chosen on dev,
     "steps", "sweep" (the dev score of each learning rate) and "folds", of which IEMOCAP has five and whose
     mean the metrics are. Metrics: accuracy; for slot filling slot_type_f1 and slot_value_cer; fractions, not
@@ -92,6 +92,8 @@ def evaluate(config: EvaluateConfig) -> dict:
         for role, encoder in encoders.items():
             of_task[role] = _judge(corpus, encoder, config, output)
             save_json(result, output / "results.json")
+    write_whole(output / "results.txt", table(result) + "\n")
+    shutil.rmtree(output / "features", ignore_errors=True)
     return result
 
 
@@ -176,7 +178,7 @@ def _judge(corpus: _Corpus, encoder: Encoder, config: EvaluateConfig, output: Pa
         "folds": chosen,
     }
     save_json(judged, done)
-    shutil.rmtree(output / "features" / name, ignore_errors=True)
+    shutil.rmtree(output / "features" / name, ignore_errors=True)  # it may be large, and other tasks follow
     return judged
 
 
@@ -186,7 +188,7 @@ def _mean(values) -> float:
 
 
 def table(result: dict) -> str:
-    """The metrics as lines of text, in per cent: a column for each metric, a row for each model."""
+    """The metrics as lines of text, in per cent: a column for each metric, a row for each model; how to read them."""
     results = result["results"]
     columns = [column for column in _COLUMNS if column[0] in results]
     roles = list(dict.fromkeys(role for of_task in results.values() for role in of_task))
@@ -195,4 +197,14 @@ def table(result: dict) -> str:
         scores = [results[task][role]["metrics"][metric] for task, metric, _ in columns]
         rows.append([role, *(f"{100 * value:.2f}" for value in scores)])
     widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
-    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths)) for row in rows)
+    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths)) for row in rows]
+    lines += ["", "test split, the step and learning rate that were best on dev; the higher the better"]
+    if "sf" in results:
+        lines[-1] += ", of the error rate CER the lower"
+    for role in roles:
+        lines.append(f"{role}: {result['settings'][role]}")
+    for task, of_task in results.items():
+        steps = of_task[roles[0]]["steps"]
+        if steps != PUBLISHED_STEPS[task]:
+            lines.append(f"{task}: {steps} steps of training, not SUPERB's {PUBLISHED_STEPS[task]}")
+    return "\n".join(lines)

@@ -12,10 +12,15 @@ from pad.settings import write_whole
 
 
 def save_state(state: dict, path: Path) -> None:
-    """Write tensors, numbers and strings to a new file, then give it its name."""
+    """Write tensors, numbers and strings to a new file, then give it its name; raises OSError if it cannot."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
-    torch.save(state, partial)
+    try:
+        with partial.open("wb") as file:  # given a path, torch hides why the system refused
+            torch.save(state, file)
+    except (OSError, RuntimeError) as error:
+        partial.unlink(missing_ok=True)
+        raise OSError(f"cannot write {path}: {error}") from error
     partial.replace(path)
 
 
