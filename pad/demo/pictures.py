@@ -9,10 +9,13 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 import torch  # noqa: E402
+from matplotlib.patches import Patch  # noqa: E402
 
+from pad.demo.sentences import INTENTS  # noqa: E402
 from pad_kernels import alignment_matrix  # noqa: E402
 
 _COLOURS = {"undistilled": "#999999", "distilled": "#1f6f8b", "shuffled": "#d1793b"}
+_PAIRS = {"distilled": "real pairs", "shuffled": "shuffled pairs, the control"}
 
 
 def draw_all(folder: Path, judge, students: dict, losses: dict, scores: dict) -> list[str]:
@@ -25,35 +28,38 @@ def draw_all(folder: Path, judge, students: dict, losses: dict, scores: dict) ->
 
 
 def draw_losses(path: Path, losses: dict[str, list[float]], window: int = 10) -> None:
-    """Training loss by step, as a running mean."""
+    """Training loss of each step, pale, and its mean over the last few."""
     figure, axes = plt.subplots(figsize=(6, 3.5), layout="constrained")
     for name, values in losses.items():
-        smooth = torch.tensor(values).unfold(0, min(window, len(values)), 1).mean(dim=1)
-        axes.plot(
-            smooth, color=_COLOURS[name], label="real pairs" if name == "distilled" else "shuffled pairs"
-        )
-    axes.set(xlabel="step", ylabel="training loss")
-    axes.legend(frameon=False)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+        last = min(window, len(values))
+        means = torch.tensor(values).unfold(0, last, 1).mean(dim=1)
+        axes.plot(range(1, len(values) + 1), values, color=_COLOURS[name], linewidth=0.8, alpha=0.35)
+        axes.plot(range(last, len(values) + 1), means, color=_COLOURS[name], label=_PAIRS[name])
+    axes.set(xlabel="step", ylabel="training loss", title=f"pale: each step; strong: mean of the last {last}")
+    axes.title.set_fontsize(10)
+    axes.legend(frameon=False, title="distilled on")
+    _finish(figure, path)
 
 
 def draw_scores(path: Path, scores: dict) -> None:
-    """Word hit rate and probe accuracy of each student."""
-    figure, panels = plt.subplots(1, 2, figsize=(7, 3.5), layout="constrained")
-    values = (
-        ("best frame of a word lies in the word", lambda score: score.hits["hit_rate"]),
-        ("intent accuracy of a linear probe", lambda score: score.probe["accuracy"]),
-    )
-    for axes, (title, value) in zip(panels, values):
-        bars = axes.bar(list(scores), [value(score) for score in scores.values()],
-                        color=[_COLOURS[name] for name in scores])  # fmt: skip
-        axes.bar_label(bars, fmt="%.2f")
+    """Word hit rate and probe accuracy of each student, beside chance."""
+    figure, panels = plt.subplots(1, 2, figsize=(8, 3.5), layout="constrained")
+    hits = [score.hits["hit_rate"] for score in scores.values()]
+    probes = [score.probe["accuracy"] for score in scores.values()]
+    for axes, title, values, chance in (
+        (panels[0], "best frame of a word lies within the word", hits, scores["undistilled"].hits["chance"]),
+        (panels[1], "intent accuracy of a linear probe", probes, 1 / len(INTENTS)),
+    ):
+        bars = axes.bar(list(scores), values, color=[_COLOURS[name] for name in scores])
+        # A number may lie across the line: it covers it.
+        cover = {"facecolor": "white", "edgecolor": "none", "pad": 1}
+        axes.bar_label(bars, fmt="%.2f", padding=3, bbox=cover, zorder=3)
+        axes.axhline(chance, color="black", linewidth=0.8, linestyle=":")
+        axes.text(1.02, chance, f"chance\n{chance:.2f}", transform=axes.get_yaxis_transform(), va="center", fontsize=8)
         axes.set_title(title, fontsize=10)
         axes.margins(y=0.15)
-    panels[0].axhline(scores["undistilled"].hits["chance"], color="black", linewidth=0.8, linestyle=":")
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+        axes.spines[["top", "right"]].set_visible(False)
+    _finish(figure, path)
 
 
 def draw_alignment(path: Path, judge, students: dict) -> None:
@@ -63,19 +69,28 @@ def draw_alignment(path: Path, judge, students: dict) -> None:
     )
     text = judge.words_of(sentence.transcript)
     figure, panels = plt.subplots(
-        1, len(students), figsize=(4 * len(students), 3.5), sharey=True, layout="constrained"
+        1, len(students), figsize=(4 * len(students), 3.9), sharey=True, layout="constrained"
     )
     for axes, (name, student) in zip(panels, students.items()):
         heard = judge.encode(student, [sentence])[0]
         weights = alignment_matrix(heard.frames[None], text[None], temperature=judge.objective.temperature)[0]
+        weights = weights / weights.amax(dim=1, keepdim=True)
         half = float(heard.centres[1] - heard.centres[0]) / 2
         left, right = float(heard.centres[0]) - half, float(heard.centres[-1]) + half
-        axes.imshow(weights, aspect="auto", cmap="Greys", extent=(left, right, len(text) - 0.5, -0.5))
+        image = axes.imshow(weights, aspect="auto", cmap="Greys", vmin=0, vmax=1, interpolation="nearest",
+                            extent=(left, right, len(text) - 0.5, -0.5))  # fmt: skip
         for row, word in enumerate(sentence.words):
             if word.known:
-                axes.add_patch(plt.Rectangle((word.start, row - 0.5), word.end - word.start, 1,
-                                             fill=False, edgecolor=_COLOURS["distilled"]))  # fmt: skip
-        axes.set(title=name, xlabel="seconds")
+                axes.add_patch(plt.Rectangle((word.start, row - 0.44), word.end - word.start, 0.88, fill=False,
+                                             edgecolor=_COLOURS["shuffled"], linewidth=2))  # fmt: skip
+        axes.set(title=name, xlabel="seconds", xlim=(0, sentence.duration))
         axes.set_yticks(range(len(text)), [word.text for word in sentence.words])
+    figure.colorbar(image, ax=panels, pad=0.01, label="weight of a frame\n(1: the word's heaviest)")
+    when = Patch(fill=False, edgecolor=_COLOURS["shuffled"], linewidth=2, label="when the word is said")
+    figure.legend(handles=[when], loc="outside lower center", frameon=False)
+    _finish(figure, path)
+
+
+def _finish(figure, path: Path) -> None:
     figure.savefig(path, dpi=120)
     plt.close(figure)

@@ -53,23 +53,28 @@ def summary(report: dict, folder: Path) -> str:
 
     def row(title: str, values: dict) -> str:
         cells = (f"{values[name]:>13.3f}" if name in values else " " * 13 for name in columns)
-        return f"{title:<42}{''.join(cells)}"
+        return f"{title:<44}{''.join(cells)}"
 
     probe, control = report["probe"], report["training_loss"]["shuffled"]
     lines = [
         "",
-        " " * 42 + "".join(f"{name:>13}" for name in columns),
-        row("best frame of a word lies in the word", report["word_hit_rate"]),
-        row("intent accuracy of a linear probe", {"chance": probe["chance"], **report["probe_accuracy"]}),
-        row("loss on held-out speech", report["held_out_loss"]),
+        " " * 44 + "".join(f"{name:>13}" for name in columns),
+        row("best frame of a word lies within the word", report["word_hit_rate"]),
     ]
     if report["word_hit_rate_recordings"]:
-        lines.append(row("best frame of a word, real recordings", report["word_hit_rate_recordings"]))
+        lines.append(row("the same on the real recordings", report["word_hit_rate_recordings"]))
     lines += [
+        row("intent accuracy of a linear probe", {"chance": probe["chance"], **report["probe_accuracy"]}),
+        row("loss on held-out speech, lower is better", report["held_out_loss"]),
         "",
-        "The control was distilled on shuffled pairs; its training loss: "
-        f"{control['first']:.3f} -> {control['last']:.3f}.",
-        f"The same probe on the teacher's embeddings of the text itself: {probe['teacher_on_text']:.3f}.",
+        "distilled: the student that learned from speech and its text; undistilled: the same before",
+        "shuffled: a control that learned from speech and the text of other speech; it should score like undistilled,",
+        f"  though its training loss went from {control['first']:.3f} to {control['last']:.3f} as well",
+        f"The probe reaches {probe['teacher_on_text']:.3f} on the teacher's embeddings of the text itself.",
         f"report {folder / 'report.json'}, pictures {folder / 'pictures'}, student {folder / 'student'}",
     ]
+    if report["quick"]:
+        lines.append(
+            "quick: a check of the machinery, too short to learn; run without --quick for the scores of the README"
+        )
     return "\n".join(lines)

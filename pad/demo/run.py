@@ -43,7 +43,8 @@ def run_demo(
 ) -> dict:
     """Run the demo; writes report.json, pictures and the student to `output`, and gives the report.
 
-    Raises UserError for an output folder that holds something else, or recordings that cannot be read.
+    An earlier demo there is replaced. Raises UserError for an output folder that holds something else, or recordings
+    that cannot be read.
     """
     folder = Path(output)
     if folder.exists() and not (
@@ -52,6 +53,8 @@ def run_demo(
         raise UserError(
             f"output: {folder} exists and is not the output of an earlier demo; choose another folder"
         )
+    if (folder / "report.json").is_file():
+        print(f"{folder} holds an earlier demo; this one takes its place when it is done")
     config = DemoConfig.quick(seed) if quick else DemoConfig(seed=seed)
     found = real_recordings.find(recordings)
     folder.parent.mkdir(parents=True, exist_ok=True)

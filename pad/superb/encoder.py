@@ -48,7 +48,7 @@ class Encoder:
         if getattr(config, "feat_extract_norm", None) == "group":
             self._convolutions = self.model.feature_extractor = _RowByRow(self.model.feature_extractor)
         self.model.to(self.device)
-        self([np.zeros(self.layout.receptive_field + 7 * self.layout.hop, dtype=np.float32)])  # refused now if ever
+        self([np.zeros(self.layout.receptive_field + 7 * self.layout.hop, dtype=np.float32)])  # its states are checked
 
     @property
     def sampling_rate(self) -> int:
