@@ -1,5 +1,6 @@
 """Pictures of an utterance's alignment: what they show, that they are written, and what is said of mistakes."""
 
+import shutil
 import xml.etree.ElementTree as tree
 from pathlib import Path
 
@@ -10,13 +11,16 @@ pytest.importorskip("transformers")
 pytest.importorskip("matplotlib")
 
 from matplotlib import image  # noqa: E402
+from safetensors.torch import save_file  # noqa: E402
 from test_pad_distill import losses, models, run, speech  # noqa: E402, F401
+from transformers import BertTokenizer, DebertaV2Config, DebertaV2Model  # noqa: E402
 
 from pad.batching import Collator  # noqa: E402
 from pad.cli import main  # noqa: E402
 from pad.data import read_audio  # noqa: E402
 from pad.demo import recordings  # noqa: E402
 from pad.looking.alignment import aligned, look  # noqa: E402
+from pad.looking.picture import _anchors, draw  # noqa: E402
 from pad.models import FrameLayout, load_student, load_teacher  # noqa: E402
 from pad.objective import PRESETS  # noqa: E402
 from pad.teacher import Teacher  # noqa: E402
@@ -82,16 +86,72 @@ def test_mistakes(models, speech, tmp_path, capsys):  # noqa: F811
     audio = str(next(Path(speech).glob("*.wav")))
     common = ["align", "--student", models["student"], "--teacher", models["teacher"], "--output", str(tmp_path / "x")]
     (tmp_path / "words.tsv").write_text("0.1 0.2 word")
+    lonely = tmp_path / "lonely.wav"
+    lonely.write_bytes(Path(audio).read_bytes())
+    wide = ["--audio", audio, "--transcript", "good", "--teacher", models["wide teacher"]]
+    save_file({"weight": torch.zeros(96, 64)}, tmp_path / "map.safetensors")
     for options, message in [
-        (["--audio", str(tmp_path / "no.wav"), "--transcript", "good"], "no.wav: not a readable audio file"),
-        (["--audio", str(tmp_path / "no.wav")], "transcript: none is given"),
+        (["--audio", str(tmp_path / "no.wav")], "audio: expected an audio file that exists, got "),
+        (["--audio", str(lonely)], "transcript: none is given"),
         (["--audio", audio, "--transcript", "good", "--preset", "pad-glob"], "preset: expected a preset of the token"),
         (["--audio", audio, "--transcript", "good", "--words", str(tmp_path / "words.tsv")], "words.tsv:1: expected"),
-        (["--audio", audio, "--transcript", "good", "--teacher", models["wide teacher"]], "64 and 96"),
+        (wide, "64 and 96; choose two of one width, or give the map.safetensors"),
+        ([*wide, "--linear-map", str(tmp_path / "map.safetensors")], "expected the shape (64, 96), got (96, 64)"),
+        ([*wide, "--linear-map", str(tmp_path / "words.tsv")], "words.tsv is not a map that distill has saved"),
+        (["--audio", audio, "--transcript", "good", "--output", ""], "output: expected the path of a file"),
     ]:
         assert main([*common, *options]) == 2
         assert message in capsys.readouterr().err
     assert not list(tmp_path.glob("x*"))
+
+
+def test_models_of_two_widths_with_their_map(models, speech):  # noqa: F811
+    student, collator, _ = parts(models, speech)
+    teacher = Teacher(*load_teacher(models["wide teacher"]), True)
+    item, linear_map = recordings.load(speech)[0], torch.randn(64, 96, generator=torch.Generator().manual_seed(0))
+    options = [PRESETS["pad-slocal"], read_audio(item.audio), item.transcript]
+    found = look(student, collator, teacher, *options, linear_map=linear_map)
+    assert len(found.tokens) == len(found.matrix) == len(found.text_prior)
+    assert found.loss != look(student, collator, teacher, *options, linear_map=linear_map.flip(0)).loss
+
+
+def test_teacher_whose_prior_cannot_be_recorded(models, speech, tmp_path, capsys):  # noqa: F811
+    """DeBERTa attends in a way of its own: a preset without priors needs none."""
+    config = DebertaV2Config(vocab_size=999, hidden_size=64, num_hidden_layers=2, num_attention_heads=4,
+                             intermediate_size=128, relative_attention=True, pos_att_type=["c2p", "p2c"])  # fmt: skip
+    shutil.copytree(models["teacher"], tmp_path / "deberta")
+    (tmp_path / "deberta" / "model.safetensors").unlink()
+    DebertaV2Model(config).save_pretrained(tmp_path / "deberta")
+    tokenizer = BertTokenizer(str(tmp_path / "deberta" / "vocab.txt"))
+    tokenizer.save_pretrained(tmp_path / "deberta")
+    audio = str(next(Path(speech).glob("*.wav")))
+    arguments = ["align", "--student", models["student"], "--teacher", str(tmp_path / "deberta"), "--audio", audio,
+                 "--transcript", "good", "--output", str(tmp_path / "pictures" / "a.png")]  # fmt: skip
+    assert main(arguments) == 2
+    assert "teacher: 'deberta-v2' does not attend through" in capsys.readouterr().err
+    assert main([*arguments, "--preset", "slocal"]) == 0
+    assert sorted(path.name for path in (tmp_path / "pictures").iterdir()) == ["a.png", "a.svg"]
+
+
+def test_anchors_are_where_the_prior_is_highest():
+    prior = torch.rand(60, generator=torch.Generator().manual_seed(1))
+    prior[[0, 1, 59]] += 1  # at the edges, where spans are cut
+    text = torch.randn(6, 32, generator=torch.Generator().manual_seed(0))
+    found = aligned(
+        text.repeat_interleave(10, dim=0), text, prior / prior.sum(), torch.full((6,), 1 / 6), PRESETS["pad-slocal"],
+        samples=torch.zeros(19_000).numpy(), sampling_rate=16000, layout=LAYOUT, tokens=list("abcdef"),
+    )  # fmt: skip
+    assert _anchors(found) == sorted(prior.topk(6).indices.tolist())
+
+
+def test_only_some_of_many_tokens_are_named():
+    text = torch.randn(300, 32, generator=torch.Generator().manual_seed(0))
+    found = aligned(
+        text.repeat_interleave(2, dim=0), text, None, None, PRESETS["tlocal"],
+        samples=torch.zeros(192_000).numpy(), sampling_rate=16000, layout=LAYOUT, tokens=["a"] * 300,
+    )  # fmt: skip
+    matrix = draw(found).axes[0]
+    assert 60 < len(matrix.get_yticklabels()) < 130
 
 
 def test_pictures_leave_the_training_as_it_was(models, speech, tmp_path, monkeypatch):  # noqa: F811

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from pad.batching import Collator
+from pad.errors import UserError
 from pad.models import FrameLayout
 from pad.objective import Objective
 from pad.significance import record_significance
@@ -23,9 +25,10 @@ SOFT_TEMPERATURE = 0.1
 class AlignedUtterance:
     """What `picture.draw` draws; tensors on the CPU, times in seconds.
 
-    samples [T]; centres [M] and hop: when the frames lie; tokens: N labels; speech_prior [M], text_prior [N];
-    start, end [U] int: the frames of each unit, a frame each at the token level; matrix [N, U]: soft alignment;
-    unit [N]: the unit that the objective aligns with each token; words: (start, end, word) or None.
+    samples [T]; centres [M] and hop: when the frames lie; tokens: N labels; speech_prior [M], text_prior [N], each
+    None if the objective does not use it; start, end [U] int: the frames of each unit, a frame each at the token
+    level; matrix [N, U]: soft alignment; unit [N]: the unit that the objective aligns with each token; words: (start,
+    end, word) or None.
     """
 
     samples: np.ndarray
@@ -33,8 +36,8 @@ class AlignedUtterance:
     centres: torch.Tensor
     hop: float
     tokens: list[str]
-    speech_prior: torch.Tensor
-    text_prior: torch.Tensor
+    speech_prior: torch.Tensor | None
+    text_prior: torch.Tensor | None
     start: torch.Tensor
     end: torch.Tensor
     matrix: torch.Tensor
@@ -53,11 +56,13 @@ class AlignedUtterance:
 @torch.no_grad()
 def look(
     student, collator: Collator, teacher: Teacher, objective: Objective, samples: np.ndarray, transcript: str,
-    words: Sequence[tuple[float, float, str]] | None = None,
+    words: Sequence[tuple[float, float, str]] | None = None, linear_map: torch.Tensor | None = None,
 ) -> AlignedUtterance:  # fmt: skip
-    """Align one utterance by an objective; both priors are recorded, whether the objective uses them or not.
+    """Align one utterance by an objective, with the priors that it uses.
 
-    samples: [T] float32 at the student's sampling rate. The student is left in the mode it was in.
+    samples: [T] float32 at the student's sampling rate; teacher: gives its prior if the objective uses it;
+    linear_map: [student's width, teacher's width], None if they are one. The student is left in the mode it was in.
+    Raises UserError for a model whose prior cannot be recorded.
     """
     training, device = student.training, next(student.parameters()).device
     batch = collator([{"samples": samples, "transcript": transcript}])
@@ -65,31 +70,51 @@ def look(
     inputs = {name: batch[name] for name in ("input_values", "attention_mask") if name in batch}
     student.eval()
     try:
-        with record_significance(student) as of_speech:
-            speech = student(**inputs).last_hidden_state.float()
+        recording = record_significance(student, layers=objective.prior_layers)
+        with _prior_of("student"), recording if objective.speech_prior else nullcontext() as record:
+            speech = student(**inputs).last_hidden_state[0].float()
+            speech_prior = record.prior()[0] if objective.speech_prior else None
     finally:
         student.train(training)
     mask = batch["text_mask"]
-    text, _ = teacher(batch["text_ids"], batch["text_attention_mask"], mask)
-    with record_significance(teacher.model, mask) as of_text:
-        teacher.model(input_ids=batch["text_ids"], attention_mask=batch["text_attention_mask"])
+    with _prior_of("teacher"):
+        text, text_prior = teacher(batch["text_ids"], batch["text_attention_mask"], mask)
+    text = text[mask].float()
+    if linear_map is not None:
+        text = text @ linear_map.T.to(text)
     tokens = collator.tokenizer.convert_ids_to_tokens(batch["text_ids"][0][mask[0]].tolist())
     return aligned(
-        speech[0], text[0][mask[0]].float(), of_speech.prior()[0], of_text.prior()[0][mask[0]], objective,
+        speech, text, speech_prior, text_prior[mask] if objective.text_prior else None, objective,
         samples=samples, sampling_rate=collator.extractor.sampling_rate,
         layout=FrameLayout.of(student.config), tokens=[token.replace("▁", "") for token in tokens], words=words,
     )  # fmt: skip
 
 
+@contextmanager
+def _prior_of(role: str) -> Iterator[None]:
+    """What the recorder refuses, as the user's mistake."""
+    try:
+        yield
+    except ValueError as error:
+        if not str(error).startswith("model: "):
+            raise
+        reason = str(error).removeprefix("model: ")
+        raise UserError(f"{role}: {reason} (--preset slocal and tlocal need no prior)") from error
+
+
 def aligned(
-    speech: torch.Tensor, text: torch.Tensor, speech_prior: torch.Tensor, text_prior: torch.Tensor,
+    speech: torch.Tensor, text: torch.Tensor, speech_prior: torch.Tensor | None, text_prior: torch.Tensor | None,
     objective: Objective, *, samples: np.ndarray, sampling_rate: int, layout: FrameLayout, tokens: list[str],
     words: Sequence[tuple[float, float, str]] | None = None,
 ) -> AlignedUtterance:  # fmt: skip
-    """The same from embeddings: speech [M, D], text [N, D], speech_prior [M], text_prior [N]."""
-    speech, text, speech_prior, text_prior = (x.detach().cpu() for x in (speech, text, speech_prior, text_prior))
+    """The same from embeddings: speech [M, D], text [N, D], speech_prior [M] and text_prior [N] where they are used."""
+    speech_prior = speech_prior if objective.speech_prior else None
+    text_prior = text_prior if objective.text_prior else None
+    speech, text, speech_prior, text_prior = (
+        None if values is None else values.detach().cpu() for values in (speech, text, speech_prior, text_prior)
+    )
     frames = len(speech)
-    prior = speech_prior[None] if objective.speech_prior else None
+    prior, weights = (None if values is None else values[None] for values in (speech_prior, text_prior))
     spans, start = None, torch.arange(frames)
     end = start + 1
     if objective.level == "span":
@@ -104,7 +129,7 @@ def aligned(
         speech[None], text[None], spans, temperature=objective.temperature or SOFT_TEMPERATURE, **options
     )
     masks = (torch.ones(1, frames, dtype=torch.bool), torch.ones(1, len(text), dtype=torch.bool))
-    loss = objective(speech[None], text[None], *masks, speech_prior[None], text_prior[None])
+    loss = objective(speech[None], text[None], *masks, prior, weights)
     return AlignedUtterance(
         samples, sampling_rate, layout.centres(frames) / sampling_rate, layout.hop / sampling_rate, tokens,
         speech_prior, text_prior, start, end, matrix[0], hard.unit[0], float(loss), objective, words,

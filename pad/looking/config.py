@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from pad.settings import Settings
 
@@ -14,15 +15,17 @@ class AlignConfig(Settings):
     student: str
     """speech encoder: a transformers checkpoint folder or hub name"""
     teacher: str
-    """text encoder of the same width: a transformers checkpoint folder or hub name"""
+    """text encoder: a transformers checkpoint folder or hub name"""
     audio: str
     """audio file of the utterance"""
     transcript: str = ""
     """what is said; empty: read from the .txt beside the audio"""
     words: str | None = None
     """file of lines 'start, end, word' (tabs, seconds): true word times to draw"""
+    linear_map: str | None = None
+    """map.safetensors that distill --linear-map has saved, for models of two widths"""
     output: str = "alignment"
-    """path of the pictures without their endings .png and .svg"""
+    """path of the pictures; .png and .svg are added"""
     preset: str = "pad-slocal-soft"
     """objective whose units and priors are drawn"""
     temperature: float | None = None
@@ -30,4 +33,5 @@ class AlignConfig(Settings):
 
     def check(self) -> None:
         """Raise UserError for a value that makes no sense, by its name."""
+        self.expect("output", Path(self.output).name, "the path of a file")
         self.expect("temperature", self.temperature is None or self.temperature >= 0, "0 or more")

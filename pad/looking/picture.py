@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +10,13 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch, Rectangle
 from transformers.audio_utils import mel_filter_bank
 
-from pad.looking.alignment import AlignedUtterance
+from pad.looking.alignment import SOFT_TEMPERATURE, AlignedUtterance
 
-_BLUE, _ORANGE, _GREY = "#1f6f8b", "#d1793b", "#888888"
+_BLUE, _ORANGE = "#1f6f8b", "#d1793b"
+_SHADES = (_BLUE, "#7fb2c4")  # of neighbouring words
 _WINDOW, _STEP, _MELS = 0.025, 0.01, 64  # seconds, seconds, bands
 
 
@@ -30,79 +33,128 @@ def log_mel(samples: np.ndarray, sampling_rate: int) -> tuple[np.ndarray, float]
 
 
 def draw(utterance: AlignedUtterance) -> Figure:
-    """Log-mel, speech prior with anchors and chosen spans, alignment matrix with the text prior: one time axis."""
+    """Log-mel, speech prior with anchors, alignment matrix with chosen units and text prior: one time axis."""
     tokens = len(utterance.tokens)
     rows = min(14.0, max(2.2, 0.19 * tokens))
-    figure = Figure(figsize=(11, 3.4 + rows), layout="constrained")
-    grid = figure.add_gridspec(3, 2, height_ratios=[1.4, 1.4, rows], width_ratios=[9, 1])
-    sound = figure.add_subplot(grid[0, 0])
-    prior = figure.add_subplot(grid[1, 0], sharex=sound)
-    matrix = figure.add_subplot(grid[2, 0], sharex=sound)
-    text = figure.add_subplot(grid[2, 1], sharey=matrix)
-    seconds = len(utterance.samples) / utterance.sampling_rate
-    _draw_sound(sound, utterance, seconds)
-    _draw_prior(prior, utterance)
-    _draw_matrix(matrix, utterance, seconds)
-    text.barh(range(tokens), utterance.text_prior, color=_ORANGE, height=0.7)
-    text.set_title("text prior", fontsize=9)
-    text.tick_params(left=False, labelleft=False, labelsize=7)
-    for axes in (sound, prior):
-        axes.tick_params(labelbottom=False)
+    heights = [1.4, 1.2, rows] if utterance.speech_prior is not None else [1.4, rows]
+    figure = Figure(figsize=(12, 1.2 + sum(heights)), layout="constrained")
+    widths = [9, 0.15] if utterance.text_prior is None else [9, 1.2, 0.15]
+    grid = figure.add_gridspec(len(heights), len(widths), height_ratios=heights, width_ratios=widths)
+    matrix = figure.add_subplot(grid[-1, 0])
+    sound = figure.add_subplot(grid[0, 0], sharex=matrix)
+    handles = []
+    _draw_sound(sound, utterance)
+    if utterance.speech_prior is not None:
+        prior = figure.add_subplot(grid[1, 0], sharex=matrix)
+        handles += _draw_speech_prior(prior, utterance)
+        prior.tick_params(labelbottom=False)
+    handles += _draw_matrix(matrix, utterance, rows, figure.add_subplot(grid[-1, -1]))
+    if utterance.text_prior is not None:
+        _draw_text_prior(figure.add_subplot(grid[-1, 1], sharey=matrix), utterance)
+    sound.tick_params(labelbottom=False)
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=8)
     objective = utterance.objective
-    kind = f"temperature {objective.temperature:g}" if objective.temperature else "hard alignment (matrix drawn soft)"
-    figure.suptitle(f"{objective.level} level, {kind}, loss {utterance.loss:.3f}", fontsize=11)
+    kind = f"soft alignment at temperature {objective.temperature:g}"
+    if not objective.temperature:
+        kind = f"hard alignment (weights drawn at temperature {SOFT_TEMPERATURE:g})"
+    figure.suptitle(f"{objective.level} level, {kind}: loss {utterance.loss:.3f}", fontsize=11)
     return figure
 
 
-def _draw_sound(axes, utterance: AlignedUtterance, seconds: float) -> None:
+def _draw_sound(axes, utterance: AlignedUtterance) -> None:
+    """Log-mel energies; above them the words, each with a bar as long as it lasts."""
     energies, step = log_mel(utterance.samples, utterance.sampling_rate)
-    axes.imshow(energies, origin="lower", aspect="auto", cmap="magma", vmin=-70, vmax=0,
-                extent=(-step / 2, energies.shape[1] * step - step / 2, 0, _MELS))  # fmt: skip
+    seconds = len(utterance.samples) / utterance.sampling_rate
+    image = axes.imshow(energies, origin="lower", aspect="auto", cmap="magma", vmin=-70, vmax=0,
+                        extent=(-step / 2, energies.shape[1] * step - step / 2, 0, _MELS))  # fmt: skip
     axes.set(xlim=(0, seconds), yticks=[], ylabel="log-mel")
-    for start, end, word in utterance.words or ():
-        axes.axvline(start, color="white", linewidth=0.5)
-        axes.text((start + end) / 2, _MELS - 2, word, color="white", fontsize=6, ha="center", va="top", clip_on=True)
+    scale = axes.inset_axes((1.015, 0, 0.012, 1))
+    scale.set_in_layout(False)  # it lies above the text prior, which would make room for it
+    axes.figure.colorbar(image, cax=scale, label="dB")
+    _small(axes)
+    _small(scale)
+    words = [(start, min(end, seconds), word) for start, end, word in utterance.words or () if start < seconds]
+    above = axes.get_xaxis_transform()
+    for number, (start, end, word) in enumerate(words):
+        axes.hlines(1.04, start, end, color=_SHADES[number % 2], linewidth=3, transform=above, clip_on=False)
+        axes.vlines((start, end), 0, 1, color="white", linewidth=0.5, alpha=0.7, transform=above)
+        crowded = len(words) > 20
+        axes.text((start + end) / 2, 1.1, word, fontsize=7, ha="center", va="bottom", transform=above,
+                  rotation=90 if crowded else 0)  # fmt: skip
 
 
-def _draw_prior(axes, utterance: AlignedUtterance) -> None:
-    """The prior; below it a bar for the span that each token has chosen."""
+def _draw_speech_prior(axes, utterance: AlignedUtterance) -> list:
+    """The prior over its mean, and the anchors on it; gives what the legend names."""
     values = utterance.speech_prior.numpy() * len(utterance.speech_prior)
     centres = utterance.centres.numpy()
-    axes.fill_between(centres, values, color=_BLUE, alpha=0.35, linewidth=0)
-    axes.plot(centres, values, color=_BLUE, linewidth=0.8)
-    axes.axhline(1.0, color=_GREY, linewidth=0.5, linestyle=":")
-    half = utterance.hop / 2
-    chosen = sorted({unit for unit in utterance.unit.tolist() if unit >= 0})
-    first = utterance.centres[utterance.start[chosen].clamp(max=len(centres) - 1)].numpy() - half
-    last = utterance.centres[(utterance.end[chosen] - 1).clamp(min=0)].numpy() + half
-    # Spans of three lanes, so that neighbours stay apart.
-    lanes = -0.15 * (1 + np.arange(len(chosen)) % 3) * max(values.max(), 1.0)
-    axes.hlines(lanes, first, last, color=_ORANGE, linewidth=2)
-    if utterance.objective.level == "span":
-        scales = len(utterance.objective.scales)
-        anchors = {(int(s) + int(e)) // 2 for s, e in zip(utterance.start[::scales], utterance.end[::scales]) if e > s}
-        places = sorted(anchors)
-        axes.plot(centres[places], values[places], "o", color=_BLUE, markersize=2.5, label="anchors")
-    axes.set_ylabel("speech prior\n(1: uniform)", fontsize=8)
-    axes.tick_params(labelsize=7)
+    uniform = axes.axhline(1.0, color="black", linewidth=0.8, linestyle=":", label="uniform prior")
+    axes.fill_between(centres, 1.0, values, color=_BLUE, alpha=0.3, linewidth=0)
+    axes.plot(centres, values, color=_BLUE, linewidth=0.9)
+    axes.set_ylabel("speech prior\nx frames", fontsize=8)
+    axes.margins(y=0.12)
+    _small(axes)
+    if utterance.objective.level != "span":
+        return [uniform]
+    places = _anchors(utterance)
+    anchors = axes.plot(centres[places], values[places], "o", color=_BLUE, markersize=3.5, label="anchors of spans")
+    return [uniform, *anchors]
 
 
-def _draw_matrix(axes, utterance: AlignedUtterance, seconds: float) -> None:
+def _anchors(utterance: AlignedUtterance) -> list[int]:
+    """The frames around which the spans lie; a span at an edge is cut there, and not around its middle."""
+    scales = utterance.objective.scales
+    width = max(1, math.floor(scales[0] * len(utterance.centres) / len(utterance.tokens) + 0.5))
+    pairs = zip(utterance.start[:: len(scales)].tolist(), utterance.end[:: len(scales)].tolist())
+    first = [start if start > 0 else end - width for start, end in pairs if end > start]
+    return sorted({min(max(place + width // 2, 0), len(utterance.centres) - 1) for place in first})
+
+
+def _draw_text_prior(axes, utterance: AlignedUtterance) -> None:
+    """The prior of each token as a bar from the uniform one."""
+    values = utterance.text_prior.numpy() * len(utterance.text_prior)
+    axes.barh(range(len(values)), values - 1.0, left=1.0, color=_BLUE, alpha=0.6, height=0.7)
+    axes.axvline(1.0, color="black", linewidth=0.8, linestyle=":")
+    axes.set_xlabel("text prior\nx tokens", fontsize=8)
+    axes.margins(x=0.12)
+    axes.tick_params(left=False, labelleft=False)
+    _small(axes)
+
+
+def _draw_matrix(axes, utterance: AlignedUtterance, height: float, scale) -> list:
+    """Each token's weights over the frames, a box around the unit it is aligned with; gives what the legend names."""
     weights = utterance.frame_matrix()
     weights = weights / weights.amax(dim=1, keepdim=True).clamp_min(1e-12)
     half, tokens = utterance.hop / 2, len(utterance.tokens)
     left, right = float(utterance.centres[0]) - half, float(utterance.centres[-1]) + half
-    axes.imshow(weights, aspect="auto", cmap="Greys", extent=(left, right, tokens - 0.5, -0.5), interpolation="nearest")
+    image = axes.imshow(weights, aspect="auto", cmap="Greys", vmin=0, vmax=1, interpolation="nearest",
+                        extent=(left, right, tokens - 0.5, -0.5))  # fmt: skip
+    axes.figure.colorbar(image, cax=scale, label="weight (1: token's heaviest)")
+    _small(scale)
+    box = {"fill": False, "edgecolor": _ORANGE, "linewidth": 1.5}
     for row, unit in enumerate(utterance.unit.tolist()):
         if unit >= 0:
             start = float(utterance.centres[int(utterance.start[unit])]) - half
             end = float(utterance.centres[int(utterance.end[unit]) - 1]) + half
-            axes.hlines(row, start, end, color=_ORANGE, linewidth=2)
+            axes.add_patch(Rectangle((start, row - 0.42), end - start, 0.84, **box))
+    chosen = "span" if utterance.objective.level == "span" else "frame"
+    handles = [Patch(**box, label=f"{chosen} chosen for the token")]
     for start, end, _ in utterance.words or ():
         for place in (start, end):
-            axes.axvline(place, color=_BLUE, linewidth=0.4, alpha=0.6)
-    axes.set(xlim=(0, seconds), ylim=(tokens - 0.5, -0.5), xlabel="seconds")
-    axes.set_yticks(range(tokens), utterance.tokens, fontsize=7 if tokens <= 45 else 5)
+            line = axes.axvline(place, color=_BLUE, linewidth=0.5, alpha=0.6, label="word's start or end")
+    if utterance.words:
+        handles.append(line)
+    axes.set(xlim=(0, len(utterance.samples) / utterance.sampling_rate), ylim=(tokens - 0.5, -0.5), xlabel="seconds")
+    # A label needs about a ninth of an inch.
+    named = range(0, tokens, math.ceil(tokens / (9 * height)))
+    axes.set_yticks(named, [utterance.tokens[row] for row in named])
+    _small(axes)
+    return handles
+
+
+def _small(axes) -> None:
+    axes.tick_params(labelsize=7)
+    axes.yaxis.label.set_size(8)
+    axes.xaxis.label.set_size(8)
 
 
 def save(figure: Figure, path: Path) -> list[Path]:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
 from pad.batching import Collator
 from pad.data import read_audio
 from pad.errors import UserError
 from pad.looking.alignment import look
 from pad.looking.config import AlignConfig
 from pad.looking.picture import draw, save
-from pad.models import FrameLayout, check_widths, load_student, load_teacher
+from pad.models import FrameLayout, load_student, load_teacher, width
 from pad.objective import objective
 from pad.teacher import Teacher
 
@@ -20,20 +24,40 @@ def align_one(config: AlignConfig) -> list[Path]:
     config.check()
     goal = objective(config.preset, config.temperature)
     config.expect("preset", goal.level != "global", "a preset of the token or span level, which align")
+    config.expect("audio", Path(config.audio).is_file(), "an audio file that exists")
     transcript = _transcript(config)
     words = None if config.words is None else _words(Path(config.words))
     student, extractor = load_student(config.student)
     model, tokenizer = load_teacher(config.teacher)
-    check_widths(student, model)
+    linear_map = _linear_map(config.linear_map, width(student), width(model))
     layout = FrameLayout.of(student.config)
     samples = read_audio(config.audio, extractor.sampling_rate)
     if len(samples) < layout.receptive_field:
         raise UserError(
             f"audio: {config.audio} has {len(samples)} samples, expected at least {layout.receptive_field}, one frame"
         )
-    teacher = Teacher(model, tokenizer, with_prior=False)
-    utterance = look(student, Collator(extractor, tokenizer, layout), teacher, goal, samples, transcript, words)
-    return save(draw(utterance), Path(config.output))
+    teacher, collator = Teacher(model, tokenizer, goal.text_prior), Collator(extractor, tokenizer, layout)
+    utterance = look(student, collator, teacher, goal, samples, transcript, words, linear_map)
+    output = Path(config.output)
+    return save(draw(utterance), output.with_suffix("") if output.suffix in (".png", ".svg") else output)
+
+
+def _linear_map(path: str | None, of_student: int, of_teacher: int) -> torch.Tensor | None:
+    """The map from the teacher's width to the student's, None if they are one."""
+    if path is None:
+        if of_student != of_teacher:
+            raise UserError(
+                f"student and teacher differ in width: {of_student} and {of_teacher}; choose two of one width, or give "
+                "the map.safetensors of the student's run as --linear-map"
+            )
+        return None
+    try:
+        weight = load_file(path)["weight"]
+    except (OSError, SafetensorError, KeyError) as error:
+        raise UserError(f"linear_map: {path} is not a map that distill has saved: {error}") from error
+    if weight.shape != (of_student, of_teacher):
+        raise UserError(f"linear_map: expected the shape {(of_student, of_teacher)}, got {tuple(weight.shape)}")
+    return weight
 
 
 def _transcript(config: AlignConfig) -> str:
