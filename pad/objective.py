@@ -54,7 +54,7 @@ PRESETS: dict[str, Objective] = {
     "slocal": replace(_SPAN, **_NO_PRIORS),
     "tlocal-soft": replace(_TOKEN, **_NO_PRIORS, **_SOFT),
     "slocal-soft": replace(_SPAN, **_NO_PRIORS, **_SOFT),
-    # the paper's ablations of pad-slocal
+    # the paper's ablations of pad-slocal; without priors it is slocal, by the name that the ablation has there
     "no-prior": replace(_SPAN, **_NO_PRIORS),
     "no-span-pool": replace(_SPAN, scales=(1.0,)),
     "stride": replace(_SPAN, anchors="stride"),
