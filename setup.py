@@ -1,16 +1,19 @@
 """Builds the compiled library with CMake. Everything else is declared in pyproject.toml.
 
 A machine without a C++ compiler still gets a working package: the reason why the native backend is
-missing is kept in `pad_kernels/_build.txt`, where `python -m pad_kernels.info` finds it.
+missing is kept in `pad_kernels/_build.txt`, where `python -m pad_kernels.info` finds it. The git revision is kept in
+`pad/_revision.txt`, where `pad.versions` finds it; an editable install asks the checkout instead.
 """
 
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 SOURCE = Path(__file__).parent.resolve()
 
@@ -26,6 +29,16 @@ def first_error(output):
         if "error:" in line:
             return line
     return lines[-1] if lines else "the build stopped without a message"
+
+
+class BuildWithRevision(build_py):
+    """Notes beside the Python sources which revision they are."""
+
+    def run(self):
+        super().run()
+        if not self.editable_mode:
+            revision = runpy.run_path(str(SOURCE / "pad" / "versions.py"))["git_revision"](SOURCE / "pad")
+            (Path(self.build_lib) / "pad" / "_revision.txt").write_text(revision + "\n", encoding="utf-8")
 
 
 class CMakeBuild(build_ext):
@@ -81,4 +94,7 @@ class CMakeBuild(build_ext):
             self.copy_file(path, str(package / Path(path).name), level=self.verbose)
 
 
-setup(ext_modules=[Extension("pad_kernels._native", sources=[])], cmdclass={"build_ext": CMakeBuild})
+setup(
+    ext_modules=[Extension("pad_kernels._native", sources=[])],
+    cmdclass={"build_ext": CMakeBuild, "build_py": BuildWithRevision},
+)

@@ -16,12 +16,18 @@ def versions(*packages: str) -> dict[str, str]:
             found[package] = version(package)
         except PackageNotFoundError:
             found[package] = "not installed"
-    found["git"] = _git_revision()
+    found["git"] = git_revision(Path(__file__).resolve().parent)
     return found
 
 
-def _git_revision() -> str:
-    folder = Path(__file__).resolve().parent
+def git_revision(package: Path) -> str:
+    """The revision that this package was built from, as setup.py has noted it, or else that of its checkout."""
+    noted = package / "_revision.txt"
+    if noted.is_file():
+        return noted.read_text(encoding="utf-8").strip()
+    folder = package.parent
+    if not (folder / ".git").exists():  # git would find a repository around it, of something else
+        return "not a git checkout"
     command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--match=", "--exclude=*"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10)

@@ -1,6 +1,7 @@
 """Evaluation as in SUPERB on miniatures of the three corpora, where a tone stands for what is said."""
 
 import json
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,6 +36,7 @@ from pad.superb.tasks import (  # noqa: E402
     slot_task,
 )
 from pad.superb.training import Schedule, train  # noqa: E402
+from pad.versions import git_revision  # noqa: E402
 
 TONES = {0: 300.0, 1: 700.0, 2: 1500.0, 3: 3100.0}
 SENTENCES = (
@@ -627,6 +629,15 @@ def test_full_disk_is_an_error_of_the_system(tmp_path):
     with pytest.raises(OSError, match=r"cannot write .*state.pt: .*No space left on device"):
         save_state({"weight": torch.zeros(1000)}, tmp_path / "state.pt")
     assert not list(tmp_path.iterdir())
+
+
+def test_revision_is_that_of_the_build_or_the_checkout(tmp_path):
+    package = tmp_path / "site-packages" / "pad"
+    package.mkdir(parents=True)
+    subprocess.run(["git", "init", "--quiet", str(tmp_path)], check=True)  # the user's own, around the environment
+    assert git_revision(package) == "not a git checkout"
+    (package / "_revision.txt").write_text("0123abc-dirty\n")
+    assert git_revision(package) == "0123abc-dirty"
 
 
 def test_output_of_another_run(models, corpora, tmp_path):
