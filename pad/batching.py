@@ -9,7 +9,10 @@ import torch
 from torch.utils.data import Dataset, Sampler
 
 from pad.data import BadSample, Report, Utterance, read_audio
+from pad.data.entry import listed
+from pad.errors import UserError
 from pad.models import FrameLayout
+from pad.teacher import tokenize
 
 
 class SpeechTextDataset(Dataset):
@@ -44,13 +47,22 @@ class SpeechTextDataset(Dataset):
         if self._unreadable[index]:
             return None
         try:
-            samples = read_audio(self.utterances[index].audio, self.sampling_rate)
-        except BadSample:
+            samples = self._read(index)
+        except BadSample as bad:
             if self.report.on_error == "raise":
                 raise
             self._unreadable[index] = True
+            if self._unreadable.all():
+                raise UserError(f"data: none of {len(self)} audio files can be read; the last: {bad}") from bad
             return None
         return {"samples": samples, "transcript": self.transcripts[index]}
+
+    def _read(self, index: int) -> np.ndarray:
+        utterance = self.utterances[index]
+        try:
+            return read_audio(utterance.audio, self.sampling_rate)
+        except BadSample as bad:
+            raise BadSample(listed(str(bad), utterance), bad.reason) from bad
 
     def report_unreadable(self) -> None:
         """Add the utterances that were met and could not be read to the report, each of them once."""
@@ -58,10 +70,9 @@ class SpeechTextDataset(Dataset):
             if index in self._reported:
                 continue
             self._reported.add(index)
-            audio = self.utterances[index].audio
-            bad = BadSample(f"{audio}: could not be read in training, afterwards it could")
+            bad = BadSample(f"{self.utterances[index].audio}: could not be read in training, afterwards it could")
             try:
-                read_audio(audio, self.sampling_rate)
+                self._read(index)
             except BadSample as found:
                 bad = found
             self.report.leave_out(bad)
@@ -109,8 +120,6 @@ class Collator:
 
     def __init__(self, extractor, tokenizer, layout: FrameLayout):
         self.extractor, self.tokenizer, self.layout = extractor, tokenizer, layout
-        # A fast tokenizer may give no limit at all as a huge number.
-        self.max_tokens = min(tokenizer.model_max_length, 512)
 
     def __call__(self, items: Sequence[dict | None]) -> dict[str, torch.Tensor]:
         sound = [item for item in items if item is not None]
@@ -127,22 +136,14 @@ class Collator:
             padding=True,
             return_tensors="pt",
         )
-        text = self.tokenizer(
-            [item["transcript"] for item in items],
-            padding=True,
-            truncation=True,
-            max_length=self.max_tokens,
-            return_special_tokens_mask=True,
-            return_tensors="pt",
-        )
+        text, text_mask = tokenize(self.tokenizer, [item["transcript"] for item in items])
         samples = torch.tensor([len(item["samples"]) for item in items])
-        real = text["attention_mask"].bool()
         return {
             **speech,
             "frame_lengths": self.layout.frames(samples),
             "text_ids": text["input_ids"],
             "text_attention_mask": text["attention_mask"],
-            "text_mask": real & ~text["special_tokens_mask"].bool(),
+            "text_mask": text_mask,
         }
 
 

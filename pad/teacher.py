@@ -7,8 +7,37 @@ from collections.abc import Sequence
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from pad.errors import UserError
 from pad.significance import record_significance
 from pad.teacher_cache import TeacherCache, open_cache
+
+# Of its tokens may be unknown: more, and the tokenizer is not one of this language, or not there at all.
+_UNKNOWN = 0.9
+
+
+def tokenize(tokenizer, transcripts: Sequence[str]):
+    """(tokens as the tokenizer gives them, mask [B, N] bool of those that are text) of texts padded to one length."""
+    text = tokenizer(
+        list(transcripts),
+        padding=True,
+        truncation=True,
+        # A fast tokenizer may give no limit at all as a huge number.
+        max_length=min(tokenizer.model_max_length, 512),
+        return_special_tokens_mask=True,
+        return_tensors="pt",
+    )
+    return text, text["attention_mask"].bool() & ~text["special_tokens_mask"].bool()
+
+
+def check_tokens(tokenizer, transcripts: Sequence[str]) -> None:
+    """Raise UserError if the tokenizer knows nearly nothing of these texts."""
+    tokens = [token for text in transcripts for token in tokenizer(text, add_special_tokens=False)["input_ids"]]
+    unknown = sum(token == tokenizer.unk_token_id for token in tokens)
+    if unknown > _UNKNOWN * len(tokens) or not tokens:
+        raise UserError(
+            f"teacher: its tokenizer knows {len(tokens) - unknown} of {len(tokens)} tokens of the transcripts, such as "
+            f"{transcripts[0][:60]!r}; expected a tokenizer of their language and case, with all its files"
+        )
 
 
 class Teacher:
@@ -72,15 +101,8 @@ class Teacher:
         self.mean = None
         total, count = 0.0, 0
         for first in range(0, len(transcripts), batch_size):
-            text = self.tokenizer(
-                list(transcripts[first : first + batch_size]),
-                padding=True,
-                truncation=True,
-                max_length=min(self.tokenizer.model_max_length, 512),
-                return_special_tokens_mask=True,
-                return_tensors="pt",
-            ).to(device)
-            mask = text["attention_mask"].bool() & ~text["special_tokens_mask"].bool()
+            text, mask = tokenize(self.tokenizer, transcripts[first : first + batch_size])
+            text, mask = text.to(device), mask.to(device)
             embeddings, _ = self(text["input_ids"], text["attention_mask"], mask)
             total = total + embeddings[mask].double().sum(dim=0)
             count += int(mask.sum())

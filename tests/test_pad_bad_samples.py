@@ -165,7 +165,18 @@ def test_samples_that_cannot_be_read_are_dropped_from_batches(spoken, workers):
 
     dataset, _ = dataset_of(spoken, "raise")
     loader = DataLoader(dataset, batch_size=3, collate_fn=collator, num_workers=workers)
-    with pytest.raises(UserError, match=r"nan\.wav: the audio holds NaN"):
+    with pytest.raises(UserError, match=r"nan\.wav: the audio holds NaN.* \(listed at .*nan\.txt\)$") as caught:
+        list(loader)
+    assert "Traceback" not in str(caught.value)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_no_audio_at_all_that_can_be_read(spoken, workers):
+    for name in "abc":
+        (spoken / f"{name}.wav").unlink()
+    dataset, _ = dataset_of(spoken)
+    loader = DataLoader(dataset, batch_size=2, collate_fn=len, num_workers=workers)
+    with pytest.raises(UserError, match=r"^data: none of 2 audio files can be read; the last: .*truncated\.flac: not"):
         list(loader)
 
 

@@ -204,3 +204,37 @@ def test_bad_audio_is_named(tmp_path):
     encoded.write_bytes(encoded.read_bytes()[: encoded.stat().st_size // 2])
     with pytest.raises(UserError, match=r"c\.mp3: the audio ends after \d+ samples, its header promises 32000"):
         read_audio(encoded)
+
+
+def test_wav_cut_in_half(tmp_path):
+    for name, seconds in (("whole", 0.5), ("half", 1.0), ("pipe", 0.5)):
+        write_audio(tmp_path / f"{name}.wav", seconds)
+    content = (tmp_path / "half.wav").read_bytes()
+    (tmp_path / "half.wav").write_bytes(content[: len(content) // 2])
+    content = (tmp_path / "pipe.wav").read_bytes()
+    (tmp_path / "pipe.wav").write_bytes(content[:4] + b"\xff\xff\xff\xff" + content[8:])
+    (tmp_path / "sound.tsv").write_text("whole.wav\tgood\npipe.wav\tgood\n")
+    assert [item.duration for item in load_utterances(tmp_path / "sound.tsv")] == [0.5, 0.5]
+    (tmp_path / "cut.tsv").write_text("half.wav\tgood\n")
+    with pytest.raises(UserError, match=r"ends after 16022 bytes, its header promises 32044 \(listed at .*cut.tsv:1"):
+        load_utterances(tmp_path / "cut.tsv")
+
+
+def test_file_that_is_no_manifest(tmp_path):
+    (tmp_path / "m.csv").write_text("a.wav,good")
+    with pytest.raises(UserError, match=r"m\.csv is a file that ends in '\.csv'; expected .*\.tsv, \.jsonl, \.json"):
+        load_utterances(tmp_path / "m.csv")
+
+
+@pytest.mark.parametrize("text", ["", "audio\ttext\n"])
+def test_manifest_that_lists_nothing(tmp_path, text):
+    (tmp_path / "m.tsv").write_text(text)
+    with pytest.raises(UserError, match=r"no transcribed audio found in .*m\.tsv, which lists none"):
+        load_utterances(tmp_path / "m.tsv", max_seconds=20)
+
+
+def test_line_that_names_a_folder(tmp_path):
+    (tmp_path / "clips").mkdir()
+    (tmp_path / "m.tsv").write_text("clips\tgood\n")
+    with pytest.raises(UserError, match=r"m\.tsv:1: the audio file .*clips is a folder, expected an audio file"):
+        load_utterances(tmp_path / "m.tsv")

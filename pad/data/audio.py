@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from pathlib import Path
 
 import numpy as np
@@ -31,9 +32,24 @@ def _open(audio: str | Path | AudioSource) -> soundfile.SoundFile:
     return opened
 
 
+def _check_riff(path: str | Path) -> None:
+    """Raise BadSample if a wav file is shorter than its header says: libsndfile takes what there is."""
+    with open(path, "rb") as file:
+        start = file.read(8)
+        length = os.fstat(file.fileno()).st_size
+    promised = int.from_bytes(start[4:8], "little") + 8
+    # Programs that write to a pipe promise 2 or 4 GB.
+    if start[:4] == b"RIFF" and length < 0.95 * promised and promised < 2**31 - 2**16:
+        raise BadSample(
+            f"{path}: the audio file ends after {length} bytes, its header promises {promised}", "truncated audio"
+        )
+
+
 def read_header(audio: str | Path | AudioSource) -> tuple[float, int]:
     """(duration in seconds, sampling rate in Hz) as the header states them; raises BadSample."""
     with _open(audio) as opened:
+        if opened.format == "WAV" and isinstance(audio, (str, Path)):
+            _check_riff(audio)
         return opened.frames / opened.samplerate, opened.samplerate
 
 

@@ -30,8 +30,14 @@ class Entry:
 
 @dataclass(frozen=True)
 class Utterance:
-    """Audio and what is said in it; duration in seconds."""
+    """Audio and what is said in it; duration in seconds; listed at `where` (file:line), "" if nowhere."""
 
     audio: Path | AudioSource
     transcript: str
     duration: float
+    where: str = ""
+
+
+def listed(message: str, item: Entry | Utterance) -> str:
+    """A message on the audio of an item, and where that is listed unless it is the audio itself."""
+    return message if item.where in ("", str(item.audio)) else f"{message} (listed at {item.where})"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pad.data import corpora, hugging_face
 from pad.data.audio import read_header
-from pad.data.entry import Entry, Utterance
+from pad.data.entry import Entry, Utterance, listed
 from pad.data.folders import find_transcripts
 from pad.data.manifests import MANIFEST_SUFFIXES, read_manifest
 from pad.data.report import BadSample, Report
@@ -41,7 +41,8 @@ def find_entries(data, report: Report, download: bool = False) -> list[Entry]:
             return hugging_face.entries_of(hugging_face.load_saved(path), report, str(path))
         return find_transcripts(path, report)
     if path.suffix.lower() not in MANIFEST_SUFFIXES:
-        raise UserError(f"data: {path} is not a folder; expected {_FORMS}")
+        what = f"a file that ends in {path.suffix!r}" if path.is_file() else "not a folder"
+        raise UserError(f"data: {path} is {what}; expected {_FORMS}")
     if not path.is_file():
         raise UserError(f"data: the manifest {path} does not exist")
     return read_manifest(path, report)
@@ -52,11 +53,12 @@ def _check(entry: Entry, min_samples: int, sampling_rate: int) -> Utterance:
         of_what = f" for {entry.audio.name}" if isinstance(entry.audio, Path) else ""
         raise BadSample(f"{entry.where}: empty transcript{of_what}", "empty transcript")
     if isinstance(entry.audio, Path) and not entry.audio.is_file():
-        raise BadSample(f"{entry.where}: the audio file {entry.audio} does not exist", "missing file")
+        what = "is a folder, expected an audio file" if entry.audio.is_dir() else "does not exist"
+        raise BadSample(f"{entry.where}: the audio file {entry.audio} {what}", "missing file")
     try:
         duration, rate = read_header(entry.audio)
     except BadSample as bad:
-        raise BadSample(_listed(str(bad), entry), bad.reason) from bad
+        raise BadSample(listed(str(bad), entry), bad.reason) from bad
     if entry.sampling_rate not in (None, rate):
         raise BadSample(
             f"{entry.where}: stated as {entry.sampling_rate:g} Hz, but {entry.audio} has {rate} Hz",
@@ -74,12 +76,8 @@ def _check(entry: Entry, min_samples: int, sampling_rate: int) -> Utterance:
             f"{entry.audio}: {duration:.3f} s of audio is shorter than one frame of the student, "
             f"{shortest:.3f} s"
         )
-        raise BadSample(_listed(message, entry), "too short")
-    return Utterance(entry.audio, entry.transcript, duration)
-
-
-def _listed(message: str, entry: Entry) -> str:
-    return message if entry.where == str(entry.audio) else f"{message} (listed at {entry.where})"
+        raise BadSample(listed(message, entry), "too short")
+    return Utterance(entry.audio, entry.transcript, duration, entry.where)
 
 
 def _in_threads(work: Callable, items: Iterable) -> Iterator:
@@ -121,12 +119,12 @@ def load_utterances(
             report.refuse(result)
         elif max_seconds is not None and result.duration > max_seconds:
             message = f"{result.audio}: {result.duration:.3f} s of audio is longer than {max_seconds:g} s"
-            report.leave_out(BadSample(_listed(message, entry), "too long"))
+            report.leave_out(BadSample(listed(message, entry), "too long"))
         else:
             utterances.append(result)
     if not utterances:
-        limit = "" if max_seconds is None else f" of at most {max_seconds:g} s"
-        rest = f"; {report}" if report.total else ""
         name = data if isinstance(data, (str, Path)) else "the dataset"
+        limit = f" of at most {max_seconds:g} s" if report.counts["too long"] else ""
+        rest = f"; {report}" if report.total else ", which lists none"
         raise UserError(f"data: no transcribed audio{limit} found in {name}{rest}")
     return utterances

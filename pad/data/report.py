@@ -14,7 +14,7 @@ POLICIES = ("raise", "skip")
 class BadSample(UserError):
     """A sample that cannot be used; `reason` is its kind in a few words, the message says where and why."""
 
-    # A default, because a DataLoader builds an error of its worker processes again from the message alone.
+    # A default, because a DataLoader builds an error of its worker processes anew from the message alone.
     def __init__(self, message: str, reason: str = "unreadable audio"):
         super().__init__(message)
         self.reason = reason
