@@ -117,9 +117,8 @@ def _write_part(part, output: Path, sentences, seeds, folder: Path) -> list[Spok
         )
         duration = record["length"] / rate
         starts = {offset: sample / rate for offset, sample in record["words"]}
-        spoken.append(
-            SpokenSentence(audio, sentence, duration, word_times(sentence, starts, duration), intent)
-        )
+        words = word_times(sentence, starts, duration)
+        spoken.append(SpokenSentence(audio, sentence, duration, words=words, intent=intent))
     for suffix in (".json", ".npy"):
         output.with_suffix(suffix).unlink()
     return spoken

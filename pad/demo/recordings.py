@@ -73,7 +73,7 @@ def load(folder: Path) -> list[SpokenSentence]:
             raise UserError(
                 f"{times}: the words {transcript!r} differ from the transcript {item.transcript!r}"
             )
-        spoken.append(SpokenSentence(item.audio, transcript, item.duration, words))
+        spoken.append(SpokenSentence(item.audio, transcript, item.duration, words=words))
     return spoken
 
 
