@@ -1,7 +1,8 @@
-"""Checkpoints that are whole, a student saved whole, and a run that stops when it is told to."""
+"""An output folder that fits, whole checkpoints, a student saved whole, a run that stops when it is told to."""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -9,13 +10,20 @@ import shutil
 import signal
 import tempfile
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import distributed
 from transformers import TrainerCallback
 
+from pad.config import FREE_ON_RESUME, DistillConfig
 from pad.errors import UserError
+from pad.progress import first_process, say
+from pad.settings import check_same
+
 
 
 def last_whole_checkpoint(folder: Path) -> Path | None:
@@ -35,19 +43,74 @@ def _state_step(path: Path) -> int | None:
         return None
 
 
-def check_output(output: Path, resume: bool) -> str | None:
-    """The checkpoint to go on from, None for a fresh run; raises UserError if the folder does not fit."""
-    if output.exists() and not output.is_dir():
-        raise UserError(f"output: {output} is a file, expected a folder")
-    if resume:
-        last = last_whole_checkpoint(output / "checkpoints")
-        if last is None:
-            raise UserError(f"resume: no checkpoint in {output / 'checkpoints'}")
-        return str(last)
+def check_output(config: DistillConfig) -> str | None:
+    """The checkpoint to go on from, None for a run from its start; raises UserError if the folder does not fit."""
+    output = Path(config.output)
     # Of several processes the first makes the folder, perhaps before the others look.
-    if int(os.environ.get("RANK", 0)) == 0 and output.exists() and any(output.iterdir()):
-        raise UserError(f"output: the folder {output} is not empty; choose another, or --resume to go on there")
-    return None
+    if first_process():
+        _check_folder(output, config.resume)
+    if not config.resume:
+        return None
+    if (output / "config.yaml").is_file():
+        check_same(config, output / "config.yaml", FREE_ON_RESUME)
+    last = last_whole_checkpoint(output / "checkpoints")
+    if last is None:
+        say(f"resume: no checkpoint in {output / 'checkpoints'} yet; starting from step 0")
+        return None
+    return str(last)
+
+
+def _check_folder(output: Path, resume: bool) -> None:
+    """Raise UserError unless a run can write here: anew, or to go on with the run that is there."""
+    try:
+        if output.exists() and not output.is_dir():
+            raise UserError(f"output: {output} is a file, expected a folder")
+        if output.exists() and any(output.iterdir()):
+            if not resume:
+                raise UserError(
+                    f"output: the folder {output} is not empty; choose another, or --resume to go on there"
+                )
+            if not (output / "config.yaml").is_file():
+                raise UserError(f"resume: {output} holds no config.yaml; expected a run's folder, or a new one")
+        with tempfile.TemporaryDirectory(prefix=".pad-", dir=_nearest(output)):
+            pass
+    except OSError as error:
+        raise UserError(f"output: cannot write to {output}: {error.strerror or error}; expected a folder that can be "
+                        "made and written") from error  # fmt: skip
+
+
+@contextmanager
+def saving_to(output: Path) -> Iterator[None]:
+    """Make one error that names the folder of the several ways in which a full disk shows itself."""
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        if not _is_of_full_disk(error):
+            raise
+        free = shutil.disk_usage(_nearest(output)).free / 2**20
+        raise OSError(f"output: cannot write to {output}: no space is left on its disk ({free:.0f} MiB free)") from error
+
+
+def _is_of_full_disk(error: Exception) -> bool:
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    if isinstance(error, SafetensorError):
+        return "No space left" in str(error) or "quota" in str(error)
+    # torch.save does not say why its file was not written.
+    return "PytorchStreamWriter failed" in str(error) or "unexpected pos" in str(error)
+
+
+def _nearest(path: Path) -> Path:
+    """The nearest of a path and its parents that exists."""
+    return next(place for place in (path, *path.absolute().parents) if place.exists())
+
+
+def follow_umask(*paths: Path) -> None:
+    """Give files and folders the modes of plainly made ones; safetensors and tempfile shut other users out."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for path in paths:
+        path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
 
 
 def save_student(student, extractor, folder: Path, state_dict: dict | None = None) -> Path:
@@ -57,7 +120,7 @@ def save_student(student, extractor, folder: Path, state_dict: dict | None = Non
     try:
         student.save_pretrained(partial, state_dict=state_dict)
         extractor.save_pretrained(partial)
-        os.chmod(partial, 0o755)
+        follow_umask(partial, *partial.iterdir())
         if folder.exists():
             shutil.rmtree(folder)
         partial.rename(folder)

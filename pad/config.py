@@ -7,6 +7,12 @@ from typing import Literal
 
 from pad.settings import Settings
 
+# What a resumed run may change: nothing that decides what is learned.
+FREE_ON_RESUME = (
+    "output", "teacher_cache", "download", "device", "workers", "log_every", "report_to", "pictures_every",
+    "save_every", "keep_checkpoints", "resume",
+)  # fmt: skip
+
 
 @dataclass
 class DistillConfig(Settings):
@@ -54,8 +60,8 @@ class DistillConfig(Settings):
     """batches in an optimizer step"""
     learning_rate: float = 5e-5
     """peak learning rate of AdamW"""
-    warmup_steps: int = 500
-    """steps of linear warm-up, before the linear decay"""
+    warmup_steps: float = 0.1
+    """steps of linear warm-up, before the linear decay; below 1: the share of all steps"""
     weight_decay: float = 0.0
     """of AdamW"""
     max_grad_norm: float = 1.0
@@ -84,7 +90,7 @@ class DistillConfig(Settings):
     keep_checkpoints: int = 2
     """how many checkpoints to keep"""
     resume: bool = False
-    """go on from the last whole checkpoint in the output folder"""
+    """go on from the last whole checkpoint in the output folder; from the start where there is none"""
 
     def check(self) -> None:
         """Raise UserError for a value that makes no sense, by its name."""

@@ -8,20 +8,26 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors.torch import save_file
-from tqdm import tqdm
 from transformers import set_seed
 
 from pad.batching import Collator, SpeechTextDataset
-from pad.checkpoints import StopOnSignal, check_output, last_whole_checkpoint, save_student
+from pad.checkpoints import (
+    StopOnSignal,
+    check_output,
+    follow_umask,
+    last_whole_checkpoint,
+    save_student,
+    saving_to,
+)
 from pad.config import DistillConfig
 from pad.data import Report, load_utterances
 from pad.errors import Stopped, UserError
 from pad.models import FrameLayout, check_widths, load_student, load_teacher, width
 from pad.objective import objective
-from pad.progress import show_progress
+from pad.progress import counting, say, show_progress
 from pad.settings import write_whole
-from pad.teacher import Teacher
-from pad.trainer import DistillationTrainer, StudentWithMap, training_arguments
+from pad.teacher import Teacher, check_tokens
+from pad.trainer import DistillationTrainer, StudentWithMap, training_arguments, try_models
 from pad.versions import versions
 
 
@@ -34,76 +40,102 @@ def distill(config: DistillConfig) -> Path:
     config.check()
     goal = objective(config.preset, config.temperature, config.prior_layers)
     output = Path(config.output)
-    checkpoint = check_output(output, config.resume)
+    checkpoint = check_output(config)
+    folder = output / "student"
+    if config.resume and checkpoint is None and folder.is_dir():
+        say(f"resume: the run in {output} is finished, its checkpoints are gone; its student stays as it is")
+        return folder
+    arguments = training_arguments(config, str(output / "checkpoints"))
     set_seed(config.seed)
     student, extractor = load_student(config.student)
-    depth = student.config.num_hidden_layers
-    config.expect("prior_layers", all(layer < depth for layer in config.prior_layers), f"layers below {depth}")
     teacher_model, tokenizer = load_teacher(config.teacher)
-    if not config.linear_map:
-        check_widths(student, teacher_model)
-    config.expect("pictures_every", not config.pictures_every or goal.level != "global" and not config.linear_map,
-                  "0 for a global objective or with a linear map, which have no alignment to draw")  # fmt: skip
-    if config.gradient_checkpointing:
-        student.gradient_checkpointing_enable({"use_reentrant": False})
+    _check_against_models(config, goal, student, teacher_model)
     layout = FrameLayout.of(student.config)
-    report = Report(config.on_error)
-    utterances = load_utterances(
-        config.data,
-        min_samples=layout.receptive_field,
-        sampling_rate=extractor.sampling_rate,
-        max_seconds=config.max_seconds,
-        progress=lambda entries: tqdm(entries, desc="checking audio", unit="file", leave=False),
-        report=report,
-        download=config.download,
-    )
-    teacher = Teacher(teacher_model, tokenizer, goal.text_prior, config.teacher_layer, config.teacher_cache)
-    dataset = SpeechTextDataset(utterances, extractor.sampling_rate, report=report)
     collator = Collator(extractor, tokenizer, layout)
     model = StudentWithMap(student, width(teacher_model)) if config.linear_map else student
+    try_models(model, collator, Teacher(teacher_model, tokenizer, goal.text_prior, config.teacher_layer), goal)
+    if config.gradient_checkpointing:
+        _save_memory(student)
+    report = Report(config.on_error)
+    with counting("checking audio", "file") as counted:
+        utterances = load_utterances(
+            config.data,
+            min_samples=layout.receptive_field,
+            sampling_rate=extractor.sampling_rate,
+            max_seconds=config.max_seconds,
+            progress=counted,
+            report=report,
+            download=config.download,
+        )
+    dataset = SpeechTextDataset(utterances, extractor.sampling_rate, report=report)
+    check_tokens(tokenizer, dataset.transcripts[:200])
+    teacher = Teacher(teacher_model, tokenizer, goal.text_prior, config.teacher_layer, config.teacher_cache)
     with stable_training(student, config.freeze_feature_encoder):
         trainer = DistillationTrainer(
             model=model,
-            args=training_arguments(config, str(output / "checkpoints")),
+            args=arguments,
             data_collator=collator,
             train_dataset=dataset,
+            processing_class=extractor,
             teacher=teacher,
             objective=goal,
             lengths=[item.duration for item in utterances],
         )
         main = trainer.is_world_process_zero()
-        if main:
-            print(f"{len(utterances)} utterances, {sum(item.duration for item in utterances) / 3600:.2f} h of speech")
+        say(f"{len(utterances)} utterances, {sum(item.duration for item in utterances) / 3600:.2f} h of speech")
         teacher_model.to(trainer.args.device)
         if config.center_teacher:
             teacher.centre(dataset.transcripts, trainer.args.device)
-        show_progress(trainer, "distilling")
+        bar = show_progress(trainer, "distilling")
         if config.pictures_every:
             trainer.add_callback(_pictures(trainer, dataset, collator, teacher, goal, config.pictures_every, output))
         stop = StopOnSignal()
         trainer.add_callback(stop)
-        if main:
-            output.mkdir(parents=True, exist_ok=True)
-            config.save(output / "config.yaml")
-            write_whole(output / "versions.json", json.dumps(versions(), indent=2) + "\n")
-        try:
-            trainer.train(resume_from_checkpoint=checkpoint)
-        except UserError:  # an audio file whose header is sound and whose samples are not
-            if main and last_whole_checkpoint(output / "checkpoints") is None:
-                shutil.rmtree(output)
-            raise
+        with saving_to(output):
+            if main:
+                output.mkdir(parents=True, exist_ok=True)
+                config.save(output / "config.yaml")
+                write_whole(output / "versions.json", json.dumps(versions(), indent=2) + "\n")
+            try:
+                trainer.train(resume_from_checkpoint=checkpoint)
+            except UserError:  # an audio file whose header is sound and whose samples are not
+                if main and last_whole_checkpoint(output / "checkpoints") is None:
+                    shutil.rmtree(output)
+                raise
+            finally:
+                bar.close()
     if stop.number:
         raise Stopped(trainer.state.global_step, stop.number)
+    if not trainer.step_losses:
+        say(f"resume: the run in {output} was finished at step {trainer.state.global_step}; its student is saved again")
     state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
-    folder = output / "student"
     if main:
-        _save(model, extractor, folder, state)
-        write_whole(output / "log.json", json.dumps(trainer.state.log_history, indent=1) + "\n")
         dataset.report_unreadable()
+        with saving_to(output):
+            _save(model, extractor, folder, state)
+            write_whole(output / "log.json", json.dumps(trainer.state.log_history, indent=1) + "\n")
+            report.save(output / "left_out.json")
         if report.total:
             print(report)
-        report.save(output / "left_out.json")
     return folder
+
+
+def _check_against_models(config: DistillConfig, goal, student, teacher) -> None:
+    """Raise UserError for settings that do not fit the models."""
+    depth, teacher_depth = student.config.num_hidden_layers, teacher.config.num_hidden_layers
+    config.expect("prior_layers", all(layer < depth for layer in config.prior_layers), f"layers below {depth}")
+    config.expect("teacher_layer", -teacher_depth - 1 <= config.teacher_layer <= teacher_depth,
+                  f"a hidden state of the teacher, from {-teacher_depth - 1} to {teacher_depth}")  # fmt: skip
+    if not config.linear_map:
+        check_widths(student, teacher)
+    config.expect("pictures_every", not config.pictures_every or goal.level != "global" and not config.linear_map,
+                  "0 for a global objective or with a linear map, which have no alignment to draw")  # fmt: skip
+
+
+def _save_memory(student) -> None:
+    # Renamed in transformers 5.23.
+    enable = getattr(student, "activation_checkpointing_enable", None) or student.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
 
 
 def _pictures(trainer, dataset, collator, teacher, goal, every_steps: int, output: Path):
@@ -121,6 +153,7 @@ def _save(model, extractor, folder: Path, state: dict) -> None:
     if isinstance(model, StudentWithMap):
         partial = folder.with_name(".map.partial")
         save_file({"weight": state["map.weight"].cpu().contiguous()}, partial)
+        follow_umask(partial)
         partial.replace(folder.with_name("map.safetensors"))
         state = {name.removeprefix("student."): value for name, value in state.items() if name.startswith("student.")}
         model = model.student

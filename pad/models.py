@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from huggingface_hub import HfApi, try_to_load_from_cache
 from torch import nn
 from transformers import AutoFeatureExtractor, AutoModel, AutoTokenizer, Wav2Vec2FeatureExtractor
 
 from pad.errors import UserError
+from pad.progress import say
 
 
 @dataclass(frozen=True)
@@ -63,12 +66,22 @@ class FrameLayout:
         return torch.arange(frames, dtype=torch.float64) * self.hop + self.receptive_field / 2
 
 
-def _load(loader, name: str, role: str, **options):
+def _load(loader, name: str, role: str):
+    where = ""
     try:
-        return loader.from_pretrained(name, **options)
-    except (OSError, ValueError, ImportError, KeyError) as error:
+        if not Path(name).is_dir():
+            where = "no such folder here; on huggingface.co: "
+            _reach_hub(name)
+        return loader.from_pretrained(name)
+    except Exception as error:  # whatever files that are not of a model make transformers raise
         reason = re.sub(r"\s+", " ", str(error)).strip()
-        raise UserError(f"{role}: cannot load {name!r}: {reason}") from error
+        raise UserError(f"{role}: cannot load {name!r}: {where}{reason}") from error
+
+
+def _reach_hub(name: str) -> None:
+    """Raise at once what transformers would after many attempts: no such model there, or no way there."""
+    if not isinstance(try_to_load_from_cache(name, "config.json"), str):
+        HfApi().model_info(name, timeout=10)
 
 
 def load_student(name: str):
@@ -76,9 +89,10 @@ def load_student(name: str):
     model = _load(AutoModel, name, "student").float()
     FrameLayout.of(model.config)
     if (Path(name) / "preprocessor_config.json").is_file() or not Path(name).is_dir():
-        extractor = _load(AutoFeatureExtractor, name, "student")
-    else:
-        extractor = default_feature_extractor(model.config)
+        return model, _load(AutoFeatureExtractor, name, "student")
+    extractor = default_feature_extractor(model.config)
+    mask = "with" if extractor.return_attention_mask else "without"
+    say(f"{name}: no feature extractor there; assumed: {extractor.sampling_rate} Hz, normalised, {mask} a mask")
     return model, extractor
 
 
@@ -97,8 +111,27 @@ def load_teacher(name: str):
     """(model, tokenizer) of a text encoder, frozen: evaluation mode, no gradients, float32."""
     model = _load(AutoModel, name, "teacher").float()
     tokenizer = _load(AutoTokenizer, name, "teacher")
+    # Without a tokenizer's files transformers makes one of little more than the special tokens.
+    if len(tokenizer) - len(tokenizer.all_special_ids) < 3:
+        raise UserError(f"teacher: no tokenizer in {name!r}, only a model; expected the files of both")
+    embeddings = model.get_input_embeddings().num_embeddings
+    if len(tokenizer) > embeddings:
+        raise UserError(
+            f"teacher: the tokenizer of {name!r} has {len(tokenizer)} tokens, its model embeds {embeddings}; expected "
+            "no more than that"
+        )
+    tokenizer.model_max_length = min(tokenizer.model_max_length, positions(model))
     model.eval().requires_grad_(False)
     return model, tokenizer
+
+
+def positions(model: nn.Module) -> int:
+    """How many tokens a text encoder has positions for."""
+    table = getattr(getattr(model, "embeddings", None), "position_embeddings", None)
+    if isinstance(table, nn.Embedding):
+        # RoBERTa counts its positions from after the padding's.
+        return table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)
+    return getattr(model.config, "max_position_embeddings", None) or sys.maxsize
 
 
 def width(model: nn.Module) -> int:

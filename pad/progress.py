@@ -1,10 +1,39 @@
-"""A progress bar for the Trainer that shows the loss."""
+"""What a run says while it goes on: lines, and progress bars that are out of the way of an error's line."""
 
 from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from tqdm import tqdm
 from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+
+def first_process() -> bool:
+    """Whether this is the process, of those that train together, that writes and speaks."""
+    return int(os.environ.get("RANK", 0)) == 0
+
+
+def say(line: str) -> None:
+    """Print a line, once however many processes there are."""
+    if first_process():
+        print(line, flush=True)
+
+
+@contextmanager
+def counting(title: str, unit: str) -> Iterator[Callable[[list], Iterator]]:
+    """A function that gives the items of a list one by one, with a bar that is gone afterwards."""
+    with tqdm(desc=title, unit=unit, leave=False, disable=not first_process()) as bar:
+
+        def counted(items: list) -> Iterator:
+            bar.reset(total=len(items))
+            for item in items:
+                yield item
+                bar.update()
+
+        yield counted
 
 
 class LossBar(TrainerCallback):
@@ -26,11 +55,18 @@ class LossBar(TrainerCallback):
         self.bar.update(1)
 
     def on_train_end(self, args, state, control, **kwargs):
-        self.bar.close()
+        self.close()
+
+    def close(self) -> None:
+        """End the bar's line, after an error too."""
+        if self.bar is not None:
+            self.bar.close()
 
 
-def show_progress(trainer, title: str) -> None:
+def show_progress(trainer, title: str) -> LossBar:
     """Replace the Trainer's own output by one bar."""
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
-    trainer.add_callback(LossBar(title, trainer.step_losses))
+    bar = LossBar(title, trainer.step_losses)
+    trainer.add_callback(bar)
+    return bar

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import types
 import typing
+from collections.abc import Collection
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 
@@ -26,9 +27,23 @@ class Settings:
             raise UserError(f"{name}: expected {expected}, got {getattr(self, name)!r}")
 
     def save(self, path: Path) -> None:
-        """Write the settings as YAML, for `--config`."""
+        """Write the settings as YAML, for `--config`; `resume` is of one call and left out."""
         values = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        values.pop("resume", None)
         write_whole(path, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+
+
+def check_same(settings: Settings, path: Path, free: Collection[str]) -> None:
+    """Raise UserError that names the settings, but for the free ones, in which the run saved at `path` differs."""
+    before = read_settings(type(settings), path)
+    defaults = {field.name: field.default for field in fields(settings)}
+    differences = [
+        f"{name}: {old!r} there, got {new!r}"
+        for name, new in asdict(settings).items()
+        if name not in free and (old := before.get(name, defaults[name])) != new
+    ]
+    if differences:
+        raise UserError(f"resume: expected the settings of the run in {path.parent}; {'; '.join(differences)}")
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
+import secrets
 from pathlib import Path
 from typing import Protocol
 
@@ -53,10 +53,14 @@ class _Folder:
         path = self._path(key)
         path.parent.mkdir(exist_ok=True)
         entry = {"embeddings": embeddings} if prior is None else {"embeddings": embeddings, "prior": prior}
-        handle, partial = tempfile.mkstemp(dir=path.parent)
-        with os.fdopen(handle, "wb") as file:
-            file.write(save({name: tensor.contiguous().cpu() for name, tensor in entry.items()}))
-        os.replace(partial, path)
+        # A plain file, unlike those of tempfile: the umask says who else may read it.
+        partial = path.with_name(f"{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
+        try:
+            partial.write_bytes(save({name: tensor.contiguous().cpu() for name, tensor in entry.items()}))
+            partial.replace(path)
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            raise OSError(f"teacher_cache: cannot write to {self.folder}: {error.strerror}") from error
 
 
 def open_cache(where: str, model, settings: str) -> TeacherCache | None:

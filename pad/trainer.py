@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 
-from pad.batching import LengthBucketSampler, frame_mask
+from pad.batching import Collator, LengthBucketSampler, frame_mask
+from pad.checkpoints import follow_umask
 from pad.config import DistillConfig
+from pad.errors import UserError
 from pad.models import FrameLayout
 from pad.objective import Objective
 from pad.significance import record_significance
@@ -65,6 +71,16 @@ class DistillationTrainer(Trainer):
     def _get_train_sampler(self, train_dataset=None):
         return self.sampler
 
+    def _run_epoch(self, *args, **kwargs):
+        # A resumed run that was at its end would go one step further.
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(*args, **kwargs)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        if self.args.should_save:
+            follow_umask(*Path(output_dir or self.args.output_dir).glob("*.safetensors"))
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Objective of one batch as the Collator gives it."""
         loss, outputs = batch_loss(model, inputs, self.teacher, self.objective)
@@ -94,9 +110,35 @@ def batch_loss(model, batch, teacher: Teacher, objective: Objective):
     return loss, outputs
 
 
+@torch.no_grad()
+def try_models(model, collator: Collator, teacher: Teacher, objective: Objective) -> None:
+    """Run a second of noise and a few words through both models; raises UserError for one that does not fit."""
+    rate = collator.extractor.sampling_rate
+    noise = np.random.default_rng(0).standard_normal(max(rate, collator.layout.receptive_field), dtype=np.float32)
+    with _blaming("teacher", "BERT, RoBERTa or DistilBERT"):
+        batch = collator([{"samples": noise, "transcript": "a few words"}])
+        teacher(batch["text_ids"], batch["text_attention_mask"], batch["text_mask"])
+    model.eval()
+    with _blaming("student", "wav2vec 2.0, HuBERT or WavLM"):
+        batch_loss(model, batch, teacher, objective)
+
+
+@contextmanager
+def _blaming(role: str, expected: str) -> Iterator[None]:
+    """A UserError that names a model in place of whatever it raises."""
+    try:
+        yield
+    except Exception as error:
+        reason = str(error).removeprefix("model: ") or type(error).__name__
+        raise UserError(f"{role}: does not fit this objective: {reason}; expected one such as {expected}") from error
+
+
 def training_arguments(config: DistillConfig, checkpoints: str) -> TrainingArguments:
-    """Trainer's settings for a run whose checkpoints go to the folder `checkpoints`."""
-    return TrainingArguments(
+    """Trainer's settings for a run whose checkpoints go to the folder `checkpoints`; raises UserError."""
+    on_cpu = config.device == "cpu" or not torch.accelerator.is_available()
+    if config.precision == "float16" and on_cpu:
+        raise UserError("precision: float16 needs a GPU, and this run has none; expected float32 or bfloat16")
+    arguments = TrainingArguments(
         output_dir=checkpoints,
         max_steps=config.max_steps or -1,
         num_train_epochs=config.epochs,
@@ -109,9 +151,9 @@ def training_arguments(config: DistillConfig, checkpoints: str) -> TrainingArgum
         max_grad_norm=config.max_grad_norm,
         bf16=config.precision == "bfloat16",
         fp16=config.precision == "float16",
-        use_cpu=config.device == "cpu",
+        use_cpu=on_cpu,
         dataloader_num_workers=config.workers,
-        dataloader_pin_memory=torch.cuda.is_available() and config.device != "cpu",
+        dataloader_pin_memory=torch.cuda.is_available() and not on_cpu,
         seed=config.seed,
         logging_steps=config.log_every,
         save_steps=config.save_every,
@@ -121,3 +163,9 @@ def training_arguments(config: DistillConfig, checkpoints: str) -> TrainingArgum
         report_to=config.report_to,
         disable_tqdm=True,
     )
+    try:
+        for callback in get_reporting_integration_callbacks(arguments.report_to):
+            callback()
+    except (ValueError, RuntimeError, ImportError) as error:
+        raise UserError(f"report_to: cannot report to {config.report_to!r}: {error}") from error
+    return arguments

@@ -53,7 +53,7 @@ def models(tmp_path_factory, speech) -> dict[str, str]:
     """Checkpoints with random weights: a student, a teacher of its width, and one of another width."""
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("models")
-    words = " ".join(item.transcript for item in recordings.load(speech)).split()
+    words = " ".join(item.transcript for item in recordings.load(speech)).split() + ["good", "morning", "night"]
     config = Wav2Vec2Config(
         hidden_size=64,
         num_hidden_layers=2,
