@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import re
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Annotated
 
 from pad.config import DistillConfig
@@ -28,6 +27,7 @@ COMMANDS: dict[str, type[Settings]] = {
     "demo": DemoCommand,
     "info": InfoCommand,
 }
+_FORMS = {"evaluate": "One task is also given as: pad evaluate ic --data FOLDER (or er, or sf)."}
 _EXTRAS = {"demo": "demo", "align": "demo"}  # the others: train
 
 
@@ -37,17 +37,23 @@ def _parse(arguments: list[str]) -> tuple[str, Settings]:
 
     defaults = {name: tyro.MISSING_NONPROP for name in COMMANDS}
     if arguments and arguments[0] in COMMANDS:
-        command, arguments = arguments[0], list(arguments)
+        command, options = arguments[0], list(arguments[1:])
         kind = COMMANDS[command]
         if command == "evaluate":
-            _name_task(arguments)
+            _name_task(options)
+        arguments = [command, *options]
         path = _take_config(arguments)
         if path is not None:
             values = read_settings(kind, path)
             missing = {name: tyro.MISSING for name in required(kind) if name not in values}
             defaults[command] = kind(**missing, **values)
     choices = tuple(
-        Annotated[kind, tyro.conf.subcommand(name, default=defaults[name], prefix_name=False)]
+        Annotated[
+            kind,
+            tyro.conf.subcommand(
+                name, default=defaults[name], prefix_name=False, description=f"{kind.__doc__} {_FORMS.get(name, '')}"
+            ),
+        ]
         for name, kind in COMMANDS.items()
     )
     union = choices[0]
@@ -64,12 +70,31 @@ def _parse(arguments: list[str]) -> tuple[str, Settings]:
 
 
 def _name_task(arguments: list[str]) -> None:
-    """`evaluate ic --data FOLDER` says the same as `evaluate --ic FOLDER`."""
-    if len(arguments) > 1 and arguments[1] in TASKS:
-        task = arguments.pop(1)
-        for place, argument in enumerate(arguments):
-            if argument.partition("=")[0] == "--data":
-                arguments[place] = f"--{task}" + argument[len("--data") :]
+    """`ic --data FOLDER` among the arguments says the same as `--ic FOLDER`; raises UserError for a part of it."""
+    data = [place for place, argument in enumerate(arguments) if argument.partition("=")[0] == "--data"]
+    words = [place for place in range(len(arguments)) if _is_word(arguments, place)]
+    named = [place for place in words if arguments[place] in TASKS]
+    expected = f"expected `pad evaluate TASK --data FOLDER` with one of {', '.join(TASKS)}"
+    if data and len(named) != 1:
+        got = ", ".join(repr(arguments[place]) for place in named or words[:1]) or "none"
+        raise UserError(f"task: got {got}; {expected}")
+    if named and not data and not {"--config", "--help", "-h"} & {*arguments}:
+        raise UserError(f"data: --data is missing; {expected}")
+    if named and data:
+        task = arguments[named[0]]
+        for place in data:
+            arguments[place] = f"--{task}" + arguments[place][len("--data") :]
+    for place in reversed(named):
+        del arguments[place]
+
+
+def _is_word(arguments: list[str], place: int) -> bool:
+    """Whether an argument is neither an option nor the first value of one."""
+    if arguments[place].startswith("-"):
+        return False
+    before = arguments[place - 1] if place else ""
+    flags = {"--" + field.name.replace("_", "-") for field in fields(EvaluateConfig) if isinstance(field.default, bool)}
+    return not before.startswith("-") or "=" in before or before in flags or before.replace("--no-", "--", 1) in flags
 
 
 def _take_config(arguments: list[str]) -> str | None:
@@ -98,13 +123,11 @@ def _run(command: str, config: Settings) -> None:
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    main = int(os.environ.get("RANK", 0)) == 0
     if command == "distill":
         from pad.distill import distill
+        from pad.progress import say
 
-        folder = distill(config)
-        if main:
-            print(f"the distilled student lies in {folder}")
+        say(f"the distilled student lies in {distill(config)}")
     elif command == "evaluate":
         from pad.superb.run import evaluate, table
 

@@ -220,3 +220,26 @@ def test_gradient_checkpointing(models, speech, whole, tmp_path):  # noqa: F811
     code = "import sys; sys.modules['pad'] = None; from transformers import AutoModel"
     code += "; AutoModel.from_pretrained(sys.argv[1])"
     subprocess.run([sys.executable, "-c", code, student], check=True)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["xx", "--data", "d"], "task: got 'xx'; expected `pad evaluate TASK --data FOLDER` with one of ic, er, sf"),
+        (["--data", "d"], "task: got none; expected"),
+        (["--output", "ic", "--data", "d"], "task: got none; expected"),
+        (["ic", "--student", "s", "--output", "o"], "data: --data is missing; expected"),
+        (["--student", "s", "--output", "{}", "ic", "--data", "d"], "student: cannot load 's': no such folder here"),
+        (["--student", "s", "--output", "{}", "--no-resume", "ic", "--data=d"], "student: cannot load 's'"),
+    ],
+)
+def test_the_task_of_an_evaluation_is_found_anywhere(tmp_path, capsys, arguments, message):
+    assert main(["evaluate", *(argument.format(tmp_path / "out") for argument in arguments)]) == 2
+    assert f"pad evaluate: error: {message}" in capsys.readouterr().err
+
+
+def test_help_of_an_evaluation_shows_its_short_form(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["evaluate", "ic", "--help"])
+    assert stop.value.code == 0
+    assert "pad evaluate ic --data FOLDER" in " ".join(capsys.readouterr().out.split())
