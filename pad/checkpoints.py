@@ -25,7 +25,6 @@ from pad.progress import first_process, say
 from pad.settings import check_same
 
 
-
 def last_whole_checkpoint(folder: Path) -> Path | None:
     """The newest checkpoint of a run that was written to its end; its state is the last file written."""
     found = []
@@ -88,7 +87,8 @@ def saving_to(output: Path) -> Iterator[None]:
         if not _is_of_full_disk(error):
             raise
         free = shutil.disk_usage(_nearest(output)).free / 2**20
-        raise OSError(f"output: cannot write to {output}: no space is left on its disk ({free:.0f} MiB free)") from error
+        reason = f"no space is left on its disk ({free:.0f} MiB free)"
+        raise OSError(f"output: cannot write to {output}: {reason}") from error
 
 
 def _is_of_full_disk(error: Exception) -> bool:

@@ -2,6 +2,8 @@
 
 import json
 import os
+import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -10,19 +12,34 @@ import torch
 pytest.importorskip("transformers")
 pytest.importorskip("soundfile")
 
+from audio_files import write_truncated_flac  # noqa: E402
 from transformers import (  # noqa: E402
     AutoFeatureExtractor,
     AutoModel,
     BertConfig,
     BertModel,
     BertTokenizer,
+    DebertaV2Config,
+    GPT2Config,
+    RobertaConfig,
+    SEWConfig,
     Wav2Vec2Config,
+    Wav2Vec2ConformerConfig,
     Wav2Vec2Model,
 )
 
 from pad.cli import main  # noqa: E402
+from pad.config import DistillConfig  # noqa: E402
 from pad.demo import recordings  # noqa: E402
+from pad.models import load_teacher  # noqa: E402
+from pad.teacher import Teacher, tokenize  # noqa: E402
+from pad.trainer import training_arguments  # noqa: E402
 
+SIZES = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}
+STUDENT = {
+    **SIZES, "conv_dim": (32, 32, 32), "conv_stride": (10, 8, 4), "conv_kernel": (20, 16, 8),
+    "num_feat_extract_layers": 3, "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 4,
+}  # fmt: skip
 CACHE = Path(os.environ.get("PAD_TEST_DATA", Path(__file__).parent / ".cache"))
 
 
@@ -54,19 +71,7 @@ def models(tmp_path_factory, speech) -> dict[str, str]:
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("models")
     words = " ".join(item.transcript for item in recordings.load(speech)).split() + ["good", "morning", "night"]
-    config = Wav2Vec2Config(
-        hidden_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=128,
-        conv_dim=(32, 32, 32),
-        conv_stride=(10, 8, 4),
-        conv_kernel=(20, 16, 8),
-        num_feat_extract_layers=3,
-        num_conv_pos_embeddings=16,
-        num_conv_pos_embedding_groups=4,
-    )
-    Wav2Vec2Model(config).save_pretrained(folder / "student")
+    Wav2Vec2Model(Wav2Vec2Config(**STUDENT)).save_pretrained(folder / "student")
     return {
         "student": str(folder / "student"),
         "teacher": str(save_teacher(folder / "teacher", words, 64)),
@@ -144,8 +149,11 @@ def test_empty_transcript(models, speech, tmp_path, capsys):
 
 
 def test_unknown_model(models, speech, tmp_path, capsys):
-    code = run({**models, "teacher": str(tmp_path / "no-model")}, speech, tmp_path / "run")
-    assert "teacher: cannot load" in refused(capsys, tmp_path / "run", code)
+    for name in (str(tmp_path / "no-model"), "m/nowhere"):
+        started = time.monotonic()
+        code = run({**models, "teacher": name}, speech, tmp_path / "run")
+        assert f"teacher: cannot load {name!r}: no such folder here" in refused(capsys, tmp_path / "run", code)
+        assert time.monotonic() - started < 12
 
 
 def test_widths_that_differ(models, speech, tmp_path, capsys):
@@ -169,3 +177,122 @@ def test_recordings_have_word_times(speech):
         times = [(word.start, word.end) for word in item.words]
         assert all(start < end <= item.duration + 0.05 for start, end in times)
         assert times == sorted(times)
+
+
+def saved(folder: Path, config, tokenizer: str | None = None) -> str:
+    """A model with random weights, with the tokenizer of another folder if one is named."""
+    AutoModel.from_config(config).save_pretrained(folder)
+    for path in Path(tokenizer).glob("*token*") if tokenizer else ():
+        shutil.copy(path, folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    "config, message",
+    [
+        (DebertaV2Config(vocab_size=99, relative_attention=True, pos_att_type=["c2p"], **SIZES), "does not attend"),
+        (GPT2Config(vocab_size=99, n_embd=64, n_layer=2, n_head=4), "causal, sliding or chunked attention"),
+        (BertConfig(vocab_size=20, **SIZES), "its model embeds 20; expected no more than that"),
+    ],
+)
+def test_teachers_that_do_not_fit(models, speech, tmp_path, capsys, config, message):
+    teacher = saved(tmp_path / "teacher", config, models["teacher"])
+    found = refused(capsys, tmp_path / "run", run({**models, "teacher": teacher}, speech, tmp_path / "run"))
+    assert "error: teacher: " in found and message in found
+
+
+@pytest.mark.parametrize("kind", [BertConfig, RobertaConfig, DebertaV2Config])
+def test_teacher_without_a_tokenizer(models, speech, tmp_path, capsys, kind):
+    teacher = saved(tmp_path / "teacher", kind(vocab_size=99, **SIZES))
+    found = refused(capsys, tmp_path / "run", run({**models, "teacher": teacher}, speech, tmp_path / "run"))
+    assert f"teacher: no tokenizer in {teacher!r}" in found
+
+
+def test_transcripts_that_the_tokenizer_does_not_know(models, speech, tmp_path, capsys):
+    (tmp_path / "list.tsv").write_text(f"{next(speech.glob('*.wav'))}\txylophones quack")
+    code = run(models, tmp_path / "list.tsv", tmp_path / "run")
+    assert "its tokenizer knows 0 of 2 tokens of the transcripts" in refused(capsys, tmp_path / "run", code)
+
+
+@pytest.mark.parametrize("kind", [Wav2Vec2ConformerConfig, SEWConfig])
+def test_students_that_do_not_fit(models, speech, tmp_path, capsys, kind):
+    student = saved(tmp_path / "student", kind(**STUDENT))
+    found = refused(capsys, tmp_path / "run", run({**models, "student": student}, speech, tmp_path / "run"))
+    assert "error: student: does not fit this objective" in found and "expected one such as wav2vec 2.0" in found
+
+
+@pytest.mark.parametrize(
+    "config, usable",
+    [
+        (BertConfig(vocab_size=99, max_position_embeddings=7, **SIZES), 7),
+        (RobertaConfig(vocab_size=99, max_position_embeddings=9, pad_token_id=1, **SIZES), 7),
+    ],
+)
+def test_texts_are_cut_to_the_teachers_positions(models, tmp_path, config, usable):
+    model, tokenizer = load_teacher(saved(tmp_path / "teacher", config, models["teacher"]))
+    text, mask = tokenize(tokenizer, ["good morning " * 9])
+    assert mask.shape == (1, usable)
+    teacher = Teacher(model, tokenizer, True)
+    teacher.centre(["good morning " * 9], "cpu")
+    assert teacher(text["input_ids"], text["attention_mask"], mask)[0].shape == (1, usable, 64)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--precision", "float16"], "precision: float16 needs a GPU"),
+        (["--report-to", "nonsense"], "report_to: cannot report to 'nonsense': nonsense is not supported, only"),
+        (["--report-to", "mlflow"], "report_to: cannot report to 'mlflow'"),
+        (["--teacher-layer", "3"], "teacher_layer: expected a hidden state of the teacher, from -3 to 2, got 3"),
+    ],
+)
+def test_settings_that_cannot_be(models, speech, tmp_path, capsys, options, message):
+    assert message in refused(capsys, tmp_path / "run", run(models, speech, tmp_path / "run", *options))
+
+
+@pytest.mark.parametrize("output", ["/proc/pad/run", "{}/file/run"])
+def test_output_that_cannot_be_made(tmp_path, capsys, output):
+    (tmp_path / "file").write_text("")
+    nothing = {"student": "none", "teacher": "none"}
+    output = Path(output.format(tmp_path))
+    assert run(nothing, tmp_path, output) == 2
+    assert f"error: output: cannot write to {output}" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="what auto means without a GPU")
+def test_bfloat16_where_there_is_no_gpu(models, speech, tmp_path):
+    assert run(models, speech, tmp_path / "run", "--precision", "bfloat16", "--device", "auto", "--max-steps", "1") == 0
+
+
+def test_warm_up_is_a_share_of_the_steps_or_a_number(tmp_path):
+    def steps(**settings):
+        config = DistillConfig("", "", "", "", device="cpu", **settings)
+        return training_arguments(config, str(tmp_path)).get_warmup_steps(50)
+
+    assert [steps(), steps(warmup_steps=0), steps(warmup_steps=500)] == [5, 0, 500]
+
+
+def test_what_is_saved_is_readable_by_others_and_complete(models, speech, tmp_path, capsys):
+    before = os.umask(0o027)
+    try:
+        options = ["--max-steps", "1", "--teacher-cache", str(tmp_path / "cache")]
+        assert run(models, speech, tmp_path / "run", *options) == 0
+    finally:
+        os.umask(before)
+    for name in ("run/student", "run/checkpoints/checkpoint-1", "cache"):
+        for path in (tmp_path / name, *(tmp_path / name).rglob("*")):
+            assert path.stat().st_mode & 0o777 == (0o750 if path.is_dir() else 0o640), path
+    names = {path.name for path in (tmp_path / "run" / "checkpoints" / "checkpoint-1").iterdir()}
+    assert "preprocessor_config.json" in names and not any("tokenizer" in name or "vocab" in name for name in names)
+    line = f"{models['student']}: no feature extractor there; assumed: 16000 Hz, normalised, without a mask"
+    assert line in capsys.readouterr().out.splitlines()
+
+
+def test_bad_samples_met_in_training_end_with_a_line_of_their_own(models, tmp_path, capsys):
+    write_truncated_flac(tmp_path / "a.flac")
+    (tmp_path / "list.tsv").write_text("a.flac\tgood morning")
+    code = run(models, tmp_path / "list.tsv", tmp_path / "run")
+    last = refused(capsys, tmp_path / "run", code).splitlines()[-1]
+    assert last.startswith("pad distill: error: ") and last.endswith(f"(listed at {tmp_path / 'list.tsv'}:1)")
+    code = run(models, tmp_path / "list.tsv", tmp_path / "run", "--on-error", "skip")
+    assert "data: none of 1 audio files can be read" in refused(capsys, tmp_path / "run", code)

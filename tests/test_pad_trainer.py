@@ -2,10 +2,12 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ import yaml
 pytest.importorskip("transformers")
 
 import soundfile  # noqa: E402
+from safetensors import SafetensorError  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 from test_pad_distill import losses, models, refused, run, speech  # noqa: E402, F401
 from transformers import AutoModel  # noqa: E402
@@ -90,6 +93,66 @@ def test_disk_full_leaves_the_checkpoint_before(models, speech, whole, tmp_path,
     monkeypatch.undo()
     assert main([*arguments, "--resume"]) == 0
     assert_same_run(tmp_path / "run", whole)
+
+
+def test_a_run_of_other_settings_is_not_resumed(models, speech, whole, capsys):  # noqa: F811
+    files = {path: path.stat().st_mtime_ns for path in whole.rglob("*")}
+    other = ["--preset", "tlocal", "--batch-size", "3", "--max-steps", "9"]
+    assert main([*command(models, speech, whole, *OPTIONS), *other, "--resume"]) == 2
+    message = capsys.readouterr().err
+    for part in ("preset: 'pad-slocal' there, got 'tlocal'", "batch_size: 2 there, got 3", "max_steps: 6 there, got 9"):
+        assert part in message
+    assert files == {path: path.stat().st_mtime_ns for path in whole.rglob("*")}
+
+
+def test_a_finished_run_takes_no_step_when_resumed(models, speech, whole, tmp_path, capsys):  # noqa: F811
+    shutil.copytree(whole, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "student")
+    arguments = [*command(models, speech, tmp_path / "run", *OPTIONS), "--resume", "--log-every", "2"]
+    assert main(arguments) == 0
+    assert "was finished at step 6; its student is saved again" in capsys.readouterr().out
+    assert_same_run(tmp_path / "run", whole)
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["checkpoint-6"]
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    assert main(arguments) == 0
+    assert "is finished, its checkpoints are gone; its student stays" in capsys.readouterr().out
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_resume_starts_a_run_that_has_no_checkpoint(models, speech, whole, tmp_path, capsys):  # noqa: F811
+    """One command line serves a job that is queued again, wherever it was killed."""
+    arguments = [*command(models, speech, tmp_path / "run", *OPTIONS), "--resume"]
+    for name in ("config.yaml", "versions.json"):  # of a run that was killed at its start
+        (tmp_path / "killed").mkdir(exist_ok=True)
+        shutil.copy(whole / name, tmp_path / "killed")
+    for output in (tmp_path / "run", tmp_path / "killed"):
+        arguments[arguments.index("--output") + 1] = str(output)
+        assert main(arguments) == 0
+        assert f"resume: no checkpoint in {output / 'checkpoints'} yet; starting from step 0" in capsys.readouterr().out
+        assert_same_run(output, whole)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "precious").write_text("mine")
+    arguments[arguments.index("--output") + 1] = str(tmp_path / "other")
+    assert main(arguments) == 2
+    assert f"resume: {tmp_path / 'other'} holds no config.yaml" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "other").iterdir()] == ["precious"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+        RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 128 vs 22"),
+    ],
+)
+def test_other_faces_of_a_full_disk(models, speech, tmp_path, monkeypatch, capsys, error):  # noqa: F811
+    def full(trainer, folder=None, state_dict=None):
+        raise error
+
+    monkeypatch.setattr(DistillationTrainer, "_save", full)
+    assert main(command(models, speech, tmp_path / "run", *OPTIONS)) == 1
+    expected = f"pad distill: error: output: cannot write to {tmp_path / 'run'}: no space is left on its disk"
+    assert capsys.readouterr().err.splitlines()[-1].startswith(expected)
 
 
 def test_two_processes_give_the_parameters_of_one_with_the_batches_of_both(models, speech, tmp_path):  # noqa: F811
@@ -213,7 +276,9 @@ def test_info(capsys):
 
 def test_gradient_checkpointing(models, speech, whole, tmp_path):  # noqa: F811
     """The same losses but for rounding, and a checkpoint that needs nothing of this package."""
-    assert run(models, speech, tmp_path / "run", *OPTIONS, "--gradient-checkpointing") == 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        assert run(models, speech, tmp_path / "run", *OPTIONS, "--gradient-checkpointing") == 0
     assert losses(tmp_path / "run")[0] == pytest.approx(losses(whole)[0], rel=1e-4)
     student = tmp_path / "run" / "student"
     assert not any("pad" in path.read_text() and "significance" in path.read_text() for path in student.glob("*.json"))
