@@ -20,11 +20,11 @@ from pad.checkpoints import (
     saving_to,
 )
 from pad.config import DistillConfig
-from pad.data import Report, load_utterances
+from pad.data import Report, Utterance, load_utterances
 from pad.errors import Stopped, UserError
 from pad.models import FrameLayout, check_widths, load_student, load_teacher, width
 from pad.objective import objective
-from pad.progress import counting, say, show_progress
+from pad.progress import counting, first_process, say, show_progress
 from pad.settings import write_whole
 from pad.teacher import Teacher, check_tokens
 from pad.trainer import DistillationTrainer, StudentWithMap, training_arguments, try_models
@@ -41,7 +41,7 @@ def distill(config: DistillConfig) -> Path:
     goal = objective(config.preset, config.temperature, config.prior_layers)
     output = Path(config.output)
     checkpoint = check_output(config)
-    folder = output / "student"
+    folder, main = output / "student", first_process()
     if config.resume and checkpoint is None and folder.is_dir():
         say(f"resume: the run in {output} is finished, its checkpoints are gone; its student stays as it is")
         return folder
@@ -57,20 +57,15 @@ def distill(config: DistillConfig) -> Path:
     if config.gradient_checkpointing:
         _save_memory(student)
     report = Report(config.on_error)
-    with counting("checking audio", "file") as counted:
-        utterances = load_utterances(
-            config.data,
-            min_samples=layout.receptive_field,
-            sampling_rate=extractor.sampling_rate,
-            max_seconds=config.max_seconds,
-            progress=counted,
-            report=report,
-            download=config.download,
-        )
+    utterances = _read_speech(config, layout.receptive_field, extractor.sampling_rate, report)
     dataset = SpeechTextDataset(utterances, extractor.sampling_rate, report=report)
     check_tokens(tokenizer, dataset.transcripts[:200])
     teacher = Teacher(teacher_model, tokenizer, goal.text_prior, config.teacher_layer, config.teacher_cache)
-    with stable_training(student, config.freeze_feature_encoder):
+    with stable_training(student, config.freeze_feature_encoder), saving_to(output), _left_as_found(output):
+        if main:  # first of all: a folder with settings can be resumed
+            output.mkdir(parents=True, exist_ok=True)
+            config.save(output / "config.yaml")
+            write_whole(output / "versions.json", json.dumps(versions(), indent=2) + "\n")
         trainer = DistillationTrainer(
             model=model,
             args=arguments,
@@ -81,7 +76,6 @@ def distill(config: DistillConfig) -> Path:
             objective=goal,
             lengths=[item.duration for item in utterances],
         )
-        main = trainer.is_world_process_zero()
         say(f"{len(utterances)} utterances, {sum(item.duration for item in utterances) / 3600:.2f} h of speech")
         teacher_model.to(trainer.args.device)
         if config.center_teacher:
@@ -91,19 +85,10 @@ def distill(config: DistillConfig) -> Path:
             trainer.add_callback(_pictures(trainer, dataset, collator, teacher, goal, config.pictures_every, output))
         stop = StopOnSignal()
         trainer.add_callback(stop)
-        with saving_to(output):
-            if main:
-                output.mkdir(parents=True, exist_ok=True)
-                config.save(output / "config.yaml")
-                write_whole(output / "versions.json", json.dumps(versions(), indent=2) + "\n")
-            try:
-                trainer.train(resume_from_checkpoint=checkpoint)
-            except UserError:  # an audio file whose header is sound and whose samples are not
-                if main and last_whole_checkpoint(output / "checkpoints") is None:
-                    shutil.rmtree(output)
-                raise
-            finally:
-                bar.close()
+        try:
+            trainer.train(resume_from_checkpoint=checkpoint)
+        finally:
+            bar.close()
     if stop.number:
         raise Stopped(trainer.state.global_step, stop.number)
     if not trainer.step_losses:
@@ -132,6 +117,19 @@ def _check_against_models(config: DistillConfig, goal, student, teacher) -> None
                   "0 for a global objective or with a linear map, which have no alignment to draw")  # fmt: skip
 
 
+def _read_speech(config: DistillConfig, min_samples: int, sampling_rate: int, report: Report) -> list[Utterance]:
+    with counting("checking audio", "file") as counted:
+        return load_utterances(
+            config.data,
+            min_samples=min_samples,
+            sampling_rate=sampling_rate,
+            max_seconds=config.max_seconds,
+            progress=counted,
+            report=report,
+            download=config.download,
+        )
+
+
 def _save_memory(student) -> None:
     # Renamed in transformers 5.23.
     enable = getattr(student, "activation_checkpointing_enable", None) or student.gradient_checkpointing_enable
@@ -158,6 +156,21 @@ def _save(model, extractor, folder: Path, state: dict) -> None:
         state = {name.removeprefix("student."): value for name, value in state.items() if name.startswith("student.")}
         model = model.student
     save_student(model, extractor, folder, state)
+
+
+@contextmanager
+def _left_as_found(output: Path):
+    """Nothing of a new run stays behind if a UserError ends it before its first checkpoint.
+
+    Such as an audio file whose header is sound and whose samples are not.
+    """
+    new = not output.exists() or not any(output.iterdir())
+    try:
+        yield
+    except UserError:
+        if new and first_process() and last_whole_checkpoint(output / "checkpoints") is None:
+            shutil.rmtree(output, ignore_errors=True)
+        raise
 
 
 @contextmanager

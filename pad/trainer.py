@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
-from transformers.integrations.integration_utils import get_reporting_integration_callbacks
+from transformers.integrations.integration_utils import get_available_reporting_integrations
 
 from pad.batching import Collator, LengthBucketSampler, frame_mask
 from pad.checkpoints import follow_umask
@@ -138,7 +138,10 @@ def training_arguments(config: DistillConfig, checkpoints: str) -> TrainingArgum
     on_cpu = config.device == "cpu" or not torch.accelerator.is_available()
     if config.precision == "float16" and on_cpu:
         raise UserError("precision: float16 needs a GPU, and this run has none; expected float32 or bfloat16")
-    arguments = TrainingArguments(
+    installed = get_available_reporting_integrations()
+    config.expect("report_to", config.report_to in ("none", "all", *installed),
+                  f"none, all or what is installed of transformers' integrations ({', '.join(installed)})")  # fmt: skip
+    return TrainingArguments(
         output_dir=checkpoints,
         max_steps=config.max_steps or -1,
         num_train_epochs=config.epochs,
@@ -163,9 +166,3 @@ def training_arguments(config: DistillConfig, checkpoints: str) -> TrainingArgum
         report_to=config.report_to,
         disable_tqdm=True,
     )
-    try:
-        for callback in get_reporting_integration_callbacks(arguments.report_to):
-            callback()
-    except (ValueError, RuntimeError, ImportError) as error:
-        raise UserError(f"report_to: cannot report to {config.report_to!r}: {error}") from error
-    return arguments
