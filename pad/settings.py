@@ -49,8 +49,11 @@ def check_same(settings: Settings, path: Path, free: Collection[str]) -> None:
 def write_whole(path: Path, text: str) -> None:
     """Write a text file under a new name, then rename it: the file is the old one or the new one, never a part."""
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def read_settings(kind: type[Settings], path: str | Path) -> dict:

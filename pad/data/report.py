@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 from pad.errors import UserError
+from pad.settings import write_whole
 
 POLICIES = ("raise", "skip")
 
@@ -63,4 +64,4 @@ class Report:
     def save(self, path: str | Path) -> None:
         """Write the counts and messages as JSON."""
         record = {"on_error": self.on_error, "left_out": dict(self.counts), "messages": self.messages}
-        Path(path).write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_whole(Path(path), json.dumps(record, indent=1, ensure_ascii=False) + "\n")
