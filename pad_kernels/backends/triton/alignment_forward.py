@@ -8,6 +8,7 @@ import triton.language as tl
 from pad_kernels.backends.triton import configurations
 from pad_kernels.backends.triton.common import (
     NO_UNIT,
+    inverse_weight,
     launch,
     load_rows,
     load_span,
@@ -21,16 +22,21 @@ from pad_kernels.backends.triton.configurations import ceil_div
 
 
 @triton.jit
+def larger(one, other):
+    """The larger of two scores; NaN if either is."""
+    return tl.maximum(one, other, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
 def highest_score(score):
     """The largest score of each column; NaN where there is one, which tl.max would drop."""
-    broken = tl.max((score != score).to(tl.int32), 0) > 0
-    return tl.where(broken, float("nan"), tl.max(score, 0))
+    return tl.reduce(score, 0, larger)
 
 
 @triton.jit
 def lowest_index(index, score, top):
     """The lowest index of each column whose score is the highest, or NaN."""
-    return tl.min(tl.where((score == top[None, :]) | (score != score), index, NO_UNIT), 0)
+    return tl.min(tl.where(score < top[None, :], NO_UNIT, index), 0)
 
 
 @triton.jit(do_not_specialize=["frames", "tokens", "units", "token_tiles", "unit_tiles"])
@@ -59,6 +65,7 @@ def tile_kernel(
         offset = utterance * units
         first, length = load_span(start + offset, end + offset, unit, unit < units, frames)
         weight, prior = span_weight(frame_prior, first, length)
+        inverse = inverse_weight(weight)
 
     if (tl.max(weight, 0) > 0) & (tl.max(present.to(tl.int32), 0) > 0):
         cosine = tl.zeros([UNITS, TOKENS], tl.float32)
@@ -69,7 +76,7 @@ def tile_kernel(
             if start is None:
                 unit_part = load_rows(speech, unit, speech_frame, weight > 0, column, width)
             else:
-                unit_part = pool(speech, speech_frame, frame_prior, first, length, weight, column, width)
+                unit_part = pool(speech, speech_frame, frame_prior, first, length, inverse, column, width, STAGES=1)
             text_part = load_rows(text, token, text_token, present, column, width)
             cosine = unit_product(unit_part, text_part, cosine)
             unit_part, text_part = unit_part.to(tl.float32), text_part.to(tl.float32)

@@ -92,11 +92,16 @@ def span_weight(prior, first, length):
 
 
 @triton.jit
-def pool(speech, stride, prior, first, length, weight, column, width):
+def inverse_weight(weight):
+    """1 / sum p; 1 where there is no weight."""
+    return 1 / tl.where(weight > 0, weight, 1.0)
+
+
+@triton.jit
+def pool(speech, stride, prior, first, length, inverse, column, width, STAGES: tl.constexpr):
     """sum p s / sum p over each span, at the given columns; a unit without weight is 0."""
     pooled = tl.zeros([first.shape[0], column.shape[0]], tl.float32)
-    inverse = 1 / tl.where(weight > 0, weight, 1.0)
-    for i in tl.range(0, tl.max(length, 0), num_stages=3):
+    for i in tl.range(0, tl.max(length, 0), num_stages=STAGES):
         share = tl.load(prior + first + i, mask=i < length, other=0.0)
         # Read whatever its prior is, so that a load waits for no other; it is dropped below.
         frame = load_rows(speech, first + i, stride, i < length, column, width).to(tl.float32)

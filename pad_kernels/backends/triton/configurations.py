@@ -28,7 +28,7 @@ class Blocks(NamedTuple):
 # By the bytes of an element and the largest number of tokens.
 FORWARD = {
     2: {32: Blocks(32, 64, 64, 4, 3), 64: Blocks(64, 64, 64, 4, 3)},
-    4: {32: Blocks(32, 64, 16, 8, 2), 64: Blocks(64, 64, 16, 4, 2)},
+    4: {32: Blocks(32, 32, 16, 4, 2), 64: Blocks(64, 64, 16, 4, 2)},
 }
 UNIT_GRADIENT = {
     2: {32: Blocks(32, 64, 32, 8, 3), 64: Blocks(64, 64, 32, 8, 3)},

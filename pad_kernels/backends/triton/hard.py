@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from pad_kernels.backends.triton import configurations
-from pad_kernels.backends.triton.common import launch, load_rows, load_span, norm, pool, span_weight
+from pad_kernels.backends.triton.common import inverse_weight, launch, load_rows, load_span, norm, pool, span_weight
 from pad_kernels.backends.triton.configurations import ceil_div
 from pad_kernels.backends.triton.spread import spread_to_frames
 
@@ -19,7 +19,7 @@ def unit_columns(speech, stride, frame_prior, start, first, length, weight, colu
     if start is None:
         return load_rows(speech, first, stride, weight > 0, column, width).to(tl.float32)
     else:
-        return pool(speech, stride, frame_prior, first, length, weight, column, width)
+        return pool(speech, stride, frame_prior, first, length, inverse_weight(weight), column, width, STAGES=3)
 
 
 @triton.jit(do_not_specialize=["frames", "tokens", "units", "token_tiles"])

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 
 from pad_kernels.backends.triton import configurations
-from pad_kernels.backends.triton.common import launch, load_rows, load_span, pool, product, span_weight
+from pad_kernels.backends.triton.common import inverse_weight, launch, load_rows, load_span, pool, product, span_weight
 from pad_kernels.backends.triton.configurations import ceil_div
 
 
@@ -29,7 +29,7 @@ def pool_kernel(
         tl.store(weight + row, sum, mask=unit < units)
         tl.store(prior + row, mean, mask=unit < units)
     length = tl.where(sum > 0, length, 0)
-    unit_part = pool(speech, speech_frame, frame_prior, first, length, sum, column, width)
+    unit_part = pool(speech, speech_frame, frame_prior, first, length, inverse_weight(sum), column, width, STAGES=3)
     place = row[:, None] * width + column[None, :]
     tl.store(pooled + place, unit_part, mask=(unit < units)[:, None] & (column < width)[None, :])
 
