@@ -51,7 +51,7 @@ def describe(device: str, threads: int) -> dict:
         "threads": threads,
         "versions": package_versions(),
         "backends": str(pad_kernels.available_backends()),
-        "allocator": {name: value for name, value in os.environ.items() if name.startswith("MALLOC_")},
+        "allocator": {name: value for name, value in os.environ.items() if name.startswith(("MALLOC_", "ONEDNN_"))},
         "command": " ".join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]),
         "finished": "",
     }

@@ -16,7 +16,7 @@ namespace pad {
 
 namespace {
 
-constexpr int64_t large_page = int64_t{1} << 21;
+constexpr int64_t page = 4096, large_page = int64_t{1} << 21;
 constexpr size_t most_kept = 2;  // a step has a large gradient of speech, and perhaps one of text
 
 struct Region {
@@ -49,7 +49,9 @@ Region take(int64_t size) {
   return found;
 }
 
-// Fresh memory that begins at a large page and asks for such pages.
+int64_t round_up(int64_t bytes, int64_t to) { return (bytes + to - 1) / to * to; }
+
+// Fresh memory that begins at a large page and asks for such pages where they are filled.
 char* map(int64_t size) {
   void* whole = mmap(nullptr, size + large_page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (whole == MAP_FAILED) throw std::bad_alloc();
@@ -58,7 +60,7 @@ char* map(int64_t size) {
   if (before) munmap(begin, before);
   munmap(begin + before + size, large_page - before);
 #if defined(MADV_HUGEPAGE)
-  madvise(begin + before, size, MADV_HUGEPAGE);
+  madvise(begin + before, size / large_page * large_page, MADV_HUGEPAGE);
 #endif
   return begin + before;
 }
@@ -66,16 +68,13 @@ char* map(int64_t size) {
 }  // namespace
 
 Memory::Memory(int64_t bytes) : bytes_(bytes) {
-  const int64_t size = std::max<int64_t>(1, (bytes + large_page - 1) / large_page) * large_page;
+  const int64_t size = round_up(std::max<int64_t>(1, bytes), page);
   const Region found = take(size);
   data_ = found.data ? found.data : map(size);
   capacity_ = found.data ? found.size : size;
 }
 
 Memory::~Memory() {
-#if defined(MADV_FREE)
-  madvise(data_, capacity_, MADV_FREE);
-#endif
   std::lock_guard<std::mutex> lock(kept().mutex);
   auto& regions = kept().regions;
   regions.push_back({static_cast<char*>(data_), capacity_});

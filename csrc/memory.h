@@ -1,5 +1,5 @@
-// Memory for large results on a CPU. On Linux freed memory is kept for the next of its size, so that its pages need
-// not be cleared again, which costs as much as filling them; the system may take it back when it runs short.
+// Memory for large results on a CPU. On Linux the last two blocks that were freed are kept for the next ones of their
+// size, so that their pages need not be cleared again, which costs as much as filling them.
 #pragma once
 #include <cstdint>
 

@@ -2,6 +2,7 @@
 
 import pytest
 import test_alignment
+import test_memory
 import test_pooling
 import test_significance
 import torch
@@ -42,3 +43,9 @@ def test_significance_kernels(kernels, dtype, width):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_pooling_kernels(kernels, dtype, width):
     test_pooling.check(*test_pooling.make(2, 150, 20, width, kind="holes", dtype=dtype), kernels)
+
+
+@pytest.mark.parametrize("level", ["global", "span"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_large_gradients(kernels, dtype, level):
+    test_memory.check_large_gradient(level, dtype, 64, kernels)

@@ -5,6 +5,10 @@ import subprocess
 import sys
 
 import pytest
+import torch
+from inputs import relative_error
+
+from pad_kernels import pad_loss
 
 PEAK = """
 import sys, torch
@@ -115,9 +119,33 @@ print(before - resident())
 """
 
 
-@pytest.mark.parametrize("frames", [1000, 4001])
+@pytest.mark.parametrize("frames", [9000, 12001])
 def test_memory_of_a_gradient_is_used_again(native, frames):
     """Never while it is in use; and it is given back when asked for."""
     done = subprocess.run([sys.executable, "-c", KEPT.format(frames=frames)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) > 0.9 * 8 * 2 * frames * 512 * 4 / 2**20
+
+
+def check_large_gradient(level, dtype, width, backend):
+    """Over 32 MB, written past the caches, against the same batch in parts."""
+    frames = 2**25 // (8 * width * dtype.itemsize) + 1
+    generator = torch.Generator().manual_seed(0)
+    speech, text = (torch.randn(8, n, width, generator=generator).to(dtype) for n in (frames, 9))
+    mask = torch.arange(frames) < torch.linspace(10, frames, 8).long()[:, None]
+
+    def gradient(part):
+        values = speech[part].clone().requires_grad_()
+        loss = pad_loss(values, text[part], mask[part], level=level, reduction="sum", backend=backend)
+        return torch.autograd.grad(loss, values)[0]
+
+    whole, parts = gradient(slice(None)), torch.cat([gradient(slice(b, b + 4)) for b in (0, 4)])
+    assert whole.isfinite().all() and (whole[~mask] == 0).all()
+    assert relative_error(whole, parts) <= (1e-5 if dtype.itemsize > 2 else 1e-3)
+
+
+@pytest.mark.parametrize("width", [256, 250])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("level", ["global", "token", "span"])
+def test_large_gradients(native, level, dtype, width):
+    check_large_gradient(level, dtype, width, native)

@@ -68,7 +68,7 @@ template <int vectors, class T>
 void unit_gradients(int64_t n, int64_t tokens, const Accumulator<T>* scores, int64_t columns,
                     const Accumulator<T>* token_rows, int64_t padded_width,
                     const Accumulator<T>* const* unit_rows, const Accumulator<T>* unit_projection, int64_t column,
-                    T* const* out) {
+                    T* const* out, bool streamed) {
   using S = Accumulator<T>;
   for (int64_t row = 0; row < n; row += tile_rows) {
     const S* gradients = scores + row * columns;
@@ -79,7 +79,8 @@ void unit_gradients(int64_t n, int64_t tokens, const Accumulator<T>* scores, int
     for (int r = 0; r < tile_rows && row + r < n; ++r)
       for (int v = 0; v < vectors; ++v) {
         const int64_t d = column + v * lanes<S>;
-        store(out[row + r] + d, sums[r][v] - load(unit_rows[row + r] + d) * unit_projection[row + r]);
+        const Vector<S> gradient = sums[r][v] - load(unit_rows[row + r] + d) * unit_projection[row + r];
+        streamed ? stream(out[row + r] + d, gradient) : store(out[row + r] + d, gradient);
       }
   }
 }
@@ -114,6 +115,7 @@ struct Part {
         begin(utterance.part_begin(part, parts)),
         end(utterance.part_begin(part + 1, parts)),
         first(part == 0),
+        streamed(can_stream<T>(arguments.grad_speech, arguments.batch * arguments.frames, arguments.width)),
         grad_speech(static_cast<T*>(arguments.grad_speech)),
         grad_text(static_cast<T*>(arguments.grad_text)) {
     if (grad_speech) grad_speech += batch * utterance.frames * utterance.width;
@@ -136,7 +138,7 @@ struct Part {
   const Utterance<T> utterance;
   const Tokens<T> tokens;
   const int64_t begin, end;
-  const bool first;
+  const bool first, streamed;
   T *grad_speech, *grad_text;
 };
 
@@ -168,7 +170,7 @@ void soft_part(const Part<T>& part, const TokenSums<Accumulator<T>>& token_sums)
 
   // A frame's gradient can go to its place at once where it is made of whole vectors.
   const bool to_place = !utterance.start && width % lanes<S> == 0;
-  SpeechGradient<T> speech(grad_speech, utterance, grad_speech ? open_frames(utterance, units) : 0, part.begin,
+  SpeechGradient<T> speech(grad_speech, part.streamed, utterance, grad_speech ? open_frames(utterance, units) : 0, part.begin,
                            part.end);
   const Buffer<S> unit_sums(grad_speech && !to_place ? tile_units * padded_width : 0), unused(columns);
   S unit_projection[tile_units];
@@ -188,10 +190,10 @@ void soft_part(const Part<T>& part, const TokenSums<Accumulator<T>>& token_sums)
       constexpr int block = decltype(vectors)::value;
       if (grad_speech && to_place)
         unit_gradients<block, T>(n, tokens.count, scores.data(), columns, token_rows.data(), padded_width, rows,
-                                 unit_projection, column, places);
+                                 unit_projection, column, places, part.streamed);
       else if (grad_speech)
         unit_gradients<block, S>(n, tokens.count, scores.data(), columns, token_rows.data(), padded_width, rows,
-                                 unit_projection, column, sums);
+                                 unit_projection, column, sums, false);
       if (own && part.grad_text)
         token_gradients<block, S>(n, tokens.count, scores.data(), columns, rows, padded_width, column,
                                   token_sums.direction);
@@ -253,7 +255,7 @@ void hard_part(const Part<T>& part) {
     if (c == 0 || candidates[c] != candidates[c - 1]) candidates[distinct++] = candidates[c];
   const Units<T> units(utterance, candidates.data(), distinct);
 
-  SpeechGradient<T> speech(grad_speech, utterance, grad_speech ? open_frames(utterance, units) : 0, part.begin,
+  SpeechGradient<T> speech(grad_speech, part.streamed, utterance, grad_speech ? open_frames(utterance, units) : 0, part.begin,
                            part.end);
   const Buffer<S> unit_row(width), unit_sum(width), token_row(width), token_sum(width);
   for (int64_t k = 0; k < units.count; ++k) {

@@ -168,13 +168,15 @@ struct Backward {
     const S* weights = static_cast<const S*>(a.weights[part.side]) + from;
     const S total = static_cast<const S*>(a.totals)[2 * part.b + part.side];
     T* row = static_cast<T*>(a.grad_values[part.side]) + from * a.width;
+    const bool streamed = can_stream<T>(a.grad_values[part.side], a.batch * a.lengths[part.side], a.width);
     for (int64_t i = 0; i < part.count; ++i, row += a.width) {
       const S scale = weights[i] / (part.side == SPEECH ? total : -total);
       if (weights[i] == 0)
-        fill_zero(row, a.width);
+        write_zero(row, a.width, streamed);
       else
-        scaled_copy(row, grad_pooled + part.b * a.width, scale, a.width);
+        write_row(row, grad_pooled + part.b * a.width, scale, a.width, streamed);
     }
+    if (streamed) end_stream();
   }
 };
 

@@ -171,6 +171,43 @@ inline void store(T* data, Vector<Accumulator<T>> value) {
   }
 }
 
+// Results of this size find no room in the caches: they are written past them, which spares reading what was there.
+constexpr int64_t streamed_bytes = int64_t{1} << 25;
+
+// Whether `stream` may write a result of `count` rows.
+template <class T>
+inline bool can_stream(const void* rows, int64_t count, int64_t width) {
+  return vector_bytes > 16 && count * width * static_cast<int64_t>(sizeof(T)) >= streamed_bytes &&
+         width % lanes<Accumulator<T>> == 0 && reinterpret_cast<uintptr_t>(rows) % vector_bytes == 0;
+}
+
+// `store` past the caches, at a multiple of the size of what is stored.
+template <class T>
+inline void stream(T* data, Vector<Accumulator<T>> value) {
+#if defined(__AVX2__)
+  T stored[lanes<Accumulator<T>>];
+  store(stored, value);
+  if constexpr (sizeof(stored) == 64) {
+#if defined(__AVX512F__)
+    _mm512_stream_si512(reinterpret_cast<__m512i*>(data), _mm512_loadu_si512(stored));
+#endif
+  } else if constexpr (sizeof(stored) == 32) {
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(data), _mm256_loadu_si256(reinterpret_cast<const __m256i*>(stored)));
+  } else {
+    _mm_stream_si128(reinterpret_cast<__m128i*>(data), _mm_loadu_si128(reinterpret_cast<const __m128i*>(stored)));
+  }
+#else
+  store(data, value);
+#endif
+}
+
+// Other threads see what was streamed before.
+inline void end_stream() {
+#if defined(__AVX2__)
+  _mm_sfence();
+#endif
+}
+
 template <class S>
 inline S sum_lanes(Vector<S> value) {
   S parts[lanes<S>];
@@ -286,6 +323,13 @@ inline void scaled_copy(To* to, const From* from, Accumulator<To> scale, int64_t
   for (; i < width; ++i) to[i] = Rounded<To>::from(to_accumulator(from[i]) * scale);
 }
 
+// The same, or past the caches.
+template <class To, class From>
+inline void write_row(To* to, const From* from, Accumulator<To> scale, int64_t width, bool streamed) {
+  if (!streamed) return scaled_copy(to, from, scale, width);
+  for (int64_t i = 0; i < width; i += lanes<Accumulator<To>>) stream(to + i, load(from + i) * scale);
+}
+
 // to += scale * from
 template <class From>
 inline void scaled_add(Accumulator<From>* to, const From* from, Accumulator<From> scale, int64_t width) {
@@ -298,6 +342,13 @@ inline void scaled_add(Accumulator<From>* to, const From* from, Accumulator<From
 template <class T>
 inline void fill_zero(T* to, int64_t count) {
   std::memset(static_cast<void*>(to), 0, static_cast<size_t>(count) * sizeof(T));
+}
+
+// The same for whole rows, or past the caches.
+template <class T>
+inline void write_zero(T* to, int64_t count, bool streamed) {
+  if (!streamed) return fill_zero(to, count);
+  for (int64_t i = 0; i < count; i += lanes<Accumulator<T>>) stream(to + i, Vector<Accumulator<T>>{});
 }
 
 // Uninitialised memory of one task, aligned to a vector.

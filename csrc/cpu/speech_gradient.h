@@ -14,8 +14,9 @@ class SpeechGradient {
   using S = Accumulator<T>;
 
   // `window`: the most frames that are open at a time; 0 where every unit is one frame.
-  SpeechGradient(T* rows, const Utterance<T>& utterance, int64_t window, int64_t begin, int64_t end)
+  SpeechGradient(T* rows, bool streamed, const Utterance<T>& utterance, int64_t window, int64_t begin, int64_t end)
       : rows_(rows),
+        streamed_(streamed),
         utterance_(utterance),
         window_(window),
         ring_(window * utterance.width),
@@ -36,7 +37,7 @@ class SpeechGradient {
     const int64_t first = maximum(begin_, utterance_.first_frame(units.index[unit]));
     const int64_t last = minimum(end_, utterance_.last_frame(units.index[unit]));
     if (!utterance_.start) {
-      scaled_copy(row(first), gradient, S{1}, utterance_.width);
+      write_row(row(first), gradient, S{1}, utterance_.width, streamed_);
       return;
     }
     close(first);
@@ -46,7 +47,10 @@ class SpeechGradient {
       if (utterance_.prior[i] > 0) scaled_add(ring_row(i), gradient, units.weight(unit, i), utterance_.width);
   }
 
-  void finish() { close(end_); }
+  void finish() {
+    close(end_);
+    if (streamed_) end_stream();
+  }
 
  private:
   S* ring_row(int64_t frame) const { return ring_.data() + frame % window_ * utterance_.width; }
@@ -54,14 +58,15 @@ class SpeechGradient {
   // Writes the frames before `frame`: from the ring where a unit has opened them, else zero.
   void close(int64_t frame) {
     for (; closed_ < minimum(open_, frame); ++closed_)
-      scaled_copy(rows_ + closed_ * utterance_.width, ring_row(closed_), S{1}, utterance_.width);
+      write_row(rows_ + closed_ * utterance_.width, ring_row(closed_), S{1}, utterance_.width, streamed_);
     if (closed_ < frame) {
-      fill_zero(rows_ + closed_ * utterance_.width, (frame - closed_) * utterance_.width);
+      write_zero(rows_ + closed_ * utterance_.width, (frame - closed_) * utterance_.width, streamed_);
       closed_ = frame;
     }
   }
 
   T* rows_;
+  bool streamed_;
   const Utterance<T>& utterance_;
   int64_t window_;
   Buffer<S> ring_;

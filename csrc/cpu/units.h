@@ -201,12 +201,20 @@ struct Units {
   // The rows of units [first, first + n), n <= tile_units; valid until the next call.
   const S* const* tile(int64_t first, int64_t n) {
     if (in_place) return rows.data() + first;
-    // Neighbouring units share frames: a block of their columns stays in the cache for several units.
+    // Neighbouring units share frames: a block of their columns stays in the cache for several units, while those that
+    // the next units add are fetched.
     constexpr int64_t group = 6, block = 4096 / sizeof(S) / 4;
-    for (int64_t begin = 0; begin < n; begin += group)
-      for (int64_t d = 0; d < utterance_.width; d += block)
-        for (int64_t r = begin; r < minimum(begin + group, n); ++r)
-          pool(first + r, storage_.data() + r * utterance_.padded_width, d, minimum(d + block, utterance_.width));
+    for (int64_t begin = 0; begin < n; begin += group) {
+      const int64_t past = minimum(begin + group, n);
+      const Frames now = frames_of(first + begin, first + past);
+      const Frames next = frames_of(first + past, minimum(first + past + group, count));
+      for (int64_t d = 0; d < utterance_.width; d += block) {
+        const int64_t end = minimum(d + block, utterance_.width);
+        for (int64_t i = maximum(now.end, next.begin); i < next.end; ++i) fetch(utterance_.frame(i) + d, end - d);
+        for (int64_t r = begin; r < past; ++r)
+          pool(first + r, storage_.data() + r * utterance_.padded_width, d, end);
+      }
+    }
     for (int64_t r = 0; r < n; ++r)
       for (int64_t d = utterance_.width; d < utterance_.padded_width; ++d)
         storage_[r * utterance_.padded_width + d] = 0;
@@ -236,6 +244,24 @@ struct Units {
   Buffer<const S*> rows;
 
  private:
+  struct Frames {
+    int64_t begin, end;
+  };
+
+  // What units [first, last) of those that take part cover.
+  Frames frames_of(int64_t first, int64_t last) const {
+    Frames covered{utterance_.frames, 0};
+    for (int64_t unit = first; unit < last; ++unit) {
+      covered.begin = minimum(covered.begin, utterance_.first_frame(index[unit]));
+      covered.end = maximum(covered.end, utterance_.last_frame(index[unit]));
+    }
+    return covered;
+  }
+
+  static void fetch(const T* row, int64_t columns) {
+    for (int64_t d = 0; d < columns; d += cache_line / static_cast<int64_t>(sizeof(T))) __builtin_prefetch(row + d, 0, 2);
+  }
+
   const Utterance<T>& utterance_;
 
  public:
