@@ -64,7 +64,7 @@ def pad_loss(
 
     Returns:
         Scalar, or [B] for "none"; float32, float64 for float64 inputs. Gradients flow to speech and text,
-        once: a double backward raises RuntimeError, and so does forward mode (jvp).
+        once: a double backward raises RuntimeError, and so do forward mode (jvp) and torch.func.
 
     Raises:
         ValueError: an argument of wrong shape, dtype, device or value, or a backend that cannot serve.
