@@ -34,6 +34,7 @@ build() {
   "$base" -m venv --system-site-packages "$ENVIRONMENT" || return
   # The python at hand may be an environment itself, whose packages --system-site-packages does not show.
   packages_of "$base" > "$(packages_of "$python")/base.pth"
+  rm -rf "$(packages_of "$python")"/setuptools*  # of before 3.12, too old to build with
   export PAD_KERNELS_REQUIRE_NATIVE=1
   if [ -z "${WHEELS:-}" ]; then
     "${install[@]}" -e '.[train,demo,bench]' pytest hypothesis expecttest
