@@ -16,7 +16,7 @@ namespace pad {
 
 namespace {
 
-constexpr int64_t page = 4096, large_page = int64_t{1} << 21;
+constexpr int64_t page = int64_t{1} << 16, large_page = int64_t{1} << 21;  // 64 KiB: whole pages on every kernel
 constexpr size_t most_kept = 2;  // a step has a large gradient of speech, and perhaps one of text
 
 struct Region {

@@ -170,8 +170,8 @@ void soft_part(const Part<T>& part, const TokenSums<Accumulator<T>>& token_sums)
 
   // A frame's gradient can go to its place at once where it is made of whole vectors.
   const bool to_place = !utterance.start && width % lanes<S> == 0;
-  SpeechGradient<T> speech(grad_speech, part.streamed, utterance, grad_speech ? open_frames(utterance, units) : 0, part.begin,
-                           part.end);
+  SpeechGradient<T> speech(grad_speech, part.streamed, utterance, grad_speech ? open_frames(utterance, units) : 0,
+                           part.begin, part.end);
   const Buffer<S> unit_sums(grad_speech && !to_place ? tile_units * padded_width : 0), unused(columns);
   S unit_projection[tile_units];
   T* places[tile_units];
@@ -255,8 +255,8 @@ void hard_part(const Part<T>& part) {
     if (c == 0 || candidates[c] != candidates[c - 1]) candidates[distinct++] = candidates[c];
   const Units<T> units(utterance, candidates.data(), distinct);
 
-  SpeechGradient<T> speech(grad_speech, part.streamed, utterance, grad_speech ? open_frames(utterance, units) : 0, part.begin,
-                           part.end);
+  SpeechGradient<T> speech(grad_speech, part.streamed, utterance, grad_speech ? open_frames(utterance, units) : 0,
+                           part.begin, part.end);
   const Buffer<S> unit_row(width), unit_sum(width), token_row(width), token_sum(width);
   for (int64_t k = 0; k < units.count; ++k) {
     units.pool(k, unit_row.data(), 0, width);
