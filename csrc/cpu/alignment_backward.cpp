@@ -66,7 +66,7 @@ void score_gradients(const Units<T>& units, int64_t first, int64_t n, int64_t co
 // [column, column + vectors).
 template <int vectors, class T>
 void unit_gradients(int64_t n, int64_t tokens, const Accumulator<T>* scores, int64_t columns,
-                    const Accumulator<T>* token_rows, int64_t padded_width,
+                    const Accumulator<T>* token_rows, int64_t row_stride,
                     const Accumulator<T>* const* unit_rows, const Accumulator<T>* unit_projection, int64_t column,
                     T* const* out, bool streamed) {
   using S = Accumulator<T>;
@@ -75,7 +75,7 @@ void unit_gradients(int64_t n, int64_t tokens, const Accumulator<T>* scores, int
     Vector<S> sums[tile_rows][vectors] = {};
     multiply_tile<S, vectors>(
         tokens, [&](int r, int64_t j) { return gradients[r * columns + j]; },
-        [&](int64_t j) { return token_rows + j * padded_width + column; }, sums);
+        [&](int64_t j) { return token_rows + j * row_stride + column; }, sums);
     for (int r = 0; r < tile_rows && row + r < n; ++r)
       for (int v = 0; v < vectors; ++v) {
         const int64_t d = column + v * lanes<S>;
@@ -88,18 +88,18 @@ void unit_gradients(int64_t n, int64_t tokens, const Accumulator<T>* scores, int
 // token_sums[j][d] += sum_r scores[r][j] unit_rows[r][d]
 template <int vectors, class S>
 void token_gradients(int64_t n, int64_t tokens, const S* scores, int64_t columns, const S* const* unit_rows,
-                     int64_t padded_width, int64_t column, S* token_sums) {
+                     int64_t row_stride, int64_t column, S* token_sums) {
   for (int64_t token = 0; token < tokens; token += tile_rows) {
     Vector<S> sums[tile_rows][vectors];
     for (int r = 0; r < tile_rows; ++r)
       for (int v = 0; v < vectors; ++v)
-        sums[r][v] = load(token_sums + (token + r) * padded_width + column + v * lanes<S>);
+        sums[r][v] = load(token_sums + (token + r) * row_stride + column + v * lanes<S>);
     multiply_tile<S, vectors>(
         n, [&](int r, int64_t unit) { return scores[unit * columns + token + r]; },
         [&](int64_t unit) { return unit_rows[unit] + column; }, sums);
     for (int r = 0; r < tile_rows; ++r)
       for (int v = 0; v < vectors; ++v)
-        store(token_sums + (token + r) * padded_width + column + v * lanes<S>, sums[r][v]);
+        store(token_sums + (token + r) * row_stride + column + v * lanes<S>, sums[r][v]);
   }
 }
 
@@ -142,7 +142,7 @@ struct Part {
   T *grad_speech, *grad_text;
 };
 
-// The token gradients of one part before they are put together: sum of G u/|u| [padded tokens, padded width] and
+// The token gradients of one part before they are put together: sum of G u/|u| [padded tokens, row stride] and
 // of G phi [padded tokens].
 template <class S>
 struct TokenSums {
@@ -155,7 +155,7 @@ void soft_part(const Part<T>& part, const TokenSums<Accumulator<T>>& token_sums)
   const Utterance<T>& utterance = part.utterance;
   const Tokens<T>& tokens = part.tokens;
   T* const grad_speech = part.grad_speech;
-  const int64_t columns = tokens.padded, width = utterance.width, padded_width = utterance.padded_width;
+  const int64_t columns = tokens.padded, width = utterance.width, row_stride = utterance.row_stride;
   const Buffer<int32_t> candidates(utterance.units);
   all_units(utterance.units, candidates.data());
   Units<T> units(utterance, candidates.data(), part.select(candidates.data(), utterance.units));
@@ -163,7 +163,7 @@ void soft_part(const Part<T>& part, const TokenSums<Accumulator<T>>& token_sums)
   while (shared < units.count && !part.owns(units.index[shared])) ++shared;
 
   const TokenTerms<S> terms(part.arguments, part.batch, tokens);
-  const Buffer<S> panel(width * columns), token_rows(columns * padded_width), scores(tile_units * columns);
+  const Buffer<S> panel(width * columns), token_rows(columns * row_stride), scores(tile_units * columns);
   tokens.write_panel(utterance, panel.data());
   tokens.write_rows(utterance, token_rows.data());
   fill_zero(scores.data(), tile_units * columns);
@@ -172,11 +172,11 @@ void soft_part(const Part<T>& part, const TokenSums<Accumulator<T>>& token_sums)
   const bool to_place = !utterance.start && width % lanes<S> == 0;
   SpeechGradient<T> speech(grad_speech, part.streamed, utterance, grad_speech ? open_frames(utterance, units) : 0,
                            part.begin, part.end);
-  const Buffer<S> unit_sums(grad_speech && !to_place ? tile_units * padded_width : 0), unused(columns);
+  const Buffer<S> unit_sums(grad_speech && !to_place ? tile_units * row_stride : 0), unused(columns);
   S unit_projection[tile_units];
   T* places[tile_units];
   S* sums[tile_units];
-  for (int64_t r = 0; r < tile_units; ++r) sums[r] = unit_sums.data() + r * padded_width;
+  for (int64_t r = 0; r < tile_units; ++r) sums[r] = unit_sums.data() + r * row_stride;
 
   for (int64_t first = grad_speech ? 0 : shared, n; first < units.count; first += n) {
     const bool own = first >= shared;
@@ -186,16 +186,16 @@ void soft_part(const Part<T>& part, const TokenSums<Accumulator<T>>& token_sums)
                        scores.data(), unit_projection, own && part.grad_text ? token_sums.projection : unused.data());
     if (grad_speech && to_place)
       for (int64_t r = 0; r < n; ++r) places[r] = speech.row(units.index[first + r]);
-    for_each_column_block<S>(padded_width, [&](auto vectors, int64_t column) {
+    for_each_column_block<S>(utterance.padded_width, [&](auto vectors, int64_t column) {
       constexpr int block = decltype(vectors)::value;
       if (grad_speech && to_place)
-        unit_gradients<block, T>(n, tokens.count, scores.data(), columns, token_rows.data(), padded_width, rows,
+        unit_gradients<block, T>(n, tokens.count, scores.data(), columns, token_rows.data(), row_stride, rows,
                                  unit_projection, column, places, part.streamed);
       else if (grad_speech)
-        unit_gradients<block, S>(n, tokens.count, scores.data(), columns, token_rows.data(), padded_width, rows,
+        unit_gradients<block, S>(n, tokens.count, scores.data(), columns, token_rows.data(), row_stride, rows,
                                  unit_projection, column, sums, false);
       if (own && part.grad_text)
-        token_gradients<block, S>(n, tokens.count, scores.data(), columns, rows, padded_width, column,
+        token_gradients<block, S>(n, tokens.count, scores.data(), columns, rows, row_stride, column,
                                   token_sums.direction);
     });
     if (grad_speech && !to_place)
@@ -216,10 +216,10 @@ void finish_text(const AlignmentBackward& arguments, int64_t batch, const TokenS
   const Buffer<S> token_row(width);
   int64_t written = 0;
   for (int64_t j = 0; j < tokens.count; ++j) {
-    S* sum = parts[0].direction + j * utterance.padded_width;
+    S* sum = parts[0].direction + j * utterance.row_stride;
     S projection = parts[0].projection[j];
     for (int64_t part = 1; part < part_count; ++part) {
-      scaled_add(sum, parts[part].direction + j * utterance.padded_width, S{1}, width);
+      scaled_add(sum, parts[part].direction + j * utterance.row_stride, S{1}, width);
       projection += parts[part].projection[j];
     }
     if (!norm_is_clamped(tokens.inverse[j])) {
@@ -296,11 +296,11 @@ void soft_backward(const AlignmentBackward& arguments) {
   using S = Accumulator<T>;
   const int64_t parts = parts_of_utterance(arguments);
   const int64_t columns = round_up(arguments.tokens, maximum(lanes<S>, tile_rows));
-  const int64_t padded_width = round_up(arguments.width, lanes<S>), slot = columns * (padded_width + 1);
+  const int64_t row_stride = odd_stride<S>(arguments.width), slot = columns * (row_stride + 1);
   // Where an utterance is one task, its sums live as long as the task.
   const bool together = parts == 1;
   const Buffer<S> shared(arguments.grad_text && !together ? arguments.batch * parts * slot : 0);
-  const auto sums_in = [&](S* memory) { return TokenSums<S>{memory, memory + columns * padded_width}; };
+  const auto sums_in = [&](S* memory) { return TokenSums<S>{memory, memory + columns * row_stride}; };
   for_each_part<S>(arguments, parts, [&](int64_t batch, int64_t part) {
     const Buffer<S> own(arguments.grad_text && together ? slot : 0);
     S* memory = together ? own.data() : shared.data() + (batch * parts + part) * slot;

@@ -171,8 +171,8 @@ inline void store(T* data, Vector<Accumulator<T>> value) {
   }
 }
 
-// Results of this size find no room in the caches: they are written past them, which spares reading what was there.
-constexpr int64_t streamed_bytes = int64_t{1} << 25;
+// Results of this size find little room in the caches: they are written past them, which spares reading what was there.
+constexpr int64_t streamed_bytes = int64_t{1} << 23;
 
 // Whether `stream` may write a result of `count` rows.
 template <class T>

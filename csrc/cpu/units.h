@@ -8,7 +8,7 @@ namespace pad {
 namespace PAD_INSTRUCTION_SET {
 namespace {
 
-constexpr int64_t tile_units = 32;
+constexpr int64_t tile_units = 64;
 constexpr double norm_epsilon = 1e-8;
 
 template <class S>
@@ -21,6 +21,14 @@ inline S inverse_norm(S squares) {
 template <class S>
 inline bool norm_is_clamped(S inverse) { return inverse * static_cast<S>(norm_epsilon) >= S{1}; }
 
+// The stride of rows of `width` in memory of our own: an odd number of cache lines, so that a column of many rows does
+// not fall on the same few places of the cache.
+template <class S>
+inline int64_t odd_stride(int64_t width) {
+  constexpr int64_t line = cache_line / static_cast<int64_t>(sizeof(S));
+  return ((width + line - 1) / line | 1) * line;
+}
+
 template <class T>
 struct Utterance {
   using S = Accumulator<T>;
@@ -28,6 +36,7 @@ struct Utterance {
   Utterance(const AlignmentArguments& arguments, int64_t batch)
       : width(arguments.width),
         padded_width(round_up(arguments.width, lanes<S>)),
+        row_stride(odd_stride<S>(padded_width)),
         frames(arguments.frames),
         tokens(arguments.tokens),
         units(arguments.units),
@@ -55,7 +64,7 @@ struct Utterance {
     return frame;
   }
 
-  int64_t width, padded_width, frames, tokens, units;
+  int64_t width, padded_width, row_stride, frames, tokens, units;
   const T *speech, *text;
   int64_t speech_stride, text_stride;
   const S* prior;
@@ -81,10 +90,10 @@ struct Tokens {
     for (int64_t j = count; j < padded; ++j) inverse[j] = 0;
   }
 
-  // rows[j] = the j-th token, padded with zeros to [padded][padded_width]
+  // rows[j] = the j-th token, padded with zeros to [padded][padded_width], row_stride apart
   void write_rows(const Utterance<T>& utterance, S* rows) const {
     for (int64_t j = 0; j < padded; ++j) {
-      S* row = rows + j * utterance.padded_width;
+      S* row = rows + j * utterance.row_stride;
       const int64_t filled = j < count ? width : 0;
       if (j < count) scaled_copy(row, utterance.token(index[j]), inverse[j], width);
       for (int64_t d = filled; d < utterance.padded_width; ++d) row[d] = 0;
@@ -154,9 +163,9 @@ struct Units {
         utterance_(utterance),
         // A frame can be read in place where it needs no conversion and no padding.
         in_place(std::is_same_v<T, S> && !utterance.start && utterance.width % lanes<S> == 0),
-        storage_(in_place ? 0 : tile_units * utterance.padded_width),
+        storage_(in_place ? 0 : tile_units * utterance.row_stride),
         storage_rows_(tile_units) {
-    for (int64_t r = 0; r < tile_units; ++r) storage_rows_[r] = storage_.data() + r * utterance.padded_width;
+    for (int64_t r = 0; r < tile_units; ++r) storage_rows_[r] = storage_.data() + r * utterance.row_stride;
     for (int64_t c = 0; c < candidate_count; ++c) {
       const int64_t first = utterance.first_frame(candidates[c]), last = utterance.last_frame(candidates[c]);
       S sum = 0;
@@ -212,12 +221,12 @@ struct Units {
         const int64_t end = minimum(d + block, utterance_.width);
         for (int64_t i = maximum(now.end, next.begin); i < next.end; ++i) fetch(utterance_.frame(i) + d, end - d);
         for (int64_t r = begin; r < past; ++r)
-          pool(first + r, storage_.data() + r * utterance_.padded_width, d, end);
+          pool(first + r, storage_.data() + r * utterance_.row_stride, d, end);
       }
     }
     for (int64_t r = 0; r < n; ++r)
       for (int64_t d = utterance_.width; d < utterance_.padded_width; ++d)
-        storage_[r * utterance_.padded_width + d] = 0;
+        storage_[r * utterance_.row_stride + d] = 0;
     return storage_rows_.data();
   }
 

@@ -21,7 +21,7 @@ LOADED = _native is not None
 ELEMENTS = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 ANCHORS = {"topk": 0, "peaks": 1, "stride": 2}
 CUDA_WIDTH = 2048
-LARGE_BYTES = 1 << 25
+LARGE_BYTES = 1 << 23
 
 
 def serves(op, device, dtype, width=None):
