@@ -5,15 +5,18 @@
 #include <array>
 #include <cstdint>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "alignment.h"
 #include "cpu/dispatch.h"
 #include "device.h"
+#include "loss.h"
 #include "memory.h"
 #include "pooling.h"
 #include "significance.h"
 #include "spans.h"
+#include "weights.h"
 
 namespace py = pybind11;
 
@@ -185,6 +188,32 @@ void pooled_distance_backward(const std::array<int64_t, 4>& sizes, int element, 
   run(place, arguments, pad::pooled_distance_backward, no_workspace, pad::cuda::pooled_distance_backward);
 }
 
+// sizes: batch, length. Returns the bounds of the priors.
+std::pair<double, double> position_weights(const std::array<int64_t, 2>& sizes, Address real, Address prior,
+                                           int element, bool normalized, double masked, Address weights,
+                                           bool is_double) {
+  double bounds[2];
+  pad::position_weights({sizes[0], sizes[1], pointer<uint8_t>(real), pointer<void>(prior),
+                         static_cast<pad::Element>(element), normalized, masked, pointer<void>(weights), is_double,
+                         bounds});
+  return {bounds[0], bounds[1]};
+}
+
+bool spans_fit(Address start, Address end, int64_t count, int64_t frames) {
+  return pad::spans_fit(pointer<int32_t>(start), pointer<int32_t>(end), count, frames);
+}
+
+double token_loss(int64_t batch, bool is_double, int reduction, Address loss, int64_t tokens, Address similarity,
+                  Address unit, Address weights) {
+  return pad::token_loss({batch, is_double, static_cast<pad::Reduction>(reduction), pointer<void>(loss)}, tokens,
+                         pointer<void>(similarity), pointer<int64_t>(unit), pointer<void>(weights));
+}
+
+double pooled_loss(int64_t batch, bool is_double, int reduction, Address loss, Address distance, Address totals) {
+  return pad::pooled_loss({batch, is_double, static_cast<pad::Reduction>(reduction), pointer<void>(loss)},
+                          pointer<void>(distance), pointer<void>(totals));
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_native, module) {
@@ -195,6 +224,10 @@ PYBIND11_MODULE(_native, module) {
   module.def("select_spans", &select_spans);
   module.def("pooled_distance_forward", &pooled_distance_forward);
   module.def("pooled_distance_backward", &pooled_distance_backward);
+  module.def("position_weights", &position_weights);
+  module.def("spans_fit", &spans_fit);
+  module.def("token_loss", &token_loss);
+  module.def("pooled_loss", &pooled_loss);
   py::class_<pad::Memory>(module, "Memory", py::buffer_protocol(), "Bytes for a large result, kept when they are freed.")
       .def(py::init<int64_t>())
       .def_buffer([](const pad::Memory& memory) {

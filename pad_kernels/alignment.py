@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from pad_kernels import backends, checks, reference
+from pad_kernels.dtypes import accumulator
+from pad_kernels.weights import MASKED_IN_SPANS, position_weights
 
 
 class Alignment(NamedTuple):
@@ -35,27 +37,33 @@ torch.library.define(
 )
 
 
-@torch.library.impl("pad_kernels::alignment_forward", "CompositeExplicitAutograd")
-def _forward(speech, text, frame_prior, token_mask, start, end, temperature, backend):
+def forward(speech, text, frame_prior, token_mask, start, end, temperature, backend):
+    """The op alignment_forward: similarity, best unit and log-normaliser of each token."""
     function = backends.serve(
         "alignment_forward", backend, speech.device, speech.dtype, speech.shape[2]
     )
     return function(speech, text, frame_prior, token_mask, start, end, temperature)
 
 
+torch.library.impl("pad_kernels::alignment_forward", "CompositeExplicitAutograd", forward)
+
+
 @torch.library.register_fake("pad_kernels::alignment_forward")
 def _forward_fake(speech, text, frame_prior, token_mask, start, end, temperature, backend):
-    similarity = text.new_empty(text.shape[:2], dtype=checks.accumulator(text.dtype))
+    similarity = text.new_empty(text.shape[:2], dtype=accumulator(text.dtype))
     return similarity, torch.empty_like(similarity, dtype=torch.int64), torch.empty_like(similarity)
 
 
-@torch.library.impl("pad_kernels::alignment_backward", "CompositeExplicitAutograd")
-def _backward(grad_similarity, speech, *rest):
+def backward(grad_similarity, speech, *rest):
+    """The op alignment_backward: gradients of speech and text, each empty unless needed."""
     *rest, backend = rest
     function = backends.serve(
         "alignment_backward", backend, speech.device, speech.dtype, speech.shape[2]
     )
     return function(grad_similarity, speech, *rest)
+
+
+torch.library.impl("pad_kernels::alignment_backward", "CompositeExplicitAutograd", backward)
 
 
 @torch.library.register_fake("pad_kernels::alignment_backward")
@@ -102,10 +110,9 @@ def _checked(speech, text, spans, speech_mask, text_mask, speech_prior, temperat
     token_mask = checks.mask("text_mask", text_mask, text.shape[:2], text.device)
     if token_mask is None:
         token_mask = torch.ones(text.shape[:2], dtype=torch.bool, device=text.device)
-    frame_prior = checks.weights("speech", speech, speech_mask, speech_prior)
-    start, end = checks.spans(spans, batch, frames, speech.device)
-    if start is not None:
-        frame_prior = checks.masked_below_zero(frame_prior, speech_mask)
+    start, end = checks.spans(spans, batch, frames, speech.device, None)
+    masked = 0.0 if start is None else MASKED_IN_SPANS
+    frame_prior = position_weights("speech_prior", speech, speech_mask, speech_prior, masked=masked)
     return speech, text, frame_prior, token_mask, start, end, checks.temperature(temperature)
 
 

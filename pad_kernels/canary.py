@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pad_kernels import reference
-from pad_kernels.checks import accumulator
+from pad_kernels.dtypes import accumulator
 
 BAR = {torch.float64: 1e-6, torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 1e-2}
 _found: dict[tuple, str | None] = {}

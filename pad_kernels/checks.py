@@ -1,4 +1,4 @@
-"""Checks of arguments, once for all ops, and what folds masks and priors into the weights the ops take.
+"""Checks of arguments, once for all ops.
 
 Shapes, dtypes and devices are always checked. Values are checked where nobody has to wait for that: on CPU
 tensors, outside torch.compile.
@@ -12,15 +12,11 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-INTEGER = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+from pad_kernels.dtypes import FLOATING, INTEGER
+
+_PLAIN = (Tensor, torch.nn.Parameter)
 LOWEST_TEMPERATURE = 1e-38  # its inverse is a float32
 MOST_ANCHORS = 2**20
-
-
-def accumulator(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of sums, norms and softmax: float64 for float64, else float32."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def describe(value) -> str:
@@ -35,8 +31,23 @@ def _wrong(name, value, expected):
     raise ValueError(f"{name}: got {describe(value)}, expected {expected}")
 
 
-def _values_can_be_read(value: Tensor) -> bool:
-    # Subclasses (fake tensors, for one) may have no values.
+def are_plain(*values: Tensor | None) -> bool:
+    """Whether the memory of tensors may be used past the dispatcher: nobody traces or transforms it."""
+    if (
+        torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._get_tracing_state() is not None
+    ):
+        return False
+    for value in values:
+        if value is not None and (type(value) not in _PLAIN or value.is_meta):
+            return False
+    return True
+
+
+def values_can_be_read(value: Tensor) -> bool:
+    """Whether reading values makes nobody wait. Subclasses (fake tensors, for one) may have none."""
     return value.device.type == "cpu" and type(value) is Tensor and not torch.compiler.is_compiling()
 
 
@@ -96,58 +107,15 @@ def mask(name: str, value: Tensor | None, shape, device) -> Tensor | None:
     tensor(name, value, (torch.bool, *INTEGER), shape, device, "a mask, bool or integers 0 and 1,")
     if value.dtype == torch.bool:
         return value
-    if value.numel() and _values_can_be_read(value):
+    if value.numel() and values_can_be_read(value):
         lowest, highest = torch.aminmax(value)
         if lowest < 0 or highest > 1:
             raise ValueError(f"{name}: got values from {lowest} to {highest}, expected 0 and 1 alone")
     return value != 0
 
 
-def prior(name: str, value: Tensor, real: Tensor | None, shape, device, dtype) -> Tensor:
-    """A prior in `dtype`, 0 where `real` is False. Negative or NaN elsewhere: an error, or 0 if unread."""
-    tensor(name, value, FLOATING, shape, device, "a floating-point tensor")
-    value = value.detach()
-    if real is not None:
-        value = torch.where(real, value, 0)
-    if not _values_can_be_read(value):
-        return torch.where(value > 0, value, 0).to(dtype)
-    if value.numel():
-        lowest, highest = (bound.item() for bound in torch.aminmax(value))
-        limits = torch.finfo(dtype)
-        if not (lowest >= 0 and highest <= limits.max / shape[1] and (highest == 0 or highest >= limits.tiny)):
-            bad = "NaN" if math.isnan(lowest) else lowest if lowest < 0 else highest
-            raise ValueError(
-                f"{name}: got {bad} at a real position, expected values of at least 0 whose sum is a {str(dtype)[6:]}"
-            )
-    return value.to(dtype)
-
-
-def weights(side: str, values: Tensor, real: Tensor | None, given: Tensor | None) -> Tensor:
-    """What each position of `values` [B, L, D] weighs, in its accumulator dtype: the prior, 0 where not real.
-
-    Without a prior it is 1 / (number of real positions). `side` is "speech" or "text", `real` a bool mask.
-    """
-    shape, dtype = values.shape[:2], accumulator(values.dtype)
-    if given is not None:
-        return prior(f"{side}_prior", given, real, shape, values.device, dtype)
-    if real is None:
-        return torch.full(shape, 1 / max(shape[1], 1), dtype=dtype, device=values.device)
-    return real / real.sum(1, keepdim=True).to(dtype).clamp(min=1)
-
-
-def masked_below_zero(weights: Tensor, real: Tensor | None) -> Tensor:
-    """Weights of frames as the alignment of spans takes them: -1 at the masked ones, which count in no mean."""
-    return weights if real is None else torch.where(real, weights, -1)
-
-
-def normalized(value: Tensor) -> Tensor:
-    """Weights [B, L] that sum to 1 over each row, or stay 0."""
-    total = value.sum(1, keepdim=True)
-    return value / total.masked_fill(total == 0, 1)
-
-
-def spans(value, batch: int, frames: int, device) -> tuple[Tensor | None, Tensor | None]:
-    """Spans (start, end) [B, U] as int32, or (None, None)."""
+def spans(value, batch: int, frames: int, device, compiled) -> tuple[Tensor | None, Tensor | None]:
+    """Spans (start, end) [B, U] as int32, or (None, None); `compiled` as for `position_weights`."""
     if value is None:
         return None, None
     if not isinstance(value, (tuple, list)) or len(value) != 2:
@@ -158,11 +126,16 @@ def spans(value, batch: int, frames: int, device) -> tuple[Tensor | None, Tensor
         if units == "units" or not isinstance(bound, Tensor):
             _wrong(name, bound, f"an int32 or int64 tensor of shape [{batch}, units]")
         tensor(name, bound, (torch.int32, torch.int64), (batch, units), device, "an int32 or int64 tensor")
-    if _values_can_be_read(start) and not ((start >= 0) & (start <= end) & (end <= frames)).all():
+    if compiled and start.dtype == end.dtype == torch.int32 and are_plain(start, end):
+        fit = compiled.spans_fit(start, end, frames)
+    else:
+        fit = not values_can_be_read(start) or ((start >= 0) & (start <= end) & (end <= frames)).all()
+    if not fit:
         raise ValueError(f"spans: got a span that is not 0 <= start <= end <= {frames}, the number of frames")
     if start.dtype == torch.int64 or end.dtype == torch.int64:
         start, end = (bound.clamp(0, frames).to(torch.int32) for bound in (start, end))
     return start, end
+
 
 
 def temperature(value) -> float:
@@ -193,7 +166,7 @@ def per_utterance(name: str, value, batch: int, device, dtype) -> Tensor:
     if isinstance(value, Tensor):
         allowed = INTEGER if dtype == torch.int64 else (*FLOATING, *INTEGER)
         tensor(name, value, allowed, (batch,), device, f"a number or a {str(dtype)[6:]} tensor")
-        if value.numel() and _values_can_be_read(value) and not (value >= 0).all():
+        if value.numel() and values_can_be_read(value) and not (value >= 0).all():
             raise ValueError(f"{name}: got a negative or NaN value, expected values of at least 0")
         return value.to(dtype)
     whole = isinstance(value, int) and not isinstance(value, bool)

@@ -1,25 +1,18 @@
 """The losses of PAD: global, token (TLocal) and span (SLocal), made of the ops."""
 
+import functools
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from pad_kernels import backends, checks
-from pad_kernels.pooling import pooled_distance
-from pad_kernels.spans import ANCHORS, select_spans
+from pad_kernels import backends, checks, reference
+from pad_kernels.nodes import GlobalLoss, LocalLoss
+from pad_kernels.spans import ANCHORS, around_anchors
+from pad_kernels.weights import MASKED_IN_SPANS, position_weights
 
 LEVELS = ("global", "token", "span")
 REDUCTIONS = ("mean", "sum", "none")
-
-
-def _per_utterance_local(speech, text, frame_prior, token_prior, start, end, temperature, backend):
-    """Token distances weighted by the text prior [B], 0 where the utterance does not count, and which do."""
-    similarity, unit, _ = torch.ops.pad_kernels.alignment_forward.default(
-        speech, text, frame_prior, token_prior > 0, start, end, temperature, backend
-    )
-    real = (unit >= 0).any(1)
-    return torch.where(real, (token_prior * (1 - similarity)).sum(1), 0), real
 
 
 def pad_loss(
@@ -78,48 +71,76 @@ def pad_loss(
     speech, text = checks.embeddings(speech, text)
     speech_mask = checks.mask("speech_mask", speech_mask, speech.shape[:2], speech.device)
     text_mask = checks.mask("text_mask", text_mask, text.shape[:2], text.device)
-    frame_prior = checks.weights("speech", speech, speech_mask, speech_prior)
-    token_prior = checks.weights("text", text, text_mask, text_prior)
+    plain = checks.are_plain(speech, text)
+    compiled = backends.compiled(backend, speech.device) if plain else None
+    masked = MASKED_IN_SPANS if level == "span" else 0.0
+    frame_prior = position_weights("speech_prior", speech, speech_mask, speech_prior, compiled, masked=masked)
+    token_prior = position_weights("text_prior", text, text_mask, text_prior, compiled, normalized=True)
 
     if level == "global":
-        loss, real = pooled_distance(speech, text, frame_prior, token_prior, backend)
+        run = GlobalLoss.apply if plain else _global_loss
+        return run(speech, text, frame_prior, token_prior, reduction, backend)
+    if spans is not None:
+        start, end = checks.spans(spans, *speech.shape[:2], speech.device, compiled)
+    elif level == "span":
+        start, end = _select(frame_prior, speech_mask, speech_prior, text, text_mask, num_anchors, scales, anchors,
+                             backend)  # fmt: skip
     else:
-        if text_prior is not None:
-            token_prior = checks.normalized(token_prior)
         start = end = None
-        if spans is not None:
-            start, end = checks.spans(spans, *speech.shape[:2], speech.device)
-        elif level == "span":
-            start, end = _select(frame_prior, speech_mask, speech_prior, text, text_mask, num_anchors, scales,
-                                 anchors, backend)  # fmt: skip
-        if start is not None:
-            frame_prior = checks.masked_below_zero(frame_prior, speech_mask)
-        loss, real = _per_utterance_local(
-            speech, text, frame_prior, token_prior, start, end, float(temperature), backend
-        )
-    if reduction == "none":
-        return loss
-    return loss.sum() if reduction == "sum" else loss.sum() / real.sum().clamp(min=1)
+    run = LocalLoss.apply if plain else _local_loss
+    return run(speech, text, frame_prior, token_prior, start, end, float(temperature), reduction, backend)
+
+
+def _local_loss(speech, text, frame_prior, token_prior, start, end, temperature, reduction, backend):
+    similarity, unit, _ = torch.ops.pad_kernels.alignment_forward.default(
+        speech, text, frame_prior, token_prior > 0, start, end, temperature, backend
+    )
+    return reference.token_loss(similarity, unit, token_prior, reduction)[0]
+
+
+def _global_loss(speech, text, frame_weights, token_weights, reduction, backend):
+    distance, _, totals = torch.ops.pad_kernels.pooled_distance_forward.default(
+        speech, text, frame_weights, token_weights, backend
+    )
+    return reference.pooled_loss(distance, totals, reduction)[0]
 
 
 def _select(frame_prior, speech_mask, speech_prior, text, text_mask, num_anchors, scales, anchors, backend):
     batch, tokens, _ = text.shape
     if speech_mask is None:
         speech_mask = torch.ones(frame_prior.shape, dtype=torch.bool, device=text.device)
-    return select_spans(
-        None if speech_prior is None else frame_prior,
+    # Without a prior there is nothing to choose anchors by.
+    return around_anchors(
+        frame_prior,
         speech_mask,
         tokens if text_mask is None else text_mask.sum(1),
-        num_anchors=num_anchors,
-        scales=scales,
-        anchors=anchors,
-        max_anchors=tokens if num_anchors is None else None,
+        num_anchors,
+        [float(scale) for scale in scales],
+        "stride" if speech_prior is None else anchors,
+        None,
+        tokens if num_anchors is None else None,
         # Triton has no selection of spans; the alignment is what was asked of it.
-        backend="auto" if backend == "triton" else backend or None,
+        "auto" if backend == "triton" else backend,
     )
 
 
 def _check_options(level, temperature, num_anchors, scales, anchors, reduction, backend):
+    options = (level, temperature, num_anchors, anchors, reduction, backend)
+    # A training loop passes the same options every time. `typed`: True is not 1.
+    if isinstance(scales, (tuple, list)) and not torch.compiler.is_compiling() and not isinstance(num_anchors, Tensor):
+        try:
+            return _remembered(*options, *scales)
+        except TypeError:  # what has no hash is wrong, and named below
+            pass
+    _check(*options, scales)
+
+
+@functools.lru_cache(typed=True)
+def _remembered(*options):
+    _check(*options[:6], options[6:])
+
+
+def _check(level, temperature, num_anchors, anchors, reduction, backend, scales):
     checks.choice("level", level, LEVELS)
     checks.choice("anchors", anchors, ANCHORS)
     checks.choice("reduction", reduction, REDUCTIONS)

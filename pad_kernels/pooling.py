@@ -1,9 +1,9 @@
 """L1 distance of the pooled embeddings of an utterance's speech and text: the global level."""
 
 import torch
-from torch import Tensor
 
 from pad_kernels import backends, checks
+from pad_kernels.dtypes import accumulator
 
 torch.library.define(
     "pad_kernels::pooled_distance_forward",
@@ -18,23 +18,29 @@ torch.library.define(
 )
 
 
-@torch.library.impl("pad_kernels::pooled_distance_forward", "CompositeExplicitAutograd")
-def _forward(speech, text, frame_weights, token_weights, backend):
+def forward(speech, text, frame_weights, token_weights, backend):
+    """The op pooled_distance_forward: distance of the pooled rows, their difference, and the sums of the weights."""
     function = backends.serve("pooled_distance_forward", backend, speech.device, speech.dtype)
     return function(speech, text, frame_weights, token_weights)
+
+
+torch.library.impl("pad_kernels::pooled_distance_forward", "CompositeExplicitAutograd", forward)
 
 
 @torch.library.register_fake("pad_kernels::pooled_distance_forward")
 def _forward_fake(speech, text, frame_weights, token_weights, backend):
     batch, _, width = speech.shape
-    difference = speech.new_empty((batch, width), dtype=checks.accumulator(speech.dtype))
+    difference = speech.new_empty((batch, width), dtype=accumulator(speech.dtype))
     return difference.new_empty(batch), difference, difference.new_empty((batch, 2))
 
 
-@torch.library.impl("pad_kernels::pooled_distance_backward", "CompositeExplicitAutograd")
-def _backward(grad, difference, totals, frame_weights, token_weights, dtype, need_speech, need_text, backend):
+def backward(grad, difference, totals, frame_weights, token_weights, dtype, need_speech, need_text, backend):
+    """The op pooled_distance_backward: gradients of speech and text, each empty unless needed."""
     function = backends.serve("pooled_distance_backward", backend, grad.device, dtype)
     return function(grad, difference, totals, frame_weights, token_weights, dtype, need_speech, need_text)
+
+
+torch.library.impl("pad_kernels::pooled_distance_backward", "CompositeExplicitAutograd", backward)
 
 
 @torch.library.register_fake("pad_kernels::pooled_distance_backward")
@@ -71,18 +77,3 @@ def _no_second_gradient(ctx, *grads):
 torch.library.register_autograd("pad_kernels::pooled_distance_forward", _gradients, setup_context=_save)
 torch.library.register_autograd("pad_kernels::pooled_distance_backward", _no_second_gradient)
 checks.refuse_vmap("pad_kernels::pooled_distance_forward", "pad_kernels::pooled_distance_backward")
-
-
-def pooled_distance(
-    speech: Tensor, text: Tensor, frame_weights: Tensor, token_weights: Tensor, backend: str = ""
-) -> tuple[Tensor, Tensor]:
-    """sum_d |sum_i p_i s_id - sum_j q_j t_jd| [B], and which utterances [B] have weight on both sides.
-
-    speech [B, M, D] and text [B, N, D] of one floating-point dtype; p and q are the weights [B, M] and [B, N] over
-    their sum: float32 (float64 for float64 embeddings), at least 0, constants for the gradient. Rows of weight 0 are
-    not read. The distance is in the dtype of the weights, 0 without weight on both sides.
-    """
-    distance, _, totals = torch.ops.pad_kernels.pooled_distance_forward.default(
-        speech, text, frame_weights, token_weights, backend
-    )
-    return distance, (totals > 0).all(1)

@@ -10,7 +10,7 @@ import functools
 import torch
 from torch import Tensor
 
-from pad_kernels.checks import accumulator
+from pad_kernels.dtypes import accumulator
 
 EPS = 1e-8
 SIGNIFICANCE_ROWS = 256
@@ -114,6 +114,25 @@ def alignment_forward(speech, text, frame_prior, token_mask, start, end, tempera
     """`alignment` as the op calls it."""
     with torch.no_grad():
         return alignment(speech, text, frame_prior, token_mask, start, end, temperature)
+
+
+def _reduce(distance, counts, reduction):
+    """The loss of distances [B] of the utterances that count, and what each contributes to it of its own."""
+    distance = torch.where(counts, distance, 0)
+    if reduction == "none":
+        return distance, 1.0
+    share = counts.sum().clamp(min=1).to(distance.dtype).reciprocal() if reduction == "mean" else 1.0
+    return distance.sum() * share, share
+
+
+def token_loss(similarity, unit, weights, reduction):
+    """sum_j q_j (1 - similarity_j), reduced over the utterances in which a token has a unit, and their share."""
+    return _reduce((weights * (1 - similarity)).sum(1), (unit >= 0).any(1), reduction)
+
+
+def pooled_loss(distance, totals, reduction):
+    """The distances [B] of pooled rows, reduced over the utterances with weights on both sides, and their share."""
+    return _reduce(distance, (totals > 0).all(1), reduction)
 
 
 def _through_norm(grad_direction, direction, norm):

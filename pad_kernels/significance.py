@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 
 from pad_kernels import backends, checks
+from pad_kernels.dtypes import FLOATING, accumulator
+from pad_kernels.weights import over_sum
 
 torch.library.define(
     "pad_kernels::significance",
@@ -24,7 +26,7 @@ def _significance(query, key, mask, scale, lse, backend):
 @torch.library.register_fake("pad_kernels::significance")
 def _significance_fake(query, key, mask, scale, lse, backend):
     shape = (query.shape[0], query.shape[2])
-    return query.new_empty(shape, dtype=checks.accumulator(query.dtype))
+    return query.new_empty(shape, dtype=accumulator(query.dtype))
 
 
 checks.refuse_vmap("pad_kernels::significance")
@@ -64,7 +66,7 @@ def significance(
     """
     backends.check_name(backend)
     for name, value in (("query", query), ("key", key)):
-        if not isinstance(value, Tensor) or value.dim() != 4 or value.dtype not in checks.FLOATING:
+        if not isinstance(value, Tensor) or value.dim() != 4 or value.dtype not in FLOATING:
             wanted = "a floating-point tensor of shape [B, H, T, d]"
             raise ValueError(f"{name}: got {checks.describe(value)}, expected {wanted}")
     checks.tensor("key", key, (query.dtype,), query.shape, query.device, f"like query a {query.dtype} tensor")
@@ -106,7 +108,7 @@ def significance_from_attentions(attentions: Tensor | Sequence[Tensor], mask: Te
     priors = []
     for layer in layers:
         square = isinstance(layer, Tensor) and layer.dim() in (3, 4) and layer.shape[-1] == layer.shape[-2]
-        if not square or layer.dtype not in checks.FLOATING or layer.dim() == 4 and layer.shape[1] == 0:
+        if not square or layer.dtype not in FLOATING or layer.dim() == 4 and layer.shape[1] == 0:
             wanted = "floating-point maps of shape [B, H, T, T] or [B, T, T]"
             raise ValueError(f"attentions: got {checks.describe(layer)}, expected {wanted}")
         if (layer.shape[0], layer.shape[-1]) != (layers[0].shape[0], layers[0].shape[-1]):
@@ -114,11 +116,11 @@ def significance_from_attentions(attentions: Tensor | Sequence[Tensor], mask: Te
                 f"attentions: got {checks.describe(layer)} after {checks.describe(layers[0])}, "
                 "expected one batch size and length for all layers"
             )
-        layer = layer.detach().to(checks.accumulator(layer.dtype))
+        layer = layer.detach().to(accumulator(layer.dtype))
         real = checks.mask("mask", mask, (layer.shape[0], layer.shape[-1]), layer.device)
         if real is not None:
             both = real[:, :, None] & real[:, None, :]
             layer = torch.where(both if layer.dim() == 3 else both[:, None], layer, 0)
         column_sums = layer.sum(-2) if layer.dim() == 3 else layer.mean(1).sum(-2)
-        priors.append(checks.normalized(column_sums))
+        priors.append(over_sum(column_sums))
     return torch.stack(priors).mean(0)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from pad_kernels import backends, checks
+from pad_kernels.weights import position_weights
 
 ANCHORS = ("topk", "peaks", "stride")
 
@@ -26,10 +27,12 @@ torch.library.define(
 )
 
 
-@torch.library.impl("pad_kernels::select_spans", "CompositeExplicitAutograd")
 def _select_spans(frame_prior, *rest):
     *rest, backend = rest
     return backends.serve("select_spans", backend, frame_prior.device, frame_prior.dtype)(frame_prior, *rest)
+
+
+torch.library.impl("pad_kernels::select_spans", "CompositeExplicitAutograd", _select_spans)
 
 
 @torch.library.register_fake("pad_kernels::select_spans")
@@ -98,21 +101,36 @@ def select_spans(
     if speech_prior is None:
         anchors, frame_prior = "stride", frame_mask.to(torch.float32)
     else:
-        dtype = checks.accumulator(speech_prior.dtype)
-        frame_prior = checks.prior("speech_prior", speech_prior, frame_mask, shape, device, dtype)
+        frame_prior = position_weights("speech_prior", speech_prior, frame_mask, speech_prior)
+    return around_anchors(
+        frame_prior, frame_mask, num_tokens, num_anchors, checks.scales(scales), anchors, xi, max_anchors, backend
+    )
+
+
+def around_anchors(
+    frame_prior: Tensor,
+    frame_mask: Tensor,
+    num_tokens: Tensor | int,
+    num_anchors: Tensor | int | None,
+    scales: list[float],
+    anchors: str,
+    xi: Tensor | float | None,
+    max_anchors: int | None,
+    backend: str | None,
+) -> Spans:
+    """`select_spans` once priors, mask and options are checked: `frame_prior` [B, M] in its accumulator dtype."""
+    batch, device = frame_prior.shape[0], frame_prior.device
     wanted = num_tokens if num_anchors is None else num_anchors
     name = "num_tokens" if num_anchors is None else "num_anchors"
     checks.anchors_wanted(name, wanted)
-    num_tokens = checks.per_utterance("num_tokens", num_tokens, shape[0], device, torch.int64)
-    num_anchors = checks.per_utterance(name, wanted, shape[0], device, torch.int64)
+    num_tokens = checks.per_utterance("num_tokens", num_tokens, batch, device, torch.int64)
+    num_anchors = num_tokens if num_anchors is None else checks.per_utterance(name, wanted, batch, device, torch.int64)
     if max_anchors is None:
         max_anchors = wanted if isinstance(wanted, int) else int(wanted.max()) if wanted.numel() else 0
     checks.anchors_wanted("max_anchors", max_anchors)
     if xi is not None:
-        xi = checks.per_utterance("xi", xi, shape[0], device, torch.float64)
+        xi = checks.per_utterance("xi", xi, batch, device, torch.float64)
+    run = _select_spans if checks.are_plain(frame_prior) else torch.ops.pad_kernels.select_spans
     return Spans(
-        *torch.ops.pad_kernels.select_spans.default(
-            frame_prior, frame_mask, num_tokens, num_anchors, max_anchors, checks.scales(scales), xi, anchors,
-            backend or "",
-        )  # fmt: skip
+        *run(frame_prior, frame_mask, num_tokens, num_anchors, max_anchors, scales, xi, anchors, backend or "")
     )

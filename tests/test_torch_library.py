@@ -4,9 +4,10 @@ import pytest
 import torch
 from inputs import make_inputs, relative_error
 from test_loss import make
+from test_pooling import pooled_distance
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pad_kernels import align, pad_loss, select_spans, significance
-from pad_kernels.pooling import pooled_distance
 
 LEVELS = ["global", "token", "span"]
 OPS = torch.ops.pad_kernels
@@ -65,6 +66,30 @@ def test_torch_func_is_refused(backend, level):
     speech, text = torch.randn(2, 6, 8), torch.randn(2, 3, 8)
     with pytest.raises(RuntimeError, match="pad_kernels: no derivative by torch.func"):
         torch.func.grad(lambda x: pad_loss(x, text, level=level, backend=backend))(speech)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_who_watches_the_operators_sees_the_ops(backend, reduction, level):
+    """And gets the same loss and gradients as where nobody watches, and the kernels are called directly."""
+
+    class Watch(TorchDispatchMode):
+        seen = set()
+
+        def __torch_dispatch__(self, function, types, arguments=(), options=None):
+            self.seen.add(str(function))
+            return function(*arguments, **(options or {}))
+
+    def loss(*arguments):
+        return pad_loss(*arguments, level=level, reduction=reduction, backend=backend).sum()
+
+    arguments = make(kind="some_empty")
+    expected = gradients(loss, arguments)
+    with Watch() as watch:
+        found = gradients(loss, arguments)
+    name = "pooled_distance" if level == "global" else "alignment"
+    assert {f"pad_kernels.{name}_{way}.default" for way in ("forward", "backward")} <= watch.seen
+    assert all(relative_error(one, other) <= 1e-6 for one, other in zip(found, expected))
 
 
 @pytest.mark.parametrize("level", LEVELS)

@@ -6,6 +6,7 @@
 #include "alignment.h"
 #include "pooling.h"
 #include "significance.h"
+#include "weights.h"
 
 namespace pad {
 namespace {
@@ -75,5 +76,6 @@ PAD_DISPATCH(alignment_backward, AlignmentBackward, avx512)
 PAD_DISPATCH(significance, SignificanceArguments, avx512)
 PAD_DISPATCH(pooled_distance_forward, PooledDistanceForward, avx512)
 PAD_DISPATCH(pooled_distance_backward, PooledDistanceBackward, avx512)
+PAD_DISPATCH(position_weights, PositionWeights, avx512)
 
 }  // namespace pad

@@ -64,6 +64,14 @@ def reason_against(
     return _backend(name).serves(op, device, dtype, width)
 
 
+def compiled(name: str | None, device: torch.device):
+    """The backend whose compiled functions do what surrounds the ops on a CPU; None: plain PyTorch does it."""
+    wanted = name or os.environ.get(ENVIRONMENT_VARIABLE)
+    if device.type != "cpu" or wanted == "reference":
+        return None
+    return None if reason_against("alignment_forward", "native", device, torch.float32) else _backend("native")
+
+
 def check_name(name: str | None, argument: str = "backend") -> None:
     """ValueError unless `name` is None, "auto" or the name of a backend."""
     if name is not None and name != "auto" and name not in FASTEST_FIRST:

@@ -19,6 +19,7 @@ else:
 LOADED = _native is not None
 
 ELEMENTS = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+REDUCTIONS = {"none": 0, "sum": 1, "mean": 2}
 ANCHORS = {"topk": 0, "peaks": 1, "stride": 2}
 CUDA_WIDTH = 2048
 LARGE_BYTES = 1 << 23
@@ -237,3 +238,38 @@ def pooled_distance_backward(
         grad_text.data_ptr() if need_text else 0,
     )  # fmt: skip
     return grad_speech, grad_text
+
+
+def position_weights(real, given, shape, dtype, normalized, masked):
+    """csrc/weights.h: the weights of positions, and the lowest and the highest prior of a real one."""
+    real, given = (None if x is None else x.contiguous() for x in (real, given))
+    weights = torch.empty(shape, dtype=dtype)
+    bounds = _native.position_weights(
+        tuple(shape), 0 if real is None else real.data_ptr(), 0 if given is None else given.data_ptr(),
+        0 if given is None else ELEMENTS[given.dtype], normalized, masked, weights.data_ptr(), dtype == torch.float64,
+    )  # fmt: skip
+    return weights, bounds
+
+
+def spans_fit(start, end, frames):
+    """csrc/loss.h: whether all int32 spans lie within the frames."""
+    start, end = start.contiguous(), end.contiguous()
+    return _native.spans_fit(start.data_ptr(), end.data_ptr(), start.numel(), frames)
+
+
+def _loss(function, rows, reduction, *arguments):
+    loss = torch.empty(rows.shape[:1] if reduction == "none" else (), dtype=rows.dtype)
+    is_double = rows.dtype == torch.float64
+    share = function(rows.shape[0], is_double, REDUCTIONS[reduction], loss.data_ptr(), *arguments)
+    return loss, share
+
+
+def token_loss(similarity, unit, weights, reduction):
+    """csrc/loss.h: the loss of a batch from its tokens' similarities, and the share of an utterance."""
+    addresses = (x.data_ptr() for x in (similarity, unit, weights))
+    return _loss(_native.token_loss, similarity, reduction, similarity.shape[1], *addresses)
+
+
+def pooled_loss(distance, totals, reduction):
+    """csrc/loss.h: the loss of a batch from its utterances' distances, and the share of an utterance."""
+    return _loss(_native.pooled_loss, distance, reduction, distance.data_ptr(), totals.data_ptr())
