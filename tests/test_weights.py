@@ -52,7 +52,7 @@ def test_compiled_against_pytorch(
     assert found.dtype == expected.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     assert found.shape == expected.shape == (batch, length)
     assert (found[~real] == masked).all() and torch.equal(found[~real], expected[~real])
-    assert relative_error(found[real], expected[real]) <= (1e-15 if dtype == prior == torch.float64 else 3e-7)
+    assert relative_error(found[real], expected[real]) <= (1e-15 if dtype == torch.float64 else 3e-7)
 
 
 SINGLE, DOUBLE = torch.float32, torch.float64

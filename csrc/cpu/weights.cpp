@@ -38,7 +38,8 @@ struct Summary {
 
 template <class T, class S>
 void weigh(const PositionWeights& a) {
-  using A = Accumulator<T>;
+  // The wider of both: an error shows the prior as it came, and its sum is as exact as the weights.
+  using A = std::conditional_t<std::is_same_v<T, double>, double, S>;
   const int64_t length = a.length;
   const Buffer<uint8_t> all(a.real ? 0 : length);
   if (!a.real) std::memset(all.data(), 1, static_cast<size_t>(length));
@@ -56,7 +57,7 @@ void weigh(const PositionWeights& a) {
       continue;
     }
     const T* prior = static_cast<const T*>(a.prior) + b * length;
-    for (int64_t i = 0; i < length; ++i) row[i] = real[i] ? to_accumulator(prior[i]) : A{0};
+    for (int64_t i = 0; i < length; ++i) row[i] = real[i] ? static_cast<A>(to_accumulator(prior[i])) : A{0};
     const Summary<A> summary(row.data(), length);
     if (b == 0 || !(summary.lowest >= lowest)) lowest = lowest != lowest ? lowest : summary.lowest;
     if (b == 0 || summary.highest > highest) highest = summary.highest;
