@@ -158,7 +158,8 @@ void soft_part(const Part<T>& part, const TokenSums<Accumulator<T>>& token_sums)
   const int64_t columns = tokens.padded, width = utterance.width, row_stride = utterance.row_stride;
   const Buffer<int32_t> candidates(utterance.units);
   all_units(utterance.units, candidates.data());
-  Units<T> units(utterance, candidates.data(), part.select(candidates.data(), utterance.units));
+  Units<T> units(utterance, candidates.data(), part.select(candidates.data(), utterance.units),
+                 Units<T>::Order::by_first_frame);
   int64_t shared = 0;  // units that begin in an earlier part
   while (shared < units.count && !part.owns(units.index[shared])) ++shared;
 
@@ -199,7 +200,11 @@ void soft_part(const Part<T>& part, const TokenSums<Accumulator<T>>& token_sums)
                                   token_sums.direction);
     });
     if (grad_speech && !to_place)
-      for (int64_t r = 0; r < n; ++r) speech.add(units, first + r, sums[r]);
+      for (int64_t r = 0; r < n; ++r) {
+        const auto inner = units.inner(first + r, first, n);
+        if (inner.number >= 0) scaled_add(sums[inner.number - first], sums[r], inner.share, utterance.padded_width);
+        speech.add(units, first + r, sums[r], inner.first, inner.last);
+      }
   }
   if (grad_speech) speech.finish();
 }
@@ -253,13 +258,13 @@ void hard_part(const Part<T>& part) {
   int64_t distinct = 0;
   for (int64_t c = 0; c < candidate_count; ++c)
     if (c == 0 || candidates[c] != candidates[c - 1]) candidates[distinct++] = candidates[c];
-  const Units<T> units(utterance, candidates.data(), distinct);
+  const Units<T> units(utterance, candidates.data(), distinct, Units<T>::Order::by_first_frame);
 
   SpeechGradient<T> speech(grad_speech, part.streamed, utterance, grad_speech ? open_frames(utterance, units) : 0,
                            part.begin, part.end);
   const Buffer<S> unit_row(width), unit_sum(width), token_row(width), token_sum(width);
   for (int64_t k = 0; k < units.count; ++k) {
-    units.pool(k, unit_row.data(), 0, width);
+    units.pool(k, unit_row.data());
     const S inverse = inverse_norm<S>(sum_of_squares(unit_row.data(), width));
     fill_zero(unit_sum.data(), width);
     for (int64_t j = 0; j < tokens.count; ++j) {

@@ -165,7 +165,7 @@ void forward_part(const AlignmentForward& arguments, int64_t batch, int64_t part
   if (tokens.count == 0) return;
   const Buffer<int32_t> candidates(utterance.units);
   all_units(utterance.units, candidates.data());
-  Units<T> units(utterance, candidates.data(), utterance.units);
+  Units<T> units(utterance, candidates.data(), utterance.units, Units<T>::Order::by_index);
   const int64_t begin = units.count * part / parts, end = units.count * (part + 1) / parts;
   if (begin == end) return;
 

@@ -32,8 +32,9 @@ class SpeechGradient {
     return rows_ + frame * utterance_.width;
   }
 
-  // Spreads a unit's gradient over its frames within the part. `unit` counts the units that take part.
-  void add(const Units<T>& units, int64_t unit, const S* gradient) {
+  // Spreads a unit's gradient over its frames within the part, but for [inner_first, inner_last), which the inner unit
+  // sees to. `unit` counts the units that take part.
+  void add(const Units<T>& units, int64_t unit, const S* gradient, int64_t inner_first, int64_t inner_last) {
     const int64_t first = maximum(begin_, utterance_.first_frame(units.index[unit]));
     const int64_t last = minimum(end_, utterance_.last_frame(units.index[unit]));
     if (!utterance_.start) {
@@ -43,9 +44,16 @@ class SpeechGradient {
     close(first);
     open_ = maximum(open_, first);
     for (; open_ < last; ++open_) fill_zero(ring_row(open_), utterance_.width);
-    for (int64_t i = first; i < last; ++i)
-      if (utterance_.prior[i] > 0) scaled_add(ring_row(i), gradient, units.weight(unit, i), utterance_.width);
+    const auto spread = [&](int64_t from, int64_t to) {
+      for (int64_t i = from; i < to; ++i)
+        if (utterance_.prior[i] > 0) scaled_add(ring_row(i), gradient, units.weight(unit, i), utterance_.width);
+    };
+    spread(first, minimum(last, inner_first));
+    spread(maximum(first, inner_last), last);
   }
+
+  // The same for all of its frames.
+  void add(const Units<T>& units, int64_t unit, const S* gradient) { add(units, unit, gradient, end_, end_); }
 
   void finish() {
     close(end_);

@@ -153,18 +153,22 @@ template <class T>
 struct Units {
   using S = Accumulator<T>;
 
-  // `candidates`: unit indices in the order wanted; those with prior 0 are left out.
-  Units(const Utterance<T>& utterance, const int32_t* candidates, int64_t candidate_count)
+  enum class Order { by_index, by_first_frame };
+
+  // `candidates`: unit indices in that order; those with prior 0 are left out.
+  Units(const Utterance<T>& utterance, const int32_t* candidates, int64_t candidate_count, Order order)
       : index(candidate_count),
         prior(candidate_count),
         prior_sum(candidate_count),
         inverse(candidate_count),
         rows(candidate_count),
         utterance_(utterance),
+        order_(order),
         // A frame can be read in place where it needs no conversion and no padding.
         in_place(std::is_same_v<T, S> && !utterance.start && utterance.width % lanes<S> == 0),
         storage_(in_place ? 0 : tile_units * utterance.row_stride),
-        storage_rows_(tile_units) {
+        storage_rows_(tile_units),
+        weighted_(in_place ? 0 : group_units * (utterance.start ? utterance.frames : 1)) {
     for (int64_t r = 0; r < tile_units; ++r) storage_rows_[r] = storage_.data() + r * utterance.row_stride;
     for (int64_t c = 0; c < candidate_count; ++c) {
       const int64_t first = utterance.first_frame(candidates[c]), last = utterance.last_frame(candidates[c]);
@@ -188,40 +192,68 @@ struct Units {
     return utterance_.start ? utterance_.prior[i] / prior_sum[unit] : S{1};
   }
 
-  // Writes unit number `unit` of those that take part to `row`, columns [from, to).
-  void pool(int64_t unit, S* row, int64_t from, int64_t to) const {
-    const int64_t first = utterance_.first_frame(index[unit]), last = utterance_.last_frame(index[unit]);
-    int64_t d = from;
-    for (; d + 4 * lanes<S> <= to; d += 4 * lanes<S>) {
-      Vector<S> sums[4] = {};
-      for (int64_t i = first; i < last; ++i) {
-        if (!(utterance_.prior[i] > 0)) continue;
-        const S weight_i = weight(unit, i);
-        for (int v = 0; v < 4; ++v) sums[v] += load(utterance_.frame(i) + d + v * lanes<S>) * weight_i;
-      }
-      for (int v = 0; v < 4; ++v) store(row + d + v * lanes<S>, sums[v]);
+  // Spans of one anchor lie within one another: unit `number` of those that take part is the mean of an inner unit, the
+  // next smaller one, and of the frames that it adds to that.
+  struct Inner {
+    int64_t number;  // -1: none
+    int64_t first, last;
+    S share;  // of the unit's prior that the inner one has
+  };
+
+  // The inner unit of `number`, if it is in the same tile, units [first, first + n).
+  Inner inner(int64_t number, int64_t first, int64_t n) const {
+    const int64_t own_first = utterance_.first_frame(index[number]), own_last = utterance_.last_frame(index[number]);
+    const Inner none{-1, own_last, own_last, S{0}};
+    if (!utterance_.start) return none;
+    const int64_t past = order_ == Order::by_index ? number : first + n;
+    for (int64_t k = order_ == Order::by_index ? maximum(first, number - 1) : number + 1; k < past; ++k) {
+      const int64_t begin = utterance_.first_frame(index[k]), end = utterance_.last_frame(index[k]);
+      if (begin >= own_last) break;
+      if (index[k] + 1 == index[number] && begin >= own_first && end <= own_last)
+        return {k, begin, end, prior_sum[k] / prior_sum[number]};
     }
-    if (d == to) return;
-    for (int64_t rest = d; rest < to; ++rest) row[rest] = 0;
-    for (int64_t i = first; i < last; ++i)
-      if (utterance_.prior[i] > 0) scaled_add(row + d, utterance_.frame(i) + d, weight(unit, i), to - d);
+    return none;
+  }
+
+  // Writes unit `number` of those that take part to `row`.
+  void pool(int64_t number, S* row) const {
+    const int64_t end = utterance_.last_frame(index[number]);
+    const int64_t taken = weigh(number, {-1, end, end, S{0}}, weighted_.data());
+    pool(weighted_.data(), taken, nullptr, S{0}, row, 0, utterance_.width);
   }
 
   // The rows of units [first, first + n), n <= tile_units; valid until the next call.
   const S* const* tile(int64_t first, int64_t n) {
     if (in_place) return rows.data() + first;
     // Neighbouring units share frames: a block of their columns stays in the cache for several units, while those that
-    // the next units add are fetched.
-    constexpr int64_t group = 6, block = 4096 / sizeof(S) / 4;
-    for (int64_t begin = 0; begin < n; begin += group) {
-      const int64_t past = minimum(begin + group, n);
-      const Frames now = frames_of(first + begin, first + past);
-      const Frames next = frames_of(first + past, minimum(first + past + group, count));
+    // the next units add are fetched. An inner unit is pooled before the one around it.
+    constexpr int64_t block = 4096 / sizeof(S) / 4;
+    const bool forward = order_ == Order::by_index;
+    for (int64_t done = 0; done < n; done += group_units) {
+      const int64_t size = minimum(group_units, n - done), begin = forward ? done : n - done - size;
+      Inner inners[group_units];
+      int64_t taken[group_units], all = 0;
+      for (int64_t r = 0; r < size; ++r) {
+        inners[r] = inner(first + begin + r, first, n);
+        taken[r] = weigh(first + begin + r, inners[r], weighted_.data() + all);
+        all += taken[r];
+      }
+      const int64_t left = minimum(group_units, n - done - size);
+      const Frames now = frames_of(first + begin, first + begin + size);
+      const Frames next = forward ? frames_of(first + begin + size, minimum(first + begin + size + group_units, count))
+                                  : frames_of(first + begin - left, first + begin);
       for (int64_t d = 0; d < utterance_.width; d += block) {
         const int64_t end = minimum(d + block, utterance_.width);
+        for (int64_t i = next.begin; i < minimum(next.end, now.begin); ++i) fetch(utterance_.frame(i) + d, end - d);
         for (int64_t i = maximum(now.end, next.begin); i < next.end; ++i) fetch(utterance_.frame(i) + d, end - d);
-        for (int64_t r = begin; r < past; ++r)
-          pool(first + r, storage_.data() + r * utterance_.row_stride, d, end);
+        const Weighted* frames = forward ? weighted_.data() : weighted_.data() + all;
+        for (int64_t place = 0; place < size; ++place) {
+          const int64_t r = forward ? place : size - 1 - place;
+          if (!forward) frames -= taken[r];
+          const S* inner_row = inners[r].number < 0 ? nullptr : storage_rows_[inners[r].number - first];
+          pool(frames, taken[r], inner_row, inners[r].share, storage_.data() + (begin + r) * utterance_.row_stride, d, end);
+          if (forward) frames += taken[r];
+        }
       }
     }
     for (int64_t r = 0; r < n; ++r)
@@ -253,9 +285,45 @@ struct Units {
   Buffer<const S*> rows;
 
  private:
+  static constexpr int64_t group_units = 6;
+
   struct Frames {
     int64_t begin, end;
   };
+
+  struct Weighted {
+    const T* frame;
+    S weight;
+  };
+
+  // The frames of a unit that lie outside its inner one, and their weights. Returns how many.
+  int64_t weigh(int64_t number, const Inner& inner, Weighted* out) const {
+    int64_t taken = 0;
+    const auto add = [&](int64_t from, int64_t to) {
+      for (int64_t i = from; i < to; ++i)
+        if (utterance_.prior[i] > 0) out[taken++] = {utterance_.frame(i), weight(number, i)};
+    };
+    add(utterance_.first_frame(index[number]), inner.first);
+    add(inner.last, utterance_.last_frame(index[number]));
+    return taken;
+  }
+
+  // row = share * inner_row + the sum of weighted frames, columns [from, to).
+  static void pool(const Weighted* frames, int64_t count, const S* inner_row, S share, S* row, int64_t from, int64_t to) {
+    constexpr int vectors = vector_registers == 32 ? 8 : 4;
+    int64_t d = from;
+    for (; d + vectors * lanes<S> <= to; d += vectors * lanes<S>) {
+      Vector<S> sums[vectors] = {};
+      if (inner_row)
+        for (int v = 0; v < vectors; ++v) sums[v] = load(inner_row + d + v * lanes<S>) * share;
+      for (int64_t i = 0; i < count; ++i)
+        for (int v = 0; v < vectors; ++v) sums[v] += load(frames[i].frame + d + v * lanes<S>) * frames[i].weight;
+      for (int v = 0; v < vectors; ++v) store(row + d + v * lanes<S>, sums[v]);
+    }
+    if (d == to) return;
+    for (int64_t rest = d; rest < to; ++rest) row[rest] = inner_row ? inner_row[rest] * share : S{0};
+    for (int64_t i = 0; i < count; ++i) scaled_add(row + d, frames[i].frame + d, frames[i].weight, to - d);
+  }
 
   // What units [first, last) of those that take part cover.
   Frames frames_of(int64_t first, int64_t last) const {
@@ -272,13 +340,15 @@ struct Units {
   }
 
   const Utterance<T>& utterance_;
+  const Order order_;
 
  public:
   const bool in_place;
 
  private:
   Buffer<S> storage_;
-  Buffer<const S*> storage_rows_;
+  Buffer<S*> storage_rows_;
+  Buffer<Weighted> weighted_;
 };
 
 // How many parts an utterance is worked on in, so that a small batch fills many threads. A matter of sizes alone:
