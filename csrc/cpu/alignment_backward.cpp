@@ -90,16 +90,15 @@ template <int vectors, class S>
 void token_gradients(int64_t n, int64_t tokens, const S* scores, int64_t columns, const S* const* unit_rows,
                      int64_t row_stride, int64_t column, S* token_sums) {
   for (int64_t token = 0; token < tokens; token += tile_rows) {
-    Vector<S> sums[tile_rows][vectors];
-    for (int r = 0; r < tile_rows; ++r)
-      for (int v = 0; v < vectors; ++v)
-        sums[r][v] = load(token_sums + (token + r) * row_stride + column + v * lanes<S>);
+    Vector<S> sums[tile_rows][vectors] = {};
     multiply_tile<S, vectors>(
         n, [&](int r, int64_t unit) { return scores[unit * columns + token + r]; },
         [&](int64_t unit) { return unit_rows[unit] + column; }, sums);
     for (int r = 0; r < tile_rows; ++r)
-      for (int v = 0; v < vectors; ++v)
-        store(token_sums + (token + r) * row_stride + column + v * lanes<S>, sums[r][v]);
+      for (int v = 0; v < vectors; ++v) {
+        S* place = token_sums + (token + r) * row_stride + column + v * lanes<S>;
+        store(place, load(place) + sums[r][v]);
+      }
   }
 }
 

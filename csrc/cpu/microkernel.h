@@ -55,6 +55,9 @@ inline __attribute__((always_inline)) void for_each_column_block(int64_t columns
   if (left == 1) action(std::integral_constant<int, 1>{}, column);
 }
 
+// Longer sums are made of sums of so many products: the rounding of one grows with its length.
+constexpr int64_t summed_depth = 128;
+
 // out[r][c] = sum over k of rows[r][k] * panel[k][c], for `count` rows and `columns` (rounded up to vectors).
 // `visit(row, n)` is called before rows [row, row + n) are multiplied. While one tile is multiplied the next
 // rows, up to `readable`, are fetched into the cache.
@@ -72,17 +75,22 @@ inline void multiply_rows(const E* const* rows, int64_t count, int64_t readable,
     visit(row, minimum(tile_rows, count - row));
     for_each_column_block<S>(columns, [&](auto vectors, int64_t column) __attribute__((always_inline)) {
       constexpr int width = decltype(vectors)::value;
-      Vector<S> sums[tile_rows][width] = {};
-      for (int64_t k = 0; k < depth; k += step) {
-        if (column == 0)
-          for (int64_t r = 0; r < next_count; ++r) __builtin_prefetch(next[r] + k);
-        multiply_tile<S, width>(
-            minimum(step, depth - k), [&](int r, int64_t i) { return pointers[r][k + i]; },
-            [&](int64_t i) { return panel + (k + i) * panel_stride + column; }, sums);
+      for (int64_t from = 0; from < depth; from += summed_depth) {
+        const int64_t to = minimum(depth, from + summed_depth);
+        Vector<S> sums[tile_rows][width] = {};
+        for (int64_t k = from; k < to; k += step) {
+          if (column == 0)
+            for (int64_t r = 0; r < next_count; ++r) __builtin_prefetch(next[r] + k);
+          multiply_tile<S, width>(
+              minimum(step, to - k), [&](int r, int64_t i) { return pointers[r][k + i]; },
+              [&](int64_t i) { return panel + (k + i) * panel_stride + column; }, sums);
+        }
+        for (int r = 0; r < tile_rows && row + r < count; ++r)
+          for (int v = 0; v < width; ++v) {
+            S* place = out + (row + r) * out_stride + column + v * lanes<S>;
+            store(place, from == 0 ? sums[r][v] : load(place) + sums[r][v]);
+          }
       }
-      for (int r = 0; r < tile_rows && row + r < count; ++r)
-        for (int v = 0; v < width; ++v)
-          store(out + (row + r) * out_stride + column + v * lanes<S>, sums[r][v]);
     });
   }
 }
