@@ -9,16 +9,17 @@ namespace {
 // What is kept per token while the units stream by.
 template <class S>
 struct Running {
-  explicit Running(int64_t padded) : best(padded), sum(padded), weighted(padded), unit(padded) {
+  explicit Running(int64_t padded) : best(padded), sum(padded), weighted(padded), origin(padded), unit(padded) {
     for (int64_t j = 0; j < padded; ++j) {
       best[j] = -__builtin_inff();
-      sum[j] = weighted[j] = 0;
+      sum[j] = weighted[j] = origin[j] = 0;
       unit[j] = -1;
     }
   }
   Buffer<S> best;      // hard: the largest cosine; soft: the largest exponent
   Buffer<S> sum;       // soft: sum of exp(exponent - best)
-  Buffer<S> weighted;  // soft: the same sum weighted by the cosines
+  Buffer<S> weighted;  // soft: the same sum weighted by cosine - origin
+  Buffer<S> origin;    // soft: the first unit's cosine; what is added up is small where all are nearly equal
   Buffer<Integer<S>> unit;
 };
 
@@ -135,11 +136,12 @@ void update_soft(const Units<T>& units, int64_t first, int64_t n, const Accumula
     }
     const Vector<S> shrink = exponential(before - best);
     Vector<S> sum = load(running.sum.data() + j) * shrink, weighted = load(running.weighted.data() + j) * shrink;
+    const Vector<S> origin = load(running.origin.data() + j);
     for (int64_t r = 0; r < n; ++r) {
       const Vector<S> cosine = load(scores + r * columns + j) * units.inverse[first + r];
       const Vector<S> weight = exponential(cosine * inverse_temperature + log_prior[r] - best);
       sum += weight;
-      weighted += weight * cosine;
+      weighted += weight * (cosine - origin);
     }
     store(running.best.data() + j, best);
     store(running.sum.data() + j, sum);
@@ -151,7 +153,7 @@ void update_soft(const Units<T>& units, int64_t first, int64_t n, const Accumula
 // The running values of one token after a part of the units; unit -1: none took part.
 template <class S>
 struct Partial {
-  S best, sum, weighted;
+  S best, sum, weighted, origin;
   int64_t unit;
 };
 
@@ -160,7 +162,7 @@ void forward_part(const AlignmentForward& arguments, int64_t batch, int64_t part
                   Partial<Accumulator<T>>* partial) {
   using S = Accumulator<T>;
   const Utterance<T> utterance(arguments, batch);
-  for (int64_t j = 0; j < utterance.tokens; ++j) partial[j] = {0, 0, 0, -1};
+  for (int64_t j = 0; j < utterance.tokens; ++j) partial[j] = {0, 0, 0, 0, -1};
   const Tokens<T> tokens(utterance);
   if (tokens.count == 0) return;
   const Buffer<int32_t> candidates(utterance.units);
@@ -177,13 +179,16 @@ void forward_part(const AlignmentForward& arguments, int64_t batch, int64_t part
   for (int64_t first = begin; first < end; first += tile_units) {
     const int64_t n = minimum(tile_units, end - first);
     const S* tile = scores.tile(first, n);
+    if (soft && first == begin)
+      for (int64_t j = 0; j < columns; ++j) running.origin[j] = tile[j] * units.inverse[begin];
     if (soft)
       update_soft<T>(units, first, n, tile, columns, inverse_temperature, running);
     else
       update_hard<T>(units, first, n, tile, columns, running);
   }
   for (int64_t j = 0; j < tokens.count; ++j)
-    partial[tokens.index[j]] = {running.best[j], running.sum[j], running.weighted[j], running.unit[j]};
+    partial[tokens.index[j]] = {running.best[j], running.sum[j], running.weighted[j], running.origin[j],
+                                running.unit[j]};
 }
 
 // Merges a token's parts in order; `stride` lies between them.
@@ -200,8 +205,9 @@ Partial<S> merge(const Partial<S>* partial, int64_t parts, int64_t stride) {
     const bool better = other.best > whole.best || other.best != other.best;
     const S best = better ? other.best : whole.best;
     const S shrink = exponential(whole.best - best), other_shrink = exponential(other.best - best);
-    whole = {best, whole.sum * shrink + other.sum * other_shrink,
-             whole.weighted * shrink + other.weighted * other_shrink, better ? other.unit : whole.unit};
+    const S weighted = other.weighted + other.sum * (other.origin - whole.origin);
+    whole = {best, whole.sum * shrink + other.sum * other_shrink, whole.weighted * shrink + weighted * other_shrink,
+             whole.origin, better ? other.unit : whole.unit};
   }
   return whole;
 }
@@ -221,7 +227,7 @@ void alignment_forward(const AlignmentForward& arguments) {
       const Partial<S> whole = merge(partials.data() + i / tokens * parts * tokens + i % tokens, parts, tokens);
       const bool any = whole.unit >= 0, soft = arguments.temperature > 0;
       arguments.unit[i] = whole.unit;
-      static_cast<S*>(arguments.similarity)[i] = !any ? S{0} : soft ? whole.weighted / whole.sum : whole.best;
+      static_cast<S*>(arguments.similarity)[i] = !any ? S{0} : soft ? whole.origin + whole.weighted / whole.sum : whole.best;
       static_cast<S*>(arguments.log_normalizer)[i] = any && soft ? whole.best + logarithm(whole.sum) : S{0};
     }
   });
