@@ -105,6 +105,44 @@ def test_any_shape(backend, batch, frames, tokens, width, kind, units, temperatu
     check(inputs, temperature, backend)
 
 
+def nested(frames, units, seed, inputs):
+    """Spans around random anchors that mostly lie within the one after: some equal, some with one edge in common."""
+    generator = torch.Generator().manual_seed(seed)
+    anchor = torch.randint(0, frames, (inputs.speech.shape[0], units), generator=generator)
+    if seed % 2:
+        anchor = anchor.sort(1).values
+    reach = torch.randint(0, 9, (2, *anchor.shape, 3), generator=generator)
+    reach = reach if seed % 3 == 0 else reach.cumsum(3)  # else only some lie within one another
+    start = (anchor[..., None] - reach[0]).clamp(0, frames).flatten(1).int()
+    end = (anchor[..., None] + reach[1]).clamp(0, frames).flatten(1).int()
+    return inputs._replace(start=start, end=end)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.1])
+@pytest.mark.parametrize("kind", ["full", "holes", "zero_priors", "some_empty"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("batch", [2, 17])
+@pytest.mark.parametrize("seed", range(4))
+def test_spans_within_spans(backend, seed, batch, dtype, kind, temperature):
+    """More units than are worked on at a time; a large batch in whole utterances, a small one in parts."""
+    inputs = make_inputs(batch, 230, 11, 19, kind=kind, units=1, dtype=dtype, seed=seed)
+    check(nested(230, 40, seed, inputs), temperature, backend)
+
+
+@pytest.mark.parametrize("temperature", [0.02, 0.05])
+@pytest.mark.parametrize("spans", [False, True])
+def test_embeddings_that_are_much_alike(native, spans, temperature):
+    """Cosines above 0.9 that differ little, at a low temperature: no more rounding than in plain PyTorch."""
+    inputs = make_inputs(2, 300, 30, 768, kind="full", units=1)
+    common = 5 * torch.randn(768, generator=torch.Generator().manual_seed(3))
+    inputs = inputs._replace(speech=inputs.speech + common, text=inputs.text + common)
+    inputs = nested(300, 30, 1, inputs) if spans else inputs._replace(start=None, end=None)
+    grad = random_grad(inputs)
+    found, eager = (run(inputs, temperature, backend, grad) for backend in (native, "reference"))
+    for own, plain, correct in zip(found[3:], eager[3:], truth(inputs, temperature, grad, found[1])[3:]):
+        assert relative_error(own, correct) <= max(relative_error(plain, correct), 1e-6)
+
+
 NANS = ("one frame", "all frames", "one token", "all tokens")
 
 
