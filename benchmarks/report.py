@@ -198,7 +198,8 @@ def scaling(content: dict) -> str:
 
 SECTIONS = {"sweep": (sweep, "sweep_cpu.json"), "step": (step, "step_cpu.json"),
             "step-kept": (step, "step_cpu_kept.json"), "quality": (quality, "quality.json"),
-            "align": (align, "align_cpu.json"), "align-epyc": (align, "align_cpu_epyc.json"), "align-kept": (align, "align_cpu_kept.json"),
+            "align": (align, "align_cpu.json"), "align-kept": (align, "align_cpu_kept.json"),
+            "align-epyc": (align, "align_cpu_epyc.json"),
             "significance": (significance, "significance_cpu.json"),
             "demo": (demo, "demo.json"), "scaling": (scaling, "scaling_cpu.json")}  # fmt: skip
 

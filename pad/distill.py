@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors.torch import save_file
+from torch import Tensor
 from transformers import set_seed
 
 from pad.batching import Collator, SpeechTextDataset
@@ -80,6 +81,8 @@ def distill(config: DistillConfig) -> Path:
         teacher_model.to(trainer.args.device)
         if config.center_teacher:
             teacher.centre(dataset.transcripts, trainer.args.device)
+            if main:
+                _save_tensor("mean", teacher.mean, output / "teacher_mean.safetensors")
         bar = show_progress(trainer, "distilling")
         if config.pictures_every:
             trainer.add_callback(_pictures(trainer, dataset, collator, teacher, goal, config.pictures_every, output))
@@ -149,13 +152,17 @@ def _pictures(trainer, dataset, collator, teacher, goal, every_steps: int, outpu
 def _save(model, extractor, folder: Path, state: dict) -> None:
     """The student, and beside it the map where there is one."""
     if isinstance(model, StudentWithMap):
-        partial = folder.with_name(".map.partial")
-        save_file({"weight": state["map.weight"].cpu().contiguous()}, partial)
-        follow_umask(partial)
-        partial.replace(folder.with_name("map.safetensors"))
+        _save_tensor("weight", state["map.weight"], folder.with_name("map.safetensors"))
         state = {name.removeprefix("student."): value for name, value in state.items() if name.startswith("student.")}
         model = model.student
     save_student(model, extractor, folder, state)
+
+
+def _save_tensor(name: str, tensor: Tensor, path: Path) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    save_file({name: tensor.cpu().contiguous()}, partial)
+    follow_umask(partial)
+    partial.replace(path)
 
 
 @contextmanager

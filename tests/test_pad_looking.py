@@ -90,6 +90,7 @@ def test_mistakes(models, speech, tmp_path, capsys):  # noqa: F811
     lonely.write_bytes(Path(audio).read_bytes())
     wide = ["--audio", audio, "--transcript", "good", "--teacher", models["wide teacher"]]
     save_file({"weight": torch.zeros(96, 64)}, tmp_path / "map.safetensors")
+    save_file({"mean": torch.zeros(96)}, tmp_path / "mean.safetensors")
     for options, message in [
         (["--audio", str(tmp_path / "no.wav")], "audio: expected an audio file that exists, got "),
         (["--audio", str(lonely)], "transcript: none is given"),
@@ -97,12 +98,36 @@ def test_mistakes(models, speech, tmp_path, capsys):  # noqa: F811
         (["--audio", audio, "--transcript", "good", "--words", str(tmp_path / "words.tsv")], "words.tsv:1: expected"),
         (wide, "64 and 96; choose two of one width, or give the map.safetensors"),
         ([*wide, "--linear-map", str(tmp_path / "map.safetensors")], "expected the shape (64, 96), got (96, 64)"),
-        ([*wide, "--linear-map", str(tmp_path / "words.tsv")], "words.tsv is not a map that distill has saved"),
+        ([*wide, "--linear-map", str(tmp_path / "words.tsv")], "words.tsv is not one that distill has saved"),
+        (["--audio", audio, "--transcript", "good", "--teacher-mean", str(tmp_path / "mean.safetensors")],
+         "teacher_mean: expected the shape (64,), got (96,)"),
+        (["--audio", audio, "--transcript", "good", "--teacher-layer", "3"], "from -3 to 2, got 3"),
         (["--audio", audio, "--transcript", "good", "--output", ""], "output: expected the path of a file"),
     ]:
         assert main([*common, *options]) == 2
         assert message in capsys.readouterr().err
     assert not list(tmp_path.glob("x*"))
+
+
+def test_teacher_as_the_student_was_distilled_from_it(models, speech, tmp_path, monkeypatch):  # noqa: F811
+    options = ["--preset", "tlocal", "--max-steps", "1", "--center-teacher", "--teacher-layer", "1"]
+    assert run(models, speech, tmp_path / "run", *options) == 0
+    seen = []
+
+    def watched(student, collator, teacher, *rest):
+        seen.append(teacher)
+        return look(student, collator, teacher, *rest)
+
+    monkeypatch.setattr("pad.looking.run.look", watched)
+    audio = str(next(Path(speech).glob("*.wav")))
+    options = ["--student", str(tmp_path / "run" / "student"), "--teacher", models["teacher"], "--teacher-layer", "1"]
+    options += ["--teacher-mean", str(tmp_path / "run" / "teacher_mean.safetensors")]
+    options += ["--audio", audio, "--transcript", "good morning", "--output", str(tmp_path / "x")]
+    assert main(["align", *options]) == 0
+    (teacher,) = seen
+    expected = Teacher(*load_teacher(models["teacher"]), False, layer=1)
+    expected.centre([item.transcript for item in recordings.load(speech)], "cpu")
+    assert teacher.layer == 1 and torch.allclose(teacher.mean, expected.mean, atol=1e-6)
 
 
 def test_models_of_two_widths_with_their_map(models, speech):  # noqa: F811

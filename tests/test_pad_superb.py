@@ -647,7 +647,7 @@ def test_output_of_another_run(models, corpora, tmp_path):
     evaluate(config_of(models, tmp_path / "out", **options))
     with pytest.raises(UserError, match="not empty; choose another, or --resume"):
         evaluate(config_of(models, tmp_path / "out", **options))
-    with pytest.raises(UserError, match="batch_size: the run in .* has 3, got 2"):
+    with pytest.raises(UserError, match="resume: expected the settings of the run in .*; batch_size: 3 there, got 2"):
         evaluate(config_of(models, tmp_path / "out", **options, batch_size=2, resume=True))
 
 

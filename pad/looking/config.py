@@ -24,6 +24,10 @@ class AlignConfig(Settings):
     """file of lines 'start, end, word' (tabs, seconds): true word times to draw"""
     linear_map: str | None = None
     """map.safetensors that distill --linear-map has saved, for models of two widths"""
+    teacher_layer: int = -1
+    """hidden state of the teacher that is its token embeddings, as in distill"""
+    teacher_mean: str | None = None
+    """teacher_mean.safetensors that distill --center-teacher has saved, to be subtracted from the embeddings"""
     output: str = "alignment"
     """path of the pictures; .png and .svg are added"""
     preset: str = "pad-slocal-soft"

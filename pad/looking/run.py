@@ -36,7 +36,13 @@ def align_one(config: AlignConfig) -> list[Path]:
         raise UserError(
             f"audio: {config.audio} has {len(samples)} samples, expected at least {layout.receptive_field}, one frame"
         )
-    teacher, collator = Teacher(model, tokenizer, goal.text_prior), Collator(extractor, tokenizer, layout)
+    depth = model.config.num_hidden_layers
+    config.expect("teacher_layer", -depth - 1 <= config.teacher_layer <= depth,
+                  f"a hidden state of the teacher, from {-depth - 1} to {depth}")  # fmt: skip
+    teacher = Teacher(model, tokenizer, goal.text_prior, config.teacher_layer)
+    if config.teacher_mean is not None:
+        teacher.mean = _saved("teacher_mean", config.teacher_mean, "mean", (width(model),))
+    collator = Collator(extractor, tokenizer, layout)
     utterance = look(student, collator, teacher, goal, samples, transcript, words, linear_map)
     output = Path(config.output)
     return save(draw(utterance), output.with_suffix("") if output.suffix in (".png", ".svg") else output)
@@ -51,13 +57,18 @@ def _linear_map(path: str | None, of_student: int, of_teacher: int) -> torch.Ten
                 "the map.safetensors of the student's run as --linear-map"
             )
         return None
+    return _saved("linear_map", path, "weight", (of_student, of_teacher))
+
+
+def _saved(setting: str, path: str, name: str, shape: tuple[int, ...]) -> torch.Tensor:
+    """A tensor that distill has saved beside the student."""
     try:
-        weight = load_file(path)["weight"]
+        tensor = load_file(path)[name]
     except (OSError, SafetensorError, KeyError) as error:
-        raise UserError(f"linear_map: {path} is not a map that distill has saved: {error}") from error
-    if weight.shape != (of_student, of_teacher):
-        raise UserError(f"linear_map: expected the shape {(of_student, of_teacher)}, got {tuple(weight.shape)}")
-    return weight
+        raise UserError(f"{setting}: {path} is not one that distill has saved: {error}") from error
+    if tuple(tensor.shape) != shape:
+        raise UserError(f"{setting}: expected the shape {shape}, got {tuple(tensor.shape)}")
+    return tensor
 
 
 def _transcript(config: AlignConfig) -> str:

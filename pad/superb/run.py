@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from pad.errors import UserError
-from pad.settings import read_settings, write_whole
+from pad.settings import check_same, write_whole
 from pad.superb import corpora
 from pad.superb.config import EvaluateConfig
 from pad.superb.encoder import Encoder
@@ -108,13 +108,7 @@ def _check_output(output: Path, config: EvaluateConfig) -> None:
         return
     if not (output / "settings.yaml").is_file():
         raise UserError(f"resume: no settings.yaml in {output}; expected a run that was stopped")
-    before = read_settings(EvaluateConfig, output / "settings.yaml")
-    for name, value in asdict(config).items():
-        if name not in _FREE_ON_RESUME and before.get(name) != value:
-            raise UserError(
-                f"{name}: the run in {output} has {before.get(name)!r}, got {value!r}; expected the same, to "
-                "resume"
-            )
+    check_same(config, output / "settings.yaml", _FREE_ON_RESUME)
 
 
 def _tasks(corpus: _Corpus, encoder: Encoder, config: EvaluateConfig, features: Path) -> list[Task]:
