@@ -23,7 +23,7 @@ from pad.checkpoints import (
 from pad.config import DistillConfig
 from pad.data import Report, Utterance, load_utterances
 from pad.errors import Stopped, UserError
-from pad.models import FrameLayout, check_widths, load_student, load_teacher, width
+from pad.models import FrameLayout, check_teacher_layer, check_widths, load_student, load_teacher, width
 from pad.objective import objective
 from pad.progress import counting, first_process, say, show_progress
 from pad.settings import write_whole
@@ -110,10 +110,9 @@ def distill(config: DistillConfig) -> Path:
 
 def _check_against_models(config: DistillConfig, goal, student, teacher) -> None:
     """Raise UserError for settings that do not fit the models."""
-    depth, teacher_depth = student.config.num_hidden_layers, teacher.config.num_hidden_layers
+    depth = student.config.num_hidden_layers
     config.expect("prior_layers", all(layer < depth for layer in config.prior_layers), f"layers below {depth}")
-    config.expect("teacher_layer", -teacher_depth - 1 <= config.teacher_layer <= teacher_depth,
-                  f"a hidden state of the teacher, from {-teacher_depth - 1} to {teacher_depth}")  # fmt: skip
+    check_teacher_layer(config, teacher)
     if not config.linear_map:
         check_widths(student, teacher)
     config.expect("pictures_every", not config.pictures_every or goal.level != "global" and not config.linear_map,

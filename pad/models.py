@@ -14,6 +14,7 @@ from transformers import AutoFeatureExtractor, AutoModel, AutoTokenizer, Wav2Vec
 
 from pad.errors import UserError
 from pad.progress import say
+from pad.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -137,6 +138,13 @@ def positions(model: nn.Module) -> int:
 def width(model: nn.Module) -> int:
     """Width D of a model's output."""
     return int(model.config.hidden_size)
+
+
+def check_teacher_layer(settings: Settings, teacher: nn.Module) -> None:
+    """Raise UserError unless `teacher_layer` of the settings is a hidden state of the teacher."""
+    depth = teacher.config.num_hidden_layers
+    settings.expect("teacher_layer", -depth - 1 <= settings.teacher_layer <= depth,
+                    f"a hidden state of the teacher, from {-depth - 1} to {depth}")  # fmt: skip
 
 
 def check_widths(student: nn.Module, teacher: nn.Module) -> None:

@@ -115,7 +115,7 @@ def _select(frame_prior, speech_mask, speech_prior, text, text_mask, num_anchors
         speech_mask,
         tokens if text_mask is None else text_mask.sum(1),
         num_anchors,
-        [float(scale) for scale in scales],
+        checks.scales(scales),
         "stride" if speech_prior is None else anchors,
         None,
         tokens if num_anchors is None else None,

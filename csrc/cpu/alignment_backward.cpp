@@ -200,7 +200,7 @@ void soft_part(const Part<T>& part, const TokenSums<Accumulator<T>>& token_sums)
     });
     if (grad_speech && !to_place)
       for (int64_t r = 0; r < n; ++r) {
-        const auto inner = units.inner(first + r, first, n);
+        const auto& inner = units.inner(r);
         if (inner.number >= 0) scaled_add(sums[inner.number - first], sums[r], inner.share, utterance.padded_width);
         speech.add(units, first + r, sums[r], inner.first, inner.last);
       }

@@ -168,6 +168,7 @@ struct Units {
         in_place(std::is_same_v<T, S> && !utterance.start && utterance.width % lanes<S> == 0),
         storage_(in_place ? 0 : tile_units * utterance.row_stride),
         storage_rows_(tile_units),
+        inners_(in_place ? 0 : tile_units),
         weighted_(in_place ? 0 : group_units * (utterance.start ? utterance.frames : 1)) {
     for (int64_t r = 0; r < tile_units; ++r) storage_rows_[r] = storage_.data() + r * utterance.row_stride;
     for (int64_t c = 0; c < candidate_count; ++c) {
@@ -200,26 +201,13 @@ struct Units {
     S share;  // of the unit's prior that the inner one has
   };
 
-  // The inner unit of `number`, if it is in the same tile, units [first, first + n).
-  Inner inner(int64_t number, int64_t first, int64_t n) const {
-    const int64_t own_first = utterance_.first_frame(index[number]), own_last = utterance_.last_frame(index[number]);
-    const Inner none{-1, own_last, own_last, S{0}};
-    if (!utterance_.start) return none;
-    const int64_t past = order_ == Order::by_index ? number : first + n;
-    for (int64_t k = order_ == Order::by_index ? maximum(first, number - 1) : number + 1; k < past; ++k) {
-      const int64_t begin = utterance_.first_frame(index[k]), end = utterance_.last_frame(index[k]);
-      if (begin >= own_last) break;
-      if (index[k] + 1 == index[number] && begin >= own_first && end <= own_last)
-        return {k, begin, end, prior_sum[k] / prior_sum[number]};
-    }
-    return none;
-  }
+  // The inner unit of row r of the latest `tile`; it is in the same tile, or there is none.
+  const Inner& inner(int64_t r) const { return inners_[r]; }
 
   // Writes unit `number` of those that take part to `row`.
   void pool(int64_t number, S* row) const {
-    const int64_t end = utterance_.last_frame(index[number]);
-    const int64_t taken = weigh(number, {-1, end, end, S{0}}, weighted_.data());
-    pool(weighted_.data(), taken, nullptr, S{0}, row, 0, utterance_.width);
+    const Weighted* past = weigh(number, without_inner(number), weighted_.data());
+    pool(weighted_.data(), past, nullptr, S{0}, row, 0, utterance_.width);
   }
 
   // The rows of units [first, first + n), n <= tile_units; valid until the next call.
@@ -231,28 +219,24 @@ struct Units {
     const bool forward = order_ == Order::by_index;
     for (int64_t done = 0; done < n; done += group_units) {
       const int64_t size = minimum(group_units, n - done), begin = forward ? done : n - done - size;
-      Inner inners[group_units];
-      int64_t taken[group_units], all = 0;
+      Weighted* frames[group_units + 1] = {weighted_.data()};  // of unit `begin + r`: [frames[r], frames[r + 1])
       for (int64_t r = 0; r < size; ++r) {
-        inners[r] = inner(first + begin + r, first, n);
-        taken[r] = weigh(first + begin + r, inners[r], weighted_.data() + all);
-        all += taken[r];
+        inners_[begin + r] = find_inner(first + begin + r, first, n);
+        frames[r + 1] = weigh(first + begin + r, inners_[begin + r], frames[r]);
       }
-      const int64_t left = minimum(group_units, n - done - size);
-      const Frames now = frames_of(first + begin, first + begin + size);
-      const Frames next = forward ? frames_of(first + begin + size, minimum(first + begin + size + group_units, count))
-                                  : frames_of(first + begin - left, first + begin);
+      const int64_t past = first + begin + size;
+      const Frames now = frames_of(first + begin, past);
+      const Frames next = forward ? frames_of(past, minimum(past + group_units, count))
+                                  : frames_of(first + maximum(0, begin - group_units), first + begin);
       for (int64_t d = 0; d < utterance_.width; d += block) {
         const int64_t end = minimum(d + block, utterance_.width);
         for (int64_t i = next.begin; i < minimum(next.end, now.begin); ++i) fetch(utterance_.frame(i) + d, end - d);
         for (int64_t i = maximum(now.end, next.begin); i < next.end; ++i) fetch(utterance_.frame(i) + d, end - d);
-        const Weighted* frames = forward ? weighted_.data() : weighted_.data() + all;
         for (int64_t place = 0; place < size; ++place) {
           const int64_t r = forward ? place : size - 1 - place;
-          if (!forward) frames -= taken[r];
-          const S* inner_row = inners[r].number < 0 ? nullptr : storage_rows_[inners[r].number - first];
-          pool(frames, taken[r], inner_row, inners[r].share, storage_.data() + (begin + r) * utterance_.row_stride, d, end);
-          if (forward) frames += taken[r];
+          const Inner& inner = inners_[begin + r];
+          const S* inner_row = inner.number < 0 ? nullptr : storage_rows_[inner.number - first];
+          pool(frames[r], frames[r + 1], inner_row, inner.share, storage_rows_[begin + r], d, end);
         }
       }
     }
@@ -296,8 +280,28 @@ struct Units {
     S weight;
   };
 
-  // The frames of a unit that lie outside its inner one, and their weights. Returns how many.
-  int64_t weigh(int64_t number, const Inner& inner, Weighted* out) const {
+  Inner without_inner(int64_t number) const {
+    const int64_t last = utterance_.last_frame(index[number]);
+    return {-1, last, last, S{0}};
+  }
+
+  // The inner unit of `number`, if it is in the same tile, units [first, first + n).
+  Inner find_inner(int64_t number, int64_t first, int64_t n) const {
+    const Inner none = without_inner(number);
+    if (!utterance_.start) return none;
+    const int64_t own_first = utterance_.first_frame(index[number]), own_last = none.last;
+    const int64_t past = order_ == Order::by_index ? number : first + n;
+    for (int64_t k = order_ == Order::by_index ? maximum(first, number - 1) : number + 1; k < past; ++k) {
+      const int64_t begin = utterance_.first_frame(index[k]), end = utterance_.last_frame(index[k]);
+      if (begin >= own_last) break;
+      if (index[k] + 1 == index[number] && begin >= own_first && end <= own_last)
+        return {k, begin, end, prior_sum[k] / prior_sum[number]};
+    }
+    return none;
+  }
+
+  // Writes the frames of a unit that lie outside its inner one, and their weights. Returns where they end.
+  Weighted* weigh(int64_t number, const Inner& inner, Weighted* out) const {
     int64_t taken = 0;
     const auto add = [&](int64_t from, int64_t to) {
       for (int64_t i = from; i < to; ++i)
@@ -305,24 +309,25 @@ struct Units {
     };
     add(utterance_.first_frame(index[number]), inner.first);
     add(inner.last, utterance_.last_frame(index[number]));
-    return taken;
+    return out + taken;
   }
 
   // row = share * inner_row + the sum of weighted frames, columns [from, to).
-  static void pool(const Weighted* frames, int64_t count, const S* inner_row, S share, S* row, int64_t from, int64_t to) {
+  static void pool(const Weighted* begin, const Weighted* end, const S* inner_row, S share, S* row, int64_t from,
+                   int64_t to) {
     constexpr int vectors = vector_registers == 32 ? 8 : 4;
     int64_t d = from;
     for (; d + vectors * lanes<S> <= to; d += vectors * lanes<S>) {
       Vector<S> sums[vectors] = {};
       if (inner_row)
         for (int v = 0; v < vectors; ++v) sums[v] = load(inner_row + d + v * lanes<S>) * share;
-      for (int64_t i = 0; i < count; ++i)
-        for (int v = 0; v < vectors; ++v) sums[v] += load(frames[i].frame + d + v * lanes<S>) * frames[i].weight;
+      for (const Weighted* i = begin; i < end; ++i)
+        for (int v = 0; v < vectors; ++v) sums[v] += load(i->frame + d + v * lanes<S>) * i->weight;
       for (int v = 0; v < vectors; ++v) store(row + d + v * lanes<S>, sums[v]);
     }
     if (d == to) return;
     for (int64_t rest = d; rest < to; ++rest) row[rest] = inner_row ? inner_row[rest] * share : S{0};
-    for (int64_t i = 0; i < count; ++i) scaled_add(row + d, frames[i].frame + d, frames[i].weight, to - d);
+    for (const Weighted* i = begin; i < end; ++i) scaled_add(row + d, i->frame + d, i->weight, to - d);
   }
 
   // What units [first, last) of those that take part cover.
@@ -348,6 +353,7 @@ struct Units {
  private:
   Buffer<S> storage_;
   Buffer<S*> storage_rows_;
+  Buffer<Inner> inners_;
   Buffer<Weighted> weighted_;
 };
 

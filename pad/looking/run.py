@@ -14,7 +14,7 @@ from pad.errors import UserError
 from pad.looking.alignment import look
 from pad.looking.config import AlignConfig
 from pad.looking.picture import draw, save
-from pad.models import FrameLayout, load_student, load_teacher, width
+from pad.models import FrameLayout, check_teacher_layer, load_student, load_teacher, width
 from pad.objective import objective
 from pad.teacher import Teacher
 
@@ -36,9 +36,7 @@ def align_one(config: AlignConfig) -> list[Path]:
         raise UserError(
             f"audio: {config.audio} has {len(samples)} samples, expected at least {layout.receptive_field}, one frame"
         )
-    depth = model.config.num_hidden_layers
-    config.expect("teacher_layer", -depth - 1 <= config.teacher_layer <= depth,
-                  f"a hidden state of the teacher, from {-depth - 1} to {depth}")  # fmt: skip
+    check_teacher_layer(config, model)
     teacher = Teacher(model, tokenizer, goal.text_prior, config.teacher_layer)
     if config.teacher_mean is not None:
         teacher.mean = _saved("teacher_mean", config.teacher_mean, "mean", (width(model),))

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import torch
 
+from pad_kernels.dtypes import accumulator
+
 try:
     from pad_kernels import _native
 except ImportError as failure:
@@ -100,10 +102,6 @@ def release_kept_memory():
         _native.release_kept_memory()
 
 
-def _accumulator(tensor):
-    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
-
-
 def _rows(tensor):
     """The tensor with its last dimension contiguous: any other strides serve as they are."""
     return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
@@ -131,7 +129,7 @@ def _alignment_tensors(speech, text, frame_prior, token_mask, start, end):
     return (
         _rows(speech),
         _rows(text),
-        frame_prior.to(_accumulator(speech)).contiguous(),
+        frame_prior.to(accumulator(speech.dtype)).contiguous(),
         token_mask.contiguous(),
         None if start is None else start.to(torch.int32).contiguous(),
         None if end is None else end.to(torch.int32).contiguous(),
@@ -141,7 +139,7 @@ def _alignment_tensors(speech, text, frame_prior, token_mask, start, end):
 def alignment_forward(speech, text, frame_prior, token_mask, start, end, temperature):
     """csrc/alignment.h: similarity, best unit and log-normaliser of each token."""
     tensors = _alignment_tensors(speech, text, frame_prior, token_mask, start, end)
-    similarity = torch.empty(text.shape[:2], dtype=_accumulator(speech), device=speech.device)
+    similarity = torch.empty(text.shape[:2], dtype=accumulator(speech.dtype), device=speech.device)
     log_normalizer = torch.empty_like(similarity)
     unit = torch.empty_like(similarity, dtype=torch.int64)
     _run(
@@ -157,7 +155,7 @@ def alignment_backward(
 ):  # fmt: skip
     """csrc/alignment.h: gradients of speech and text, each empty unless needed."""
     tensors = _alignment_tensors(speech, text, frame_prior, token_mask, start, end)
-    rows = [grad_similarity.to(_accumulator(speech)).contiguous(), similarity.contiguous(), unit.contiguous()]
+    rows = [grad_similarity.to(accumulator(speech.dtype)).contiguous(), similarity.contiguous(), unit.contiguous()]
     rows.append(log_normalizer.contiguous())
     grad_speech = _gradient(need_speech, speech.shape, speech.dtype, speech.device)
     grad_text = _gradient(need_text, text.shape, text.dtype, text.device)
@@ -175,8 +173,8 @@ def significance(query, key, mask, scale, lse):
     batch, heads, length, width = query.shape
     query, key = _rows(query), _rows(key)
     mask = None if mask is None else mask.contiguous()
-    lse = None if lse is None else lse.to(_accumulator(query)).contiguous()
-    out = torch.empty(batch, length, dtype=_accumulator(query), device=query.device)
+    lse = None if lse is None else lse.to(accumulator(query.dtype)).contiguous()
+    out = torch.empty(batch, length, dtype=accumulator(query.dtype), device=query.device)
     _run(
         _native.significance, query.device, (batch, heads, length, width),
         (*query.stride()[:3], *key.stride()[:3]), ELEMENTS[query.dtype],
@@ -189,7 +187,7 @@ def significance(query, key, mask, scale, lse):
 def select_spans(frame_prior, frame_mask, num_tokens, num_anchors, max_anchors, scales, xi, anchors):
     """csrc/spans.h: start and end of each utterance's spans."""
     batch, frames = frame_prior.shape
-    frame_prior = frame_prior.to(_accumulator(frame_prior)).contiguous()
+    frame_prior = frame_prior.to(accumulator(frame_prior.dtype)).contiguous()
     rows = [frame_mask.to(torch.bool).contiguous()]
     rows += [count.to(torch.int64).contiguous() for count in (num_tokens, num_anchors)]
     xi = None if xi is None else xi.to(torch.float64).contiguous()
@@ -208,7 +206,7 @@ def pooled_distance_forward(speech, text, frame_weights, token_weights):
     """csrc/pooling.h: distance of the pooled rows, their difference, and the sums of the weights."""
     speech, text = _rows(speech), _rows(text)
     batch, frames, width = speech.shape
-    options = {"dtype": _accumulator(speech), "device": speech.device}
+    options = {"dtype": accumulator(speech.dtype), "device": speech.device}
     frame_weights, token_weights = (
         weights.to(options["dtype"]).contiguous() for weights in (frame_weights, token_weights)
     )
