@@ -4,6 +4,9 @@
 
 namespace pad {
 
+// In cosine = u.t / (max(|u|, eps) max(|t|, eps)).
+constexpr double norm_epsilon = 1e-8;
+
 // "Accumulator" below is float, or double where the elements are float64.
 struct AlignmentArguments {
   int64_t batch, frames, tokens, units, width;

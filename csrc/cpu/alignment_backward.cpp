@@ -3,20 +3,23 @@
 //
 // With phi = u.t / (|u| |t|) and G = d loss / d phi:
 //   d loss / d u = sum_j G_j (t_j/|t_j| - phi_j u/|u|) / |u|,   d loss / d t = sum_k G_k (u_k/|u_k| - phi_k t/|t|) / |t|.
-#include "speech_gradient.h"
+#include "cpu/parts.h"
+#include "cpu/speech_gradient.h"
+#include "cpu/tokens.h"
+#include "cpu/units.h"
 
 namespace pad {
 namespace PAD_INSTRUCTION_SET {
 namespace {
 
-// The most frames that lie between the first frame of a unit and the last of those before it.
+// The most frames that lie between the start of a unit and the end of those before it.
 template <class T>
 int64_t open_frames(const Utterance<T>& utterance, const Units<T>& units) {
   if (!utterance.start) return 0;
   int64_t last = 0, most = 1;
   for (int64_t k = 0; k < units.count; ++k) {
-    last = maximum(last, utterance.last_frame(units.index[k]));
-    most = maximum(most, last - utterance.first_frame(units.index[k]));
+    last = maximum(last, utterance.unit_end(units.index[k]));
+    most = maximum(most, last - utterance.unit_start(units.index[k]));
   }
   return most;
 }
@@ -39,12 +42,20 @@ struct TokenTerms {
   Buffer<S> gradient, similarity, log_normalizer;
 };
 
+// Sums of G phi: [tile_units] for each unit, [padded tokens] for each token.
+template <class S>
+struct Projections {
+  S* of_units;
+  S* of_tokens;
+};
+
 // Turns a tile of scores u.t/|t| into G/|u|, in place, and sums G phi per unit and per token.
 template <class T>
-void score_gradients(const Units<T>& units, int64_t first, int64_t n, int64_t columns,
-                     Accumulator<T> inverse_temperature, const TokenTerms<Accumulator<T>>& terms,
-                     Accumulator<T>* scores, Accumulator<T>* unit_projection, Accumulator<T>* token_projection) {
-  using S = Accumulator<T>;
+void score_gradients(const Units<T>& units, const ScoreTile<OpMath<T>>& tile, const TokenTerms<OpMath<T>>& terms,
+                     OpMath<T> inverse_temperature, const Projections<OpMath<T>>& projections) {
+  using S = OpMath<T>;
+  const auto [first, n, columns, scores] = tile;
+  const auto [of_units, of_tokens] = projections;
   for (int64_t r = 0; r < n; ++r) {
     const S inverse = units.inverse[first + r], log_prior = logarithm(units.prior[first + r]);
     Vector<S> projection{};
@@ -55,48 +66,57 @@ void score_gradients(const Units<T>& units, int64_t first, int64_t n, int64_t co
       const Vector<S> gradient = load(terms.gradient.data() + j) * posterior *
                                  ((cosine - load(terms.similarity.data() + j)) * inverse_temperature + S{1});
       projection += gradient * cosine;
-      store(token_projection + j, load(token_projection + j) + gradient * cosine);
+      store(of_tokens + j, load(of_tokens + j) + gradient * cosine);
       store(scores + r * columns + j, gradient * inverse);
     }
-    unit_projection[r] = norm_is_clamped(inverse) ? S{0} : sum_lanes<S>(projection) * inverse * inverse;
+    of_units[r] = norm_is_clamped(inverse) ? S{0} : sum_lanes<S>(projection) * inverse * inverse;
   }
 }
 
-// out(r)[d] = sum_j scores[r][j] token_rows[j][d] - unit_projection[r] unit_rows[r][d], for columns
+// A tile whose scores are gradients, and the rows that they are multiplied with. Functions take it by value: what is
+// behind a reference would be read anew after each store.
+template <class S>
+struct GradientTile {
+  int64_t units, tokens;     // how many
+  const S* scores;           // [units, columns]: G / |u|
+  int64_t columns;           // the tokens, padded
+  const S* const* unit_rows; // [units]
+  const S* token_rows;       // [columns, row_stride]
+  int64_t row_stride;        // of the tokens and of their gradients
+  const S* unit_projection;  // [units]
+};
+
+// out[r][d] = sum_j scores[r][j] token_rows[j][d] - unit_projection[r] unit_rows[r][d], for columns
 // [column, column + vectors).
 template <int vectors, class T>
-void unit_gradients(int64_t n, int64_t tokens, const Accumulator<T>* scores, int64_t columns,
-                    const Accumulator<T>* token_rows, int64_t row_stride,
-                    const Accumulator<T>* const* unit_rows, const Accumulator<T>* unit_projection, int64_t column,
-                    T* const* out, bool streamed) {
-  using S = Accumulator<T>;
-  for (int64_t row = 0; row < n; row += tile_rows) {
-    const S* gradients = scores + row * columns;
+void unit_gradients(const GradientTile<OpMath<T>> tile, int64_t column, T* const* out, bool streamed) {
+  using S = OpMath<T>;
+  for (int64_t row = 0; row < tile.units; row += tile_rows) {
+    const S* gradients = tile.scores + row * tile.columns;
     Vector<S> sums[tile_rows][vectors] = {};
     multiply_tile<S, vectors>(
-        tokens, [&](int r, int64_t j) { return gradients[r * columns + j]; },
-        [&](int64_t j) { return token_rows + j * row_stride + column; }, sums);
-    for (int r = 0; r < tile_rows && row + r < n; ++r)
+        tile.tokens, [&](int r, int64_t j) { return gradients[r * tile.columns + j]; },
+        [&](int64_t j) { return tile.token_rows + j * tile.row_stride + column; }, sums);
+    for (int r = 0; r < tile_rows && row + r < tile.units; ++r)
       for (int v = 0; v < vectors; ++v) {
         const int64_t d = column + v * lanes<S>;
-        const Vector<S> gradient = sums[r][v] - load(unit_rows[row + r] + d) * unit_projection[row + r];
+        const Vector<S> gradient = sums[r][v] - load(tile.unit_rows[row + r] + d) * tile.unit_projection[row + r];
         streamed ? stream(out[row + r] + d, gradient) : store(out[row + r] + d, gradient);
       }
   }
 }
 
-// token_sums[j][d] += sum_r scores[r][j] unit_rows[r][d]
+// token_sums[j][d] += sum_r scores[r][j] unit_rows[r][d], for columns [column, column + vectors).
 template <int vectors, class S>
-void token_gradients(int64_t n, int64_t tokens, const S* scores, int64_t columns, const S* const* unit_rows,
-                     int64_t row_stride, int64_t column, S* token_sums) {
-  for (int64_t token = 0; token < tokens; token += tile_rows) {
+void token_gradients(const GradientTile<S> tile, int64_t column, S* token_sums) {
+  for (int64_t token = 0; token < tile.tokens; token += tile_rows) {
     Vector<S> sums[tile_rows][vectors] = {};
     multiply_tile<S, vectors>(
-        n, [&](int r, int64_t unit) { return scores[unit * columns + token + r]; },
-        [&](int64_t unit) { return unit_rows[unit] + column; }, sums);
+        tile.units, [&](int r, int64_t unit) { return tile.scores[unit * tile.columns + token + r]; },
+        [&](int64_t unit) { return tile.unit_rows[unit] + column; }, sums);
     for (int r = 0; r < tile_rows; ++r)
       for (int v = 0; v < vectors; ++v) {
-        S* place = token_sums + (token + r) * row_stride + column + v * lanes<S>;
+        S* place = token_sums + (token + r) * tile.row_stride + column + v * lanes<S>;
         store(place, load(place) + sums[r][v]);
       }
   }
@@ -106,14 +126,13 @@ void token_gradients(int64_t n, int64_t tokens, const S* scores, int64_t columns
 // which it adds to the token gradients.
 template <class T>
 struct Part {
-  Part(const AlignmentBackward& arguments, int64_t batch, int64_t part, int64_t parts)
+  Part(const AlignmentBackward& arguments, const PartIndex& index)
       : arguments(arguments),
-        batch(batch),
-        utterance(arguments, batch),
+        batch(index.batch),
+        utterance(arguments, index.batch),
         tokens(utterance),
-        begin(utterance.part_begin(part, parts)),
-        end(utterance.part_begin(part + 1, parts)),
-        first(part == 0),
+        frames(utterance.part_frames(index.part, index.parts)),
+        is_first(index.part == 0),
         streamed(can_stream<T>(arguments.grad_speech, arguments.batch * arguments.frames, arguments.width)),
         grad_speech(static_cast<T*>(arguments.grad_speech)),
         grad_text(static_cast<T*>(arguments.grad_text)) {
@@ -121,23 +140,23 @@ struct Part {
     if (grad_text) grad_text += batch * utterance.tokens * utterance.width;
   }
 
-  // Keeps the units that reach into the part, in order of their first frame.
+  // Keeps the units that reach into the part, in order of their start.
   int64_t select(int32_t* units, int64_t count) const {
     int64_t kept = 0;
     for (int64_t c = 0; c < count; ++c)
-      if (utterance.first_frame(units[c]) < end && utterance.last_frame(units[c]) > begin) units[kept++] = units[c];
-    sort_by_first_frame(utterance, units, kept);
+      if (utterance.unit_start(units[c]) < frames.end && utterance.unit_end(units[c]) > frames.begin) units[kept++] = units[c];
+    sort_by_start(utterance, units, kept);
     return kept;
   }
 
-  bool owns(int32_t unit) const { return utterance.first_frame(unit) >= begin; }
+  bool owns(int32_t unit) const { return utterance.unit_start(unit) >= frames.begin; }
 
   const AlignmentBackward& arguments;
   const int64_t batch;
   const Utterance<T> utterance;
   const Tokens<T> tokens;
-  const int64_t begin, end;
-  const bool first, streamed;
+  const Range frames;
+  const bool is_first, streamed;
   T *grad_speech, *grad_text;
 };
 
@@ -149,8 +168,8 @@ struct TokenSums {
 };
 
 template <class T>
-void soft_part(const Part<T>& part, const TokenSums<Accumulator<T>>& token_sums) {
-  using S = Accumulator<T>;
+void soft_part(const Part<T>& part, const TokenSums<OpMath<T>>& token_sums) {
+  using S = OpMath<T>;
   const Utterance<T>& utterance = part.utterance;
   const Tokens<T>& tokens = part.tokens;
   T* const grad_speech = part.grad_speech;
@@ -158,10 +177,11 @@ void soft_part(const Part<T>& part, const TokenSums<Accumulator<T>>& token_sums)
   const Buffer<int32_t> candidates(utterance.units);
   all_units(utterance.units, candidates.data());
   Units<T> units(utterance, candidates.data(), part.select(candidates.data(), utterance.units),
-                 Units<T>::Order::by_first_frame);
+                 UnitOrder::by_start);
   int64_t shared = 0;  // units that begin in an earlier part
   while (shared < units.count && !part.owns(units.index[shared])) ++shared;
 
+  const S inverse_temperature = static_cast<S>(1 / part.arguments.temperature);
   const TokenTerms<S> terms(part.arguments, part.batch, tokens);
   const Buffer<S> panel(width * columns), token_rows(columns * row_stride), scores(tile_units * columns);
   tokens.write_panel(utterance, panel.data());
@@ -170,8 +190,8 @@ void soft_part(const Part<T>& part, const TokenSums<Accumulator<T>>& token_sums)
 
   // A frame's gradient can go to its place at once where it is made of whole vectors.
   const bool to_place = !utterance.start && width % lanes<S> == 0;
-  SpeechGradient<T> speech(grad_speech, part.streamed, utterance, grad_speech ? open_frames(utterance, units) : 0,
-                           part.begin, part.end);
+  SpeechGradient<T> speech({grad_speech, part.streamed}, utterance, grad_speech ? open_frames(utterance, units) : 0,
+                           part.frames);
   const Buffer<S> unit_sums(grad_speech && !to_place ? tile_units * row_stride : 0), unused(columns);
   S unit_projection[tile_units];
   T* places[tile_units];
@@ -181,28 +201,35 @@ void soft_part(const Part<T>& part, const TokenSums<Accumulator<T>>& token_sums)
   for (int64_t first = grad_speech ? 0 : shared, n; first < units.count; first += n) {
     const bool own = first >= shared;
     n = minimum(tile_units, (own ? units.count : shared) - first);
-    const S* const* rows = units.score_tile(first, n, panel.data(), columns, scores.data());
-    score_gradients<T>(units, first, n, columns, static_cast<S>(1 / part.arguments.temperature), terms,
-                       scores.data(), unit_projection, own && part.grad_text ? token_sums.projection : unused.data());
+    const ScoreTile<S> scored{.first = first, .count = n, .columns = columns, .scores = scores.data()};
+    const GradientTile<S> tile{
+        .units = n,
+        .tokens = tokens.count,
+        .scores = scores.data(),
+        .columns = columns,
+        .unit_rows = units.score(scored, panel.data()),
+        .token_rows = token_rows.data(),
+        .row_stride = row_stride,
+        .unit_projection = unit_projection,
+    };
+    const bool for_text = own && part.grad_text;
+    score_gradients<T>(units, scored, terms, inverse_temperature,
+                       {.of_units = unit_projection, .of_tokens = for_text ? token_sums.projection : unused.data()});
     if (grad_speech && to_place)
       for (int64_t r = 0; r < n; ++r) places[r] = speech.row(units.index[first + r]);
     for_each_column_block<S>(utterance.padded_width, [&](auto vectors, int64_t column) {
       constexpr int block = decltype(vectors)::value;
       if (grad_speech && to_place)
-        unit_gradients<block, T>(n, tokens.count, scores.data(), columns, token_rows.data(), row_stride, rows,
-                                 unit_projection, column, places, part.streamed);
+        unit_gradients<block, T>(tile, column, places, part.streamed);
       else if (grad_speech)
-        unit_gradients<block, S>(n, tokens.count, scores.data(), columns, token_rows.data(), row_stride, rows,
-                                 unit_projection, column, sums, false);
-      if (own && part.grad_text)
-        token_gradients<block, S>(n, tokens.count, scores.data(), columns, rows, row_stride, column,
-                                  token_sums.direction);
+        unit_gradients<block, S>(tile, column, sums, false);
+      if (for_text) token_gradients<block, S>(tile, column, token_sums.direction);
     });
     if (grad_speech && !to_place)
       for (int64_t r = 0; r < n; ++r) {
         const auto& inner = units.inner(r);
         if (inner.number >= 0) scaled_add(sums[inner.number - first], sums[r], inner.share, utterance.padded_width);
-        speech.add(units, first + r, sums[r], inner.first, inner.last);
+        speech.add(units, first + r, sums[r], inner.frames);
       }
   }
   if (grad_speech) speech.finish();
@@ -210,9 +237,9 @@ void soft_part(const Part<T>& part, const TokenSums<Accumulator<T>>& token_sums)
 
 // Adds the parts' sums in order and writes the text gradient of an utterance.
 template <class T>
-void finish_text(const AlignmentBackward& arguments, int64_t batch, const TokenSums<Accumulator<T>>* parts,
+void finish_text(const AlignmentBackward& arguments, int64_t batch, const TokenSums<OpMath<T>>* parts,
                  int64_t part_count) {
-  using S = Accumulator<T>;
+  using S = OpMath<T>;
   const Utterance<T> utterance(arguments, batch);
   const Tokens<T> tokens(utterance);
   const int64_t width = utterance.width;
@@ -238,14 +265,14 @@ void finish_text(const AlignmentBackward& arguments, int64_t batch, const TokenS
 
 template <class T>
 void hard_part(const Part<T>& part) {
-  using S = Accumulator<T>;
+  using S = OpMath<T>;
   const Utterance<T>& utterance = part.utterance;
   const Tokens<T>& tokens = part.tokens;
   T *const grad_speech = part.grad_speech, *const grad_text = part.grad_text;
   const int64_t width = utterance.width;
   const int64_t* chosen = part.arguments.unit + part.batch * utterance.tokens;
   const S* gradient = static_cast<const S*>(part.arguments.grad_similarity) + part.batch * utterance.tokens;
-  if (grad_text && part.first)
+  if (grad_text && part.is_first)
     for (int64_t token = 0; token < utterance.tokens; ++token)
       if (!utterance.token_mask[token] || chosen[token] < 0) fill_zero(grad_text + token * width, width);
 
@@ -257,10 +284,10 @@ void hard_part(const Part<T>& part) {
   int64_t distinct = 0;
   for (int64_t c = 0; c < candidate_count; ++c)
     if (c == 0 || candidates[c] != candidates[c - 1]) candidates[distinct++] = candidates[c];
-  const Units<T> units(utterance, candidates.data(), distinct, Units<T>::Order::by_first_frame);
+  const Units<T> units(utterance, candidates.data(), distinct, UnitOrder::by_start);
 
-  SpeechGradient<T> speech(grad_speech, part.streamed, utterance, grad_speech ? open_frames(utterance, units) : 0,
-                           part.begin, part.end);
+  SpeechGradient<T> speech({grad_speech, part.streamed}, utterance, grad_speech ? open_frames(utterance, units) : 0,
+                           part.frames);
   const Buffer<S> unit_row(width), unit_sum(width), token_row(width), token_sum(width);
   for (int64_t k = 0; k < units.count; ++k) {
     units.pool(k, unit_row.data());
@@ -290,34 +317,34 @@ void hard_part(const Part<T>& part) {
 template <class T>
 void hard_backward(const AlignmentBackward& arguments) {
   const int64_t parts = parts_of_utterance(arguments);
-  for_each_part<Accumulator<T>>(arguments, parts, [&](int64_t batch, int64_t part) {
-    hard_part(Part<T>(arguments, batch, part, parts));
+  for_each_part<OpMath<T>>(arguments, parts, [&](const PartIndex& index) {
+    hard_part(Part<T>(arguments, index));
   });
 }
 
 template <class T>
 void soft_backward(const AlignmentBackward& arguments) {
-  using S = Accumulator<T>;
+  using S = OpMath<T>;
   const int64_t parts = parts_of_utterance(arguments);
-  const int64_t columns = round_up(arguments.tokens, maximum(lanes<S>, tile_rows));
+  const int64_t columns = Tokens<T>::padded_tokens(arguments.tokens);
   const int64_t row_stride = odd_stride<S>(arguments.width), slot = columns * (row_stride + 1);
   // Where an utterance is one task, its sums live as long as the task.
   const bool together = parts == 1;
   const Buffer<S> shared(arguments.grad_text && !together ? arguments.batch * parts * slot : 0);
   const auto sums_in = [&](S* memory) { return TokenSums<S>{memory, memory + columns * row_stride}; };
-  for_each_part<S>(arguments, parts, [&](int64_t batch, int64_t part) {
+  for_each_part<S>(arguments, parts, [&](const PartIndex& index) {
     const Buffer<S> own(arguments.grad_text && together ? slot : 0);
-    S* memory = together ? own.data() : shared.data() + (batch * parts + part) * slot;
+    S* memory = together ? own.data() : shared.data() + (index.batch * parts + index.part) * slot;
     if (arguments.grad_text) fill_zero(memory, slot);
     const TokenSums<S> sums = sums_in(memory);
-    soft_part(Part<T>(arguments, batch, part, parts), sums);
-    if (arguments.grad_text && together) finish_text<T>(arguments, batch, &sums, 1);
+    soft_part(Part<T>(arguments, index), sums);
+    if (arguments.grad_text && together) finish_text<T>(arguments, index.batch, &sums, 1);
   });
   if (!arguments.grad_text || together) return;
-  for_each_part<S>(arguments, 1, [&](int64_t batch, int64_t) {
+  for_each_part<S>(arguments, 1, [&](const PartIndex& index) {
     const Buffer<TokenSums<S>> sums(parts);
-    for (int64_t part = 0; part < parts; ++part) sums[part] = sums_in(shared.data() + (batch * parts + part) * slot);
-    finish_text<T>(arguments, batch, sums.data(), parts);
+    for (int64_t part = 0; part < parts; ++part) sums[part] = sums_in(shared.data() + (index.batch * parts + part) * slot);
+    finish_text<T>(arguments, index.batch, sums.data(), parts);
   });
 }
 

@@ -1,6 +1,8 @@
 // Alignment forward: units stream past the tokens, a running maximum (hard) or an online softmax (soft)
 // per token is all that is kept. The parts of an utterance are merged in order.
-#include "units.h"
+#include "cpu/parts.h"
+#include "cpu/tokens.h"
+#include "cpu/units.h"
 
 namespace pad {
 namespace PAD_INSTRUCTION_SET {
@@ -27,7 +29,7 @@ struct Running {
 template <class T>
 class Scores {
  public:
-  using S = Accumulator<T>;
+  using S = OpMath<T>;
 
   Scores(const Utterance<T>& utterance, const Tokens<T>& tokens, Units<T>& units)
       : units_(units),
@@ -43,13 +45,14 @@ class Scores {
       tokens.write_panel(utterance, panel_.data());
   }
 
-  // scores[r][j] = unit r . token j / |token j|, for units [first, first + n); their inverse norms with them.
-  const S* tile(int64_t first, int64_t n) {
+  // The scores of units [first, first + n), valid until the next call; their inverse norms with them.
+  ScoreTile<S> tile(int64_t first, int64_t n) {
+    const ScoreTile<S> scored{.first = first, .count = n, .columns = tokens_.padded, .scores = scores_.data()};
     if (in_pairs_)
-      multiply_pairs(first, n);
+      score_pairs(scored);
     else
-      units_.score_tile(first, n, panel_.data(), tokens_.padded, scores_.data());
-    return scores_.data();
+      units_.score(scored, panel_.data());
+    return scored;
   }
 
  private:
@@ -69,18 +72,24 @@ class Scores {
     }
   }
 
-  void multiply_pairs(int64_t first, int64_t n) {
+  void score_pairs(const ScoreTile<S>& scored) {
     if constexpr (multiplies_pairs && std::is_same_v<T, bfloat16>) {
-      const int64_t columns = tokens_.padded;
-      multiply_rows(frames_.data() + first, n, units_.count - first, units_.width() / 2, pairs_.data(), columns, columns,
-                    scores_.data(), columns, [&](int64_t row, int64_t visited) {
-                      for (int64_t r = first + row; r < first + row + visited; ++r)
-                        units_.inverse[r] = inverse_norm<S>(
-                            sum_of_squares(reinterpret_cast<const T*>(frames_[r]), units_.width()));
-                    });
-      for (int64_t r = 0; r < n; ++r)
-        for (int64_t j = 0; j < columns; j += lanes<S>) {
-          S* scores = scores_.data() + r * columns + j;
+      const BlockGemm<Pair> gemm{
+          .rows = frames_.data() + scored.first,
+          .count = scored.count,
+          .readable = units_.count - scored.first,
+          .depth = units_.width() / 2,
+          .panel = pairs_.data(),
+          .columns = scored.columns,
+          .out = scored.scores,
+      };
+      block_gemm(gemm, [&](int64_t row, int64_t visited) {
+        for (int64_t r = scored.first + row; r < scored.first + row + visited; ++r)
+          units_.inverse[r] = inverse_norm<S>(sum_of_squares(reinterpret_cast<const T*>(frames_[r]), units_.width()));
+      });
+      for (int64_t r = 0; r < scored.count; ++r)
+        for (int64_t j = 0; j < scored.columns; j += lanes<S>) {
+          S* scores = scored.scores + r * scored.columns + j;
           store(scores, load(scores) * load(tokens_.inverse.data() + j));
         }
     }
@@ -96,9 +105,9 @@ class Scores {
 };
 
 template <class T>
-void update_hard(const Units<T>& units, int64_t first, int64_t n, const Accumulator<T>* scores, int64_t columns,
-                 Running<Accumulator<T>>& running) {
-  using S = Accumulator<T>;
+void update_hard(const Units<T>& units, const ScoreTile<OpMath<T>>& tile, Running<OpMath<T>>& running) {
+  using S = OpMath<T>;
+  const auto [first, n, columns, scores] = tile;
   for (int64_t j = 0; j < columns; j += lanes<S>) {
     Vector<S> best = load(running.best.data() + j);
     IntegerVector<S> unit;
@@ -116,9 +125,10 @@ void update_hard(const Units<T>& units, int64_t first, int64_t n, const Accumula
 }
 
 template <class T>
-void update_soft(const Units<T>& units, int64_t first, int64_t n, const Accumulator<T>* scores, int64_t columns,
-                 Accumulator<T> inverse_temperature, Running<Accumulator<T>>& running) {
-  using S = Accumulator<T>;
+void update_soft(const Units<T>& units, const ScoreTile<OpMath<T>>& tile, OpMath<T> inverse_temperature,
+                 Running<OpMath<T>>& running) {
+  using S = OpMath<T>;
+  const auto [first, n, columns, scores] = tile;
   S log_prior[tile_units];
   for (int64_t r = 0; r < n; ++r) log_prior[r] = logarithm(units.prior[first + r]);
   for (int64_t j = 0; j < columns; j += lanes<S>) {
@@ -150,7 +160,7 @@ void update_soft(const Units<T>& units, int64_t first, int64_t n, const Accumula
   }
 }
 
-// The running values of one token after a part of the units; unit -1: none took part.
+// The running values of one token after a part of the units; unit -1: none was valid.
 template <class S>
 struct Partial {
   S best, sum, weighted, origin;
@@ -158,33 +168,31 @@ struct Partial {
 };
 
 template <class T>
-void forward_part(const AlignmentForward& arguments, int64_t batch, int64_t part, int64_t parts,
-                  Partial<Accumulator<T>>* partial) {
-  using S = Accumulator<T>;
-  const Utterance<T> utterance(arguments, batch);
+void forward_part(const AlignmentForward& arguments, const PartIndex& index, Partial<OpMath<T>>* partial) {
+  using S = OpMath<T>;
+  const Utterance<T> utterance(arguments, index.batch);
   for (int64_t j = 0; j < utterance.tokens; ++j) partial[j] = {0, 0, 0, 0, -1};
   const Tokens<T> tokens(utterance);
   if (tokens.count == 0) return;
   const Buffer<int32_t> candidates(utterance.units);
   all_units(utterance.units, candidates.data());
-  Units<T> units(utterance, candidates.data(), utterance.units, Units<T>::Order::by_index);
-  const int64_t begin = units.count * part / parts, end = units.count * (part + 1) / parts;
+  Units<T> units(utterance, candidates.data(), utterance.units, UnitOrder::by_index);
+  const int64_t begin = units.count * index.part / index.parts;
+  const int64_t end = units.count * (index.part + 1) / index.parts;
   if (begin == end) return;
 
   const bool soft = arguments.temperature > 0;
   const S inverse_temperature = soft ? static_cast<S>(1 / arguments.temperature) : S{0};
-  const int64_t columns = tokens.padded;
   Scores<T> scores(utterance, tokens, units);
-  Running<S> running(columns);
+  Running<S> running(tokens.padded);
   for (int64_t first = begin; first < end; first += tile_units) {
-    const int64_t n = minimum(tile_units, end - first);
-    const S* tile = scores.tile(first, n);
+    const ScoreTile<S> tile = scores.tile(first, minimum(tile_units, end - first));
     if (soft && first == begin)
-      for (int64_t j = 0; j < columns; ++j) running.origin[j] = tile[j] * units.inverse[begin];
+      for (int64_t j = 0; j < tokens.padded; ++j) running.origin[j] = tile.scores[j] * units.inverse[begin];
     if (soft)
-      update_soft<T>(units, first, n, tile, columns, inverse_temperature, running);
+      update_soft<T>(units, tile, inverse_temperature, running);
     else
-      update_hard<T>(units, first, n, tile, columns, running);
+      update_hard<T>(units, tile, running);
   }
   for (int64_t j = 0; j < tokens.count; ++j)
     partial[tokens.index[j]] = {running.best[j], running.sum[j], running.weighted[j], running.origin[j],
@@ -217,11 +225,11 @@ Partial<S> merge(const Partial<S>* partial, int64_t parts, int64_t stride) {
 void alignment_forward(const AlignmentForward& arguments) {
   with_element(arguments.element, [&](auto element) {
     using T = decltype(element);
-    using S = Accumulator<T>;
+    using S = OpMath<T>;
     const int64_t tokens = arguments.tokens, parts = parts_of_utterance(arguments);
     const Buffer<Partial<S>> partials(arguments.batch * parts * tokens);
-    for_each_part<S>(arguments, parts, [&](int64_t batch, int64_t part) {
-      forward_part<T>(arguments, batch, part, parts, partials.data() + (batch * parts + part) * tokens);
+    for_each_part<S>(arguments, parts, [&](const PartIndex& index) {
+      forward_part<T>(arguments, index, partials.data() + (index.batch * parts + index.part) * tokens);
     });
     for (int64_t i = 0; i < arguments.batch * tokens; ++i) {
       const Partial<S> whole = merge(partials.data() + i / tokens * parts * tokens + i % tokens, parts, tokens);

@@ -1,6 +1,7 @@
 #include "pooling.h"
 
-#include "cpu/simd.h"
+#include "cpu/buffer.h"
+#include "cpu/stream.h"
 #include "threads.h"
 
 namespace pad {
@@ -63,7 +64,7 @@ S sum(const S* values, int64_t count) {
 
 template <class T>
 struct Forward {
-  using S = Accumulator<T>;
+  using S = OpMath<T>;
   const PooledDistanceForward& a;
   Chunks chunks;
   S* partial;  // [batch, chunks of an utterance, width]
@@ -109,7 +110,7 @@ struct Forward {
       store(sums + i, total);
     }
     for (; i < a.width; ++i)
-      for (int r = 0; r < rows_at_once; ++r) sums[i] += to_accumulator(rows[r][i]) * scales[r];
+      for (int r = 0; r < rows_at_once; ++r) sums[i] += to_opmath(rows[r][i]) * scales[r];
   }
 
   void merge(int64_t b) const {
@@ -135,7 +136,7 @@ struct Forward {
 template <class T>
 void forward(const PooledDistanceForward& arguments) {
   const Chunks chunks(arguments, true, true);
-  const Buffer<Accumulator<T>> partial(chunks.count() * arguments.width);
+  const Buffer<OpMath<T>> partial(chunks.count() * arguments.width);
   Forward<T> work{arguments, chunks, partial.data()};
   work.add_totals();
   parallel_for_rows(chunks.count(), chunks.useful_threads(arguments),
@@ -145,7 +146,7 @@ void forward(const PooledDistanceForward& arguments) {
 
 template <class T>
 struct Backward {
-  using S = Accumulator<T>;
+  using S = OpMath<T>;
   const PooledDistanceBackward& a;
   Chunks chunks;
   S* grad_pooled;  // [batch, width], of the speech's side
@@ -182,7 +183,7 @@ struct Backward {
 
 template <class T>
 void backward(const PooledDistanceBackward& arguments) {
-  using S = Accumulator<T>;
+  using S = OpMath<T>;
   const Chunks chunks(arguments, arguments.grad_values[SPEECH], arguments.grad_values[TEXT]);
   const Buffer<S> grad_pooled(arguments.batch * arguments.width);
   Backward<T> work{arguments, chunks, grad_pooled.data()};

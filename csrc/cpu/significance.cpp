@@ -1,6 +1,8 @@
 #include "significance.h"
 
-#include "cpu/microkernel.h"
+#include "cpu/block_gemm.h"
+#include "cpu/buffer.h"
+#include "cpu/rows.h"
 #include "threads.h"
 
 namespace pad {
@@ -18,16 +20,16 @@ constexpr int64_t wanted_tasks = 64;
 
 template <class T>
 struct Significance {
-  using S = Accumulator<T>;
+  using S = OpMath<T>;
   using V = Vector<S>;
   static constexpr int64_t queries = block_queries<S>;
   static constexpr S lowest = -static_cast<S>(3.0e38f);
 
   const SignificanceArguments& a;
-  int64_t chunks;          // tasks per head
-  const int64_t* indices;  // [batch, length] the real positions, in order
-  const int64_t* counts;   // [batch] how many
-  S* partial;              // [batch, heads, chunks, length] column sums at the real positions, packed
+  int64_t chunks;               // tasks per head
+  const int64_t* valid;         // [batch, length] the valid positions, in order
+  const int64_t* valid_counts;  // [batch] how many
+  S* partial;                   // [batch, heads, chunks, length] column sums at the valid positions, packed
 
   struct Scratch {
     S* panel;   // [width, queries] the scaled queries of a block
@@ -35,14 +37,20 @@ struct Significance {
     S* scores;  // [keys, queries]
   };
 
-  // scores[k][q] of keys [first, first + count) with the queries of the panel.
-  void score(const T* key, const int64_t* positions, int64_t first, int64_t count, const Scratch& scratch,
-             S* scores) const {
+  // One head of one utterance.
+  struct Head {
+    const T *query, *key;
+    const int64_t* positions;  // [count] the valid ones
+    int64_t count;
+  };
+
+  // Scores scratch.scores[k][q] of keys [first, first + count) with the queries of the panel.
+  void score(const Head& head, int64_t first, int64_t count, const Scratch& scratch) const {
     for (int64_t begin = 0; begin < count; begin += block_keys) {
       const int64_t rows = minimum(block_keys, count - begin);
       const S* pointers[block_keys];
       for (int64_t r = 0; r < rows; ++r) {
-        const T* row = key + positions[first + begin + r] * a.key.row_stride;
+        const T* row = head.key + head.positions[first + begin + r] * a.key.row_stride;
         if constexpr (sizeof(T) == sizeof(S)) {
           pointers[r] = row;
         } else {
@@ -50,16 +58,26 @@ struct Significance {
           scaled_copy(scratch.keys + r * a.width, row, S(1), a.width);
         }
       }
-      multiply_rows<S>(pointers, rows, rows, a.width, scratch.panel, queries, queries, scores + begin * queries,
-                       queries, [](int64_t, int64_t) {});
+      const BlockGemm<S> gemm{
+          .rows = pointers,
+          .count = rows,
+          .readable = rows,
+          .depth = a.width,
+          .panel = scratch.panel,
+          .columns = queries,
+          .out = scratch.scores + begin * queries,
+      };
+      block_gemm(gemm, [](int64_t, int64_t) {});
     }
   }
 
-  void pack_queries(const T* query, const int64_t* positions, int64_t count, S* panel) const {
+  // Writes `count` queries of the head, from `first` on, to the panel.
+  void pack_queries(const Head& head, int64_t first, int64_t count, S* panel) const {
+    const int64_t* positions = head.positions + first;
     for (int64_t q = 0; q < queries; ++q) {
-      const T* row = query + positions[q < count ? q : 0] * a.query.row_stride;
+      const T* row = head.query + positions[q < count ? q : 0] * a.query.row_stride;
       for (int64_t i = 0; i < a.width; ++i)
-        panel[i * queries + q] = q < count ? to_accumulator(row[i]) * static_cast<S>(a.scale) : S(0);
+        panel[i * queries + q] = q < count ? to_opmath(row[i]) * static_cast<S>(a.scale) : S(0);
     }
   }
 
@@ -91,25 +109,25 @@ struct Significance {
   }
 
   // exp(score - lse) is the attention itself, block of keys by block of keys.
-  void add_known(const T* key, const int64_t* positions, int64_t count, const V (&lse)[tile_vectors],
-                 const V (&present)[tile_vectors], const Scratch& scratch, S* sums) const {
-    for (int64_t first = 0; first < count; first += block_keys) {
-      const int64_t rows = minimum(block_keys, count - first);
+  // `valid_queries`: 1 for the queries that there are, 0 for what pads the block.
+  void add_known(const Head& head, const V (&lse)[tile_vectors], const V (&valid_queries)[tile_vectors],
+                 const Scratch& scratch, S* sums) const {
+    for (int64_t first = 0; first < head.count; first += block_keys) {
+      const int64_t rows = minimum(block_keys, head.count - first);
       V unused[tile_vectors] = {};
-      score(key, positions, first, rows, scratch, scratch.scores);
+      score(head, first, rows, scratch);
       exponentiate(scratch.scores, rows, lse, unused);
-      add_columns(scratch.scores, rows, present, sums + first);
+      add_columns(scratch.scores, rows, valid_queries, sums + first);
     }
   }
 
   // Highest score and sum of exponentials of each query, over all keys, block by block.
-  void online_lse(const T* key, const int64_t* positions, int64_t count, const Scratch& scratch,
-                  V (&lse)[tile_vectors]) const {
+  void online_lse(const Head& head, const Scratch& scratch, V (&lse)[tile_vectors]) const {
     V highest[tile_vectors] = {}, sum[tile_vectors] = {};
     for (int v = 0; v < tile_vectors; ++v) highest[v] = broadcast(lowest);
-    for (int64_t first = 0; first < count; first += block_keys) {
-      const int64_t rows = minimum(block_keys, count - first);
-      score(key, positions, first, rows, scratch, scratch.scores);
+    for (int64_t first = 0; first < head.count; first += block_keys) {
+      const int64_t rows = minimum(block_keys, head.count - first);
+      score(head, first, rows, scratch);
       V before[tile_vectors] = {};
       for (int v = 0; v < tile_vectors; ++v) before[v] = highest[v];
       update_highest(scratch.scores, rows, highest);
@@ -122,9 +140,13 @@ struct Significance {
 
   void chunk(int64_t index) const {
     const int64_t head_index = index / chunks, b = head_index / a.heads, h = head_index % a.heads;
-    const int64_t count = counts[b], *positions = indices + b * a.length;
-    const T* query = static_cast<const T*>(a.query.data) + b * a.query.batch_stride + h * a.query.head_stride;
-    const T* key = static_cast<const T*>(a.key.data) + b * a.key.batch_stride + h * a.key.head_stride;
+    const Head head{
+        .query = static_cast<const T*>(a.query.data) + b * a.query.batch_stride + h * a.query.head_stride,
+        .key = static_cast<const T*>(a.key.data) + b * a.key.batch_stride + h * a.key.head_stride,
+        .positions = valid + b * a.length,
+        .count = valid_counts[b],
+    };
+    const int64_t count = head.count;
     S* sums = partial + index * a.length;
     fill_zero(sums, count);
 
@@ -136,14 +158,14 @@ struct Significance {
     const int64_t blocks = (count + queries - 1) / queries;
     for (int64_t block = blocks * (index % chunks) / chunks; block < blocks * (index % chunks + 1) / chunks; ++block) {
       const int64_t first = block * queries, used = minimum(queries, count - first);
-      pack_queries(query, positions + first, used, panel.data());
+      pack_queries(head, first, used, panel.data());
       V weights[tile_vectors] = {}, shift[tile_vectors] = {};
       for (int v = 0; v < tile_vectors; ++v)
         for (int i = 0; i < lanes<S>; ++i) weights[v][i] = v * lanes<S> + i < used ? S(1) : S(0);
       if (keep) {
         V sum[tile_vectors] = {};
         for (int v = 0; v < tile_vectors; ++v) shift[v] = broadcast(lowest);
-        score(key, positions, 0, count, scratch, scratch.scores);
+        score(head, 0, count, scratch);
         update_highest(scratch.scores, count, shift);
         exponentiate(scratch.scores, count, shift, sum);
         for (int v = 0; v < tile_vectors; ++v) weights[v] /= sum[v];
@@ -153,11 +175,11 @@ struct Significance {
       if (a.lse) {
         const S* lse = static_cast<const S*>(a.lse) + head_index * a.length;
         for (int64_t q = 0; q < queries; ++q)
-          shift[q / lanes<S>][q % lanes<S>] = q < used ? lse[positions[first + q]] : S(0);
+          shift[q / lanes<S>][q % lanes<S>] = q < used ? lse[head.positions[first + q]] : S(0);
       } else {
-        online_lse(key, positions, count, scratch, shift);
+        online_lse(head, scratch, shift);
       }
-      add_known(key, positions, count, shift, weights, scratch, sums);
+      add_known(head, shift, weights, scratch, sums);
     }
   }
 
@@ -166,7 +188,7 @@ struct Significance {
     S* out = static_cast<S*>(a.out) + b * a.length;
     fill_zero(out, a.length);
     const S* parts = partial + b * a.heads * chunks * a.length;
-    const int64_t count = counts[b], *positions = indices + b * a.length;
+    const int64_t count = valid_counts[b], *positions = valid + b * a.length;
     double total = 0;
     const Buffer<double> sums(count);
     for (int64_t k = 0; k < count; ++k) {
@@ -181,19 +203,20 @@ struct Significance {
 
 template <class T>
 void run(const SignificanceArguments& a) {
-  using S = Accumulator<T>;
+  using S = OpMath<T>;
   const int64_t heads = maximum(1, a.batch * a.heads);
   const int64_t blocks = maximum(1, (a.length + block_queries<S> - 1) / block_queries<S>);
   const int64_t chunks = minimum(blocks, (wanted_tasks + heads - 1) / heads);
-  const Buffer<int64_t> indices(a.batch * a.length), counts(a.batch);
+  const Buffer<int64_t> valid(a.batch * a.length), valid_counts(a.batch);
   for (int64_t b = 0; b < a.batch; ++b) {
     int64_t count = 0;
     for (int64_t i = 0; i < a.length; ++i)
-      if (!a.mask || a.mask[b * a.length + i]) indices[b * a.length + count++] = i;
-    counts[b] = count;
+      if (!a.mask || a.mask[b * a.length + i]) valid[b * a.length + count++] = i;
+    valid_counts[b] = count;
   }
   const Buffer<S> partial(a.batch * a.heads * chunks * a.length);
-  Significance<T> work{a, chunks, indices.data(), counts.data(), partial.data()};
+  Significance<T> work{
+      .a = a, .chunks = chunks, .valid = valid.data(), .valid_counts = valid_counts.data(), .partial = partial.data()};
   parallel_for(a.batch * a.heads * chunks, a.threads,
                [](void* context, int64_t index) { static_cast<Significance<T>*>(context)->chunk(index); }, &work);
   parallel_for(a.batch, a.threads,

@@ -1,7 +1,8 @@
 // The weights of positions, from masks and priors.
 #include "weights.h"
 
-#include "simd.h"
+#include "cpu/buffer.h"
+#include "cpu/vector.h"
 
 namespace pad {
 namespace PAD_INSTRUCTION_SET {
@@ -57,7 +58,7 @@ void weigh(const PositionWeights& a) {
       continue;
     }
     const T* prior = static_cast<const T*>(a.prior) + b * length;
-    for (int64_t i = 0; i < length; ++i) row[i] = real[i] ? static_cast<A>(to_accumulator(prior[i])) : A{0};
+    for (int64_t i = 0; i < length; ++i) row[i] = real[i] ? static_cast<A>(to_opmath(prior[i])) : A{0};
     const Summary<A> summary(row.data(), length);
     if (b == 0 || !(summary.lowest >= lowest)) lowest = lowest != lowest ? lowest : summary.lowest;
     if (b == 0 || summary.highest > highest) highest = summary.highest;
