@@ -1,5 +1,6 @@
 // Prior-weighted cosine alignment of text tokens with speech units, forward and backward.
 #pragma once
+#include "device.h"
 #include "tensor.h"
 
 namespace pad {
@@ -7,13 +8,13 @@ namespace pad {
 // In cosine = u.t / (max(|u|, eps) max(|t|, eps)).
 constexpr double norm_epsilon = 1e-8;
 
-// "Accumulator" below is float, or double where the elements are float64.
+// "Opmath" below is float, or double where the elements are float64.
 struct AlignmentArguments {
   int64_t batch, frames, tokens, units, width;
   Element element;
   Rows speech;               // [batch, frames, width]
   Rows text;                 // [batch, tokens, width]
-  const void* frame_prior;   // accumulator [batch, frames]; 0: the frame takes no part; below 0: nor counts in the
+  const void* frame_prior;   // opmath [batch, frames]; 0: the frame is not valid; below 0: nor counts in the
                              // mean of its span's priors
   const uint8_t* token_mask; // [batch, tokens]
   const int32_t* start;      // [batch, units], or null: the units are the frames
@@ -23,13 +24,13 @@ struct AlignmentArguments {
 };
 
 struct AlignmentForward : AlignmentArguments {
-  void* similarity;       // accumulator [batch, tokens]
+  void* similarity;       // opmath [batch, tokens]
   int64_t* unit;          // [batch, tokens]
-  void* log_normalizer;   // accumulator [batch, tokens]
+  void* log_normalizer;   // opmath [batch, tokens]
 };
 
 struct AlignmentBackward : AlignmentArguments {
-  const void* grad_similarity;  // accumulator [batch, tokens]
+  const void* grad_similarity;  // opmath [batch, tokens]
   const void* similarity;
   const int64_t* unit;
   const void* log_normalizer;
@@ -40,12 +41,13 @@ struct AlignmentBackward : AlignmentArguments {
 void alignment_forward(const AlignmentForward& arguments);
 void alignment_backward(const AlignmentBackward& arguments);
 
-// On the GPU: float32, bfloat16 and float16; with memory of the size named, on a CUDA stream.
+// On the GPU: float32, bfloat16 and float16, with a workspace of the size named in bytes.
 namespace cuda {
+constexpr int64_t max_width = 2048;  // of the backward: a row is held in registers
 int64_t alignment_forward_workspace(const AlignmentForward& arguments);
 int64_t alignment_backward_workspace(const AlignmentBackward& arguments);
-void alignment_forward(const AlignmentForward& arguments, void* workspace, void* stream);
-void alignment_backward(const AlignmentBackward& arguments, void* workspace, void* stream);
+void alignment_forward(const AlignmentForward& arguments, const ExecutionContext& context);
+void alignment_backward(const AlignmentBackward& arguments, const ExecutionContext& context);
 }  // namespace cuda
 
 }  // namespace pad

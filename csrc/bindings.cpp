@@ -51,10 +51,11 @@ int64_t no_workspace(const Arguments&) {
 
 template <class Arguments>
 void run(const Place& place, const Arguments& arguments, void (*on_cpu)(const Arguments&),
-         int64_t (*workspace)(const Arguments&), void (*on_gpu)(const Arguments&, void*, void*)) {
+         int64_t (*workspace)(const Arguments&),
+         void (*on_gpu)(const Arguments&, const pad::cuda::ExecutionContext&)) {
   void* memory = place.on_cpu() ? nullptr : place.memory(workspace(arguments));
   py::gil_scoped_release unlocked;
-  place.on_cpu() ? on_cpu(arguments) : on_gpu(arguments, memory, place.stream);
+  place.on_cpu() ? on_cpu(arguments) : on_gpu(arguments, {.workspace = memory, .stream = place.stream});
 }
 
 // sizes: batch, frames, tokens, units, width; strides: of speech and text, batch then row.
@@ -200,18 +201,18 @@ std::pair<double, double> position_weights(const std::array<int64_t, 2>& sizes, 
 }
 
 bool spans_fit(Address start, Address end, int64_t count, int64_t frames) {
-  return pad::spans_fit(pointer<int32_t>(start), pointer<int32_t>(end), count, frames);
+  return pad::spans_fit({.count = count, .start = pointer<int32_t>(start), .end = pointer<int32_t>(end)}, frames);
 }
 
 double token_loss(int64_t batch, bool is_double, int reduction, Address loss, int64_t tokens, Address similarity,
                   Address unit, Address weights) {
-  return pad::token_loss({batch, is_double, static_cast<pad::Reduction>(reduction), pointer<void>(loss)}, tokens,
-                         pointer<void>(similarity), pointer<int64_t>(unit), pointer<void>(weights));
+  return pad::token_loss({{batch, is_double, static_cast<pad::Reduction>(reduction), pointer<void>(loss)},
+                          tokens, pointer<void>(similarity), pointer<int64_t>(unit), pointer<void>(weights)});
 }
 
 double pooled_loss(int64_t batch, bool is_double, int reduction, Address loss, Address distance, Address totals) {
-  return pad::pooled_loss({batch, is_double, static_cast<pad::Reduction>(reduction), pointer<void>(loss)},
-                          pointer<void>(distance), pointer<void>(totals));
+  return pad::pooled_loss({{batch, is_double, static_cast<pad::Reduction>(reduction), pointer<void>(loss)},
+                           pointer<void>(distance), pointer<void>(totals)});
 }
 
 }  // namespace
@@ -233,6 +234,8 @@ PYBIND11_MODULE(_native, module) {
       .def_buffer([](const pad::Memory& memory) {
         return py::buffer_info(static_cast<uint8_t*>(memory.data()), memory.bytes());
       });
+  module.attr("LARGE_RESULT_BYTES") = pad::large_result_bytes;
+  module.attr("CUDA_MAX_WIDTH") = pad::cuda::max_width;
   module.def("release_kept_memory", &pad::release_kept_memory, "Give back to the system what is kept of freed results.");
   module.def("cuda_targets", &pad::cuda::targets, "What the CUDA kernels were compiled for; empty: not at all.");
   module.def("cuda_failure", &pad::cuda::failure, "Why the CUDA runtime cannot be used; empty if it can.");

@@ -12,15 +12,16 @@ struct HeadRows {
   int64_t row_stride;
 };
 
+// "Opmath" below is float, or double where the elements are float64.
 struct SignificanceArguments {
   int64_t batch, heads, length, width;
   Element element;
   HeadRows query;
   HeadRows key;
-  const uint8_t* mask;  // [batch, length], or null: all positions are real
-  const void* lse;      // accumulator [batch, heads, length] log-sum-exp of each row of scaled scores, or null: not known
+  const uint8_t* mask;  // [batch, length], or null: all positions are valid
+  const void* lse;      // opmath [batch, heads, length] log-sum-exp of each row of scaled scores, or null: not known
   double scale;
-  void* out;  // [batch, length], float, or double where the elements are float64
+  void* out;  // opmath [batch, length]
   int threads;
 };
 

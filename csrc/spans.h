@@ -1,5 +1,6 @@
 // Spans of several widths around anchor frames: anchor-based adaptive span aggregation.
 #pragma once
+#include "device.h"
 #include "tensor.h"
 
 namespace pad {
@@ -8,7 +9,7 @@ enum class Anchors : int { topk = 0, peaks = 1, stride = 2 };
 
 struct SpanArguments {
   int64_t batch, frames, max_anchors, scale_count;
-  const void* frame_prior;     // [batch, frames], float, or double where is_double
+  const void* frame_prior;     // opmath [batch, frames]: float, or double where is_double
   bool is_double;
   const uint8_t* frame_mask;   // [batch, frames]
   const int64_t* num_tokens;   // [batch]
@@ -23,10 +24,19 @@ struct SpanArguments {
 
 void select_spans(const SpanArguments& arguments);
 
+struct SpanBounds {
+  int64_t count;
+  const int32_t* start;  // [count]
+  const int32_t* end;
+};
+
+// Whether 0 <= start <= end <= frames holds for all of them; on the CPU.
+bool spans_fit(const SpanBounds& spans, int64_t frames);
+
 // On the GPU; scales is read on the host.
 namespace cuda {
 int64_t select_spans_workspace(const SpanArguments& arguments);
-void select_spans(const SpanArguments& arguments, void* workspace, void* stream);
+void select_spans(const SpanArguments& arguments, const ExecutionContext& context);
 }  // namespace cuda
 
 }  // namespace pad

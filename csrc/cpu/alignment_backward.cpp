@@ -87,20 +87,23 @@ struct GradientTile {
 };
 
 // out[r][d] = sum_j scores[r][j] token_rows[j][d] - unit_projection[r] unit_rows[r][d], for columns
-// [column, column + vectors).
+// [column, column + vectors). Not inlined, so that the sums have the registers to themselves.
 template <int vectors, class T>
-void unit_gradients(const GradientTile<OpMath<T>> tile, int64_t column, T* const* out, bool streamed) {
+__attribute__((noinline)) void unit_gradients(const GradientTile<OpMath<T>>& tile, int64_t column, T* const* out, bool streamed) {
   using S = OpMath<T>;
-  for (int64_t row = 0; row < tile.units; row += tile_rows) {
-    const S* gradients = tile.scores + row * tile.columns;
+  const S *const scores = tile.scores, *const token_rows = tile.token_rows, *const projection = tile.unit_projection;
+  const S* const* const unit_rows = tile.unit_rows;
+  const int64_t units = tile.units, tokens = tile.tokens, columns = tile.columns, row_stride = tile.row_stride;
+  for (int64_t row = 0; row < units; row += tile_rows) {
+    const S* gradients = scores + row * columns;
     Vector<S> sums[tile_rows][vectors] = {};
     multiply_tile<S, vectors>(
-        tile.tokens, [&](int r, int64_t j) { return gradients[r * tile.columns + j]; },
-        [&](int64_t j) { return tile.token_rows + j * tile.row_stride + column; }, sums);
-    for (int r = 0; r < tile_rows && row + r < tile.units; ++r)
+        tokens, [=](int r, int64_t j) { return gradients[r * columns + j]; },
+        [=](int64_t j) { return token_rows + j * row_stride + column; }, sums);
+    for (int r = 0; r < tile_rows && row + r < units; ++r)
       for (int v = 0; v < vectors; ++v) {
         const int64_t d = column + v * lanes<S>;
-        const Vector<S> gradient = sums[r][v] - load(tile.unit_rows[row + r] + d) * tile.unit_projection[row + r];
+        const Vector<S> gradient = sums[r][v] - load(unit_rows[row + r] + d) * projection[row + r];
         streamed ? stream(out[row + r] + d, gradient) : store(out[row + r] + d, gradient);
       }
   }
@@ -108,15 +111,18 @@ void unit_gradients(const GradientTile<OpMath<T>> tile, int64_t column, T* const
 
 // token_sums[j][d] += sum_r scores[r][j] unit_rows[r][d], for columns [column, column + vectors).
 template <int vectors, class S>
-void token_gradients(const GradientTile<S> tile, int64_t column, S* token_sums) {
-  for (int64_t token = 0; token < tile.tokens; token += tile_rows) {
+void token_gradients(const GradientTile<S>& tile, int64_t column, S* token_sums) {
+  const S* const scores = tile.scores;
+  const S* const* const unit_rows = tile.unit_rows;
+  const int64_t units = tile.units, tokens = tile.tokens, columns = tile.columns, row_stride = tile.row_stride;
+  for (int64_t token = 0; token < tokens; token += tile_rows) {
     Vector<S> sums[tile_rows][vectors] = {};
     multiply_tile<S, vectors>(
-        tile.units, [&](int r, int64_t unit) { return tile.scores[unit * tile.columns + token + r]; },
-        [&](int64_t unit) { return tile.unit_rows[unit] + column; }, sums);
+        units, [&](int r, int64_t unit) { return scores[unit * columns + token + r]; },
+        [&](int64_t unit) { return unit_rows[unit] + column; }, sums);
     for (int r = 0; r < tile_rows; ++r)
       for (int v = 0; v < vectors; ++v) {
-        S* place = token_sums + (token + r) * tile.row_stride + column + v * lanes<S>;
+        S* place = token_sums + (token + r) * row_stride + column + v * lanes<S>;
         store(place, load(place) + sums[r][v]);
       }
   }

@@ -106,7 +106,7 @@ struct BlockGemm {
 // `visit(row, n)` is called before rows [row, row + n) are multiplied. The arguments come by value: what is behind a
 // reference would be read anew after each store to `out`.
 template <class E, class Visit>
-inline void block_gemm(const BlockGemm<E> gemm, const Visit& visit) {
+inline __attribute__((always_inline)) void block_gemm(const BlockGemm<E> gemm, const Visit& visit) {
   using S = Sum<E>;
   constexpr int64_t step = cache_line / static_cast<int64_t>(sizeof(E));
   for (int64_t row = 0; row < gemm.count; row += tile_rows) {

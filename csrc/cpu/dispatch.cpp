@@ -3,6 +3,10 @@
 #include <atomic>
 #include <cstring>
 
+#if defined(PAD_X86)
+#include <cpuid.h>
+#endif
+
 #include "alignment.h"
 #include "pooling.h"
 #include "significance.h"
@@ -14,10 +18,19 @@ namespace {
 enum class Level : int { baseline = 0, avx2 = 1, avx512 = 2, avx512_bf16 = 3 };
 const char* const names[] = {"baseline", "avx2", "avx512", "avx512_bf16"};
 
+#if defined(PAD_X86)
+// Older Clangs (14 and 16 among them) do not know F16C in the builtin below. That the system saves the registers, the
+// builtin has checked where it says AVX2.
+bool has_f16c() {
+  unsigned eax, ebx, ecx, edx;
+  return __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx & bit_F16C);
+}
+#endif
+
 Level best_level() {
 #if defined(PAD_X86)
   __builtin_cpu_init();
-  const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
   const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
                           __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
 #if defined(PAD_AVX512_BF16)

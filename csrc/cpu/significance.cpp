@@ -44,8 +44,10 @@ struct Significance {
     int64_t count;
   };
 
-  // Scores scratch.scores[k][q] of keys [first, first + count) with the queries of the panel.
-  void score(const Head& head, int64_t first, int64_t count, const Scratch& scratch) const {
+  // scratch.scores[k][q] of keys [first, first + count) with the queries of the panel. Not inlined, so that the sums
+  // have the registers to themselves.
+  __attribute__((noinline)) void score(const Head& head, int64_t first, int64_t count,
+                                       const Scratch& scratch) const {
     for (int64_t begin = 0; begin < count; begin += block_keys) {
       const int64_t rows = minimum(block_keys, count - begin);
       const S* pointers[block_keys];

@@ -89,6 +89,13 @@ void select_utterance(const SpanArguments& a, int64_t b) {
 
 }  // namespace
 
+bool spans_fit(const SpanBounds& spans, int64_t frames) {
+  bool fit = true;
+  for (int64_t i = 0; i < spans.count; ++i)
+    fit &= spans.start[i] >= 0 && spans.start[i] <= spans.end[i] && spans.end[i] <= frames;
+  return fit;
+}
+
 void select_spans(const SpanArguments& arguments) {
   const auto task = [](void* context, int64_t b) {
     const auto& a = *static_cast<const SpanArguments*>(context);

@@ -42,28 +42,28 @@ void weigh(const PositionWeights& a) {
   // The wider of both: an error shows the prior as it came, and its sum is as exact as the weights.
   using A = std::conditional_t<std::is_same_v<T, double>, double, S>;
   const int64_t length = a.length;
-  const Buffer<uint8_t> all(a.real ? 0 : length);
-  if (!a.real) std::memset(all.data(), 1, static_cast<size_t>(length));
+  const Buffer<uint8_t> all(a.mask ? 0 : length);
+  if (!a.mask) std::memset(all.data(), 1, static_cast<size_t>(length));
   const Buffer<A> row(a.prior ? length : 0);
   const S masked = static_cast<S>(a.masked);
   double lowest = 0, highest = 0;
   for (int64_t b = 0; b < a.batch; ++b) {
     S* weights = static_cast<S*>(a.weights) + b * length;
-    const uint8_t* real = a.real ? a.real + b * length : all.data();
+    const uint8_t* valid = a.mask ? a.mask + b * length : all.data();
     if (!a.prior) {
       int32_t count = 0;
-      for (int64_t i = 0; i < length; ++i) count += real[i] != 0;
+      for (int64_t i = 0; i < length; ++i) count += valid[i] != 0;
       const S uniform = S{1} / static_cast<S>(count ? count : 1);
-      for (int64_t i = 0; i < length; ++i) weights[i] = real[i] ? uniform : masked;
+      for (int64_t i = 0; i < length; ++i) weights[i] = valid[i] ? uniform : masked;
       continue;
     }
     const T* prior = static_cast<const T*>(a.prior) + b * length;
-    for (int64_t i = 0; i < length; ++i) row[i] = real[i] ? static_cast<A>(to_opmath(prior[i])) : A{0};
+    for (int64_t i = 0; i < length; ++i) row[i] = valid[i] ? static_cast<A>(to_opmath(prior[i])) : A{0};
     const Summary<A> summary(row.data(), length);
     if (b == 0 || !(summary.lowest >= lowest)) lowest = lowest != lowest ? lowest : summary.lowest;
     if (b == 0 || summary.highest > highest) highest = summary.highest;
     const A total = a.normalized && summary.sum > 0 ? summary.sum : A{1};
-    for (int64_t i = 0; i < length; ++i) weights[i] = real[i] ? static_cast<S>(row[i] / total) : masked;
+    for (int64_t i = 0; i < length; ++i) weights[i] = valid[i] ? static_cast<S>(row[i] / total) : masked;
   }
   a.bounds[0] = lowest;
   a.bounds[1] = highest;

@@ -15,14 +15,22 @@ int64_t slabs(const AlignmentBackward& a) {
 Pieces take_pieces(const AlignmentBackward& a, int64_t count, Workspace& workspace) {
   if (!a.start || !a.grad_speech) return {};
   const int64_t rows = a.batch * count;
-  return {count, workspace.take<int>(rows), workspace.take<int>(rows), workspace.take<float>(rows),
-          workspace.take<float>(rows * a.width)};
+  Pieces pieces{};
+  pieces.count = count;
+  pieces.start = workspace.take<int>(rows);
+  pieces.end = workspace.take<int>(rows);
+  pieces.total = workspace.take<float>(rows);
+  pieces.gradient = workspace.take<float>(rows * a.width);
+  return pieces;
 }
 
 SoftParameters soft_parameters(const AlignmentBackward& a, Workspace& workspace) {
   const Partition units = partition(a, slabs(a));
-  SoftParameters p{a, units.token_tiles, units.unit_tiles, units.parts, units.tiles_per_part, slabs(a), nullptr,
-                   take_pieces(a, a.units, workspace), nullptr, nullptr};
+  SoftParameters p{};
+  p.a = a;
+  p.units = units;
+  p.slabs = slabs(a);
+  p.pieces = take_pieces(a, a.units, workspace);
   if (a.grad_speech && !a.start) {
     // More than one tile of tokens: summed in float32, where the gradient itself is not that.
     if (a.element == Element::float32) p.frame_gradient = static_cast<float*>(a.grad_speech);
@@ -46,16 +54,16 @@ template <class T>
 void soft(const AlignmentBackward& a, Workspace& workspace, void* stream) {
   const SoftParameters p = soft_parameters(a, workspace);
   if (a.grad_speech) {
-    launch(a.batch * p.unit_tiles, THREADS, stream,
+    launch(a.batch * p.units.unit_tiles, THREADS, stream,
            a.start ? soft_units_kernel<Kind<T, true>> : soft_units_kernel<Kind<T, false>>, p);
     const int64_t count = a.batch * a.frames * a.width;
     if (a.start) gather<T>(a, p.pieces, stream);
     else if (p.frame_gradient && a.element != Element::float32)
-      launch(divide_up(count, THREADS), THREADS, stream, narrow_kernel<T>,
+      launch(divide_up(count, THREADS), THREADS, stream, convert_kernel<T>,
              static_cast<const float*>(p.frame_gradient), static_cast<T*>(a.grad_speech), count);
   }
   if (a.grad_text) {
-    launch(a.batch * p.token_tiles * p.parts * p.slabs, THREADS, stream,
+    launch(a.batch * p.units.token_tiles * p.units.parts * p.slabs, THREADS, stream,
            a.start ? soft_text_kernel<Kind<T, true>> : soft_text_kernel<Kind<T, false>>, p);
     launch(a.batch * a.tokens, THREADS, stream, text_reduce_kernel<T>, p);
   }
@@ -80,12 +88,14 @@ int64_t alignment_backward_workspace(const AlignmentBackward& a) {
   return workspace.size();
 }
 
-void alignment_backward(const AlignmentBackward& a, void* memory, void* stream) {
-  if (a.width > MAX_WIDTH) throw std::invalid_argument("pad_kernels: CUDA: the width is larger than 2048");
-  Workspace workspace(memory);
+void alignment_backward(const AlignmentBackward& a, const ExecutionContext& context) {
+  if (a.width > max_width)
+    throw std::invalid_argument("pad_kernels: CUDA: widths up to " + std::to_string(max_width) + ", not " +
+                                std::to_string(a.width));
+  Workspace workspace(context.workspace);
   with_element(a.element, [&](auto element) {
     using T = decltype(element);
-    a.temperature > 0 ? soft<T>(a, workspace, stream) : hard<T>(a, workspace, stream);
+    a.temperature > 0 ? soft<T>(a, workspace, context.stream) : hard<T>(a, workspace, context.stream);
   });
 }
 

@@ -6,6 +6,7 @@
 #include <type_traits>
 
 #include "reduce.h"
+#include "partition.h"
 #include "similarity.h"
 
 namespace pad::cuda {
@@ -21,7 +22,8 @@ struct Pieces {
 
 struct SoftParameters {
   AlignmentBackward a;
-  int64_t token_tiles, unit_tiles, parts, tiles_per_part, slabs;
+  Partition units;
+  int64_t slabs;
   float* frame_gradient;  // [batch, frames, width] where it takes more than one step, else null
   Pieces pieces;          // of spans
   float* text_partial;    // [batch, parts, tokens, width]
@@ -51,12 +53,12 @@ template <class T>
 __device__ float store_weight(float weight, float factor, T* place) {
   float folded = weight * factor;
   if (std::is_same_v<T, float16> && fabsf(folded) > 65504.0f) folded = copysignf(65504.0f, folded);
-  *place = narrow<T>(folded);
-  return wide(*place) / factor;
+  *place = from_opmath<T>(folded);
+  return to_opmath(*place) / factor;
 }
 
 // What the backward keeps of each token of a tile.
-struct Rows64 {
+struct TokenRows {
   float gradient[TILE], similarity[TILE], log_normalizer[TILE];
 };
 
@@ -67,7 +69,7 @@ __device__ inline float weight_of(float cosine, float log_prior, float inverse_t
   return posterior * (1 + (cosine - similarity) * inverse_temperature);
 }
 
-__device__ inline void load_rows(const AlignmentBackward& a, int64_t b, int64_t first, Rows64& rows) {
+__device__ inline void load_rows(const AlignmentBackward& a, int64_t b, int64_t first, TokenRows& rows) {
   const int row = threadIdx.x;
   if (row >= TILE) return;
   const int64_t token = b * a.tokens + first + row;
@@ -77,12 +79,12 @@ __device__ inline void load_rows(const AlignmentBackward& a, int64_t b, int64_t 
   rows.log_normalizer[row] = inside ? static_cast<const float*>(a.log_normalizer)[token] : 0;
 }
 
-// The largest gradient of the tokens that take part is taken out of the weights, for half precision's sake.
+// The largest gradient of the valid tokens is taken out of the weights, for half precision's sake.
 template <class T>
-__device__ float gradient_scale(const Tile<T>& tile, const Rows64& rows) {
+__device__ float largest_gradient(const Tile<T>& tile, const TokenRows& rows) {
   float largest = 0;
   for (int i = 0; i < TILE; ++i)
-    if (tile.taking[i]) largest = fmaxf(largest, fabsf(rows.gradient[i]));
+    if (tile.valid[i]) largest = fmaxf(largest, fabsf(rows.gradient[i]));
   return largest > 0 ? largest : 1.0f;
 }
 
@@ -93,28 +95,28 @@ __global__ void __launch_bounds__(THREADS, 1) soft_units_kernel(SoftParameters p
   using Element = typename K::Element;
   constexpr bool SPANS = K::SPANS;
   __shared__ Tile<T> tile;
-  __shared__ Rows64 rows;
+  __shared__ TokenRows rows;
   __shared__ float along[TILE];
   const AlignmentBackward& a = p.a;
-  const int64_t first_unit = blockIdx.x % p.unit_tiles * TILE, b = blockIdx.x / p.unit_tiles;
+  const int64_t first_unit = blockIdx.x % p.units.unit_tiles * TILE, b = blockIdx.x / p.units.unit_tiles;
   const float inverse_temperature = static_cast<float>(1 / a.temperature);
   const float root = sqrtf(static_cast<float>(a.width));
   const Weights<T> buffers(tile, tile.units);
   const int unit = threadIdx.x % TILE, quarter = threadIdx.x / TILE;
-  float* wide_out = SPANS ? p.pieces.gradient : p.frame_gradient;
-  Element* narrow_out = wide_out ? nullptr : static_cast<Element*>(a.grad_speech);
+  float* opmath_out = SPANS ? p.pieces.gradient : p.frame_gradient;
+  Element* out = opmath_out ? nullptr : static_cast<Element*>(a.grad_speech);
   const auto emit = [&](int row, int64_t column, float value, bool add) {
     const int64_t place = (b * a.units + first_unit + row) * a.width + column;
-    if (wide_out) wide_out[place] = add ? wide_out[place] + value : value;
-    else narrow_out[place] = narrow<Element>(value);
+    if (opmath_out) opmath_out[place] = add ? opmath_out[place] + value : value;
+    else out[place] = from_opmath<Element>(value);
   };
 
   const bool any_unit = find_units<K>(a, b, first_unit, tile);
   if (SPANS && threadIdx.x < TILE && first_unit + threadIdx.x < a.units) {
     const int64_t place = b * a.units + first_unit + threadIdx.x;
-    const bool taking = tile.prior[threadIdx.x] > 0;
-    p.pieces.start[place] = taking ? tile.start[threadIdx.x] : 0;
-    p.pieces.end[place] = taking ? tile.end[threadIdx.x] : 0;
+    const bool valid = tile.prior[threadIdx.x] > 0;
+    p.pieces.start[place] = valid ? tile.start[threadIdx.x] : 0;
+    p.pieces.end[place] = valid ? tile.end[threadIdx.x] : 0;
     p.pieces.total[place] = tile.total[threadIdx.x];
   }
   bool written = false;
@@ -124,14 +126,14 @@ __global__ void __launch_bounds__(THREADS, 1) soft_units_kernel(SoftParameters p
     if (!find_tokens<T>(a, a.unit, b, first, tile)) continue;
     similarities<K>(a, b, first, tile);
 
-    const float scale = gradient_scale(tile, rows);
+    const float scale = largest_gradient(tile, rows);
     const float log_prior = logf(tile.prior[unit]);
     float part = 0;
     for (int i = 0; i < TILE / 4; ++i) {
       const int row = quarter * (TILE / 4) + i;
       const float cosine = tile.cosine[row * Tile<T>::COSINE_STRIDE + unit];
       float weight = 0;
-      if (tile.taking[row] && tile.prior[unit] > 0)
+      if (tile.valid[row] && tile.prior[unit] > 0)
         weight = rows.gradient[row] / scale *
                  weight_of(cosine, log_prior, inverse_temperature, rows.similarity[row], rows.log_normalizer[row]);
       weight = store_weight(weight, root * tile.text_inverse[row], buffers.weights + row * Weights<T>::STRIDE + unit);
@@ -154,7 +156,7 @@ __global__ void __launch_bounds__(THREADS, 1) soft_units_kernel(SoftParameters p
       for (int row = threadIdx.x / 32; row < TILE && first_unit + row < a.units; row += THREADS / 32) {
         const Unit found = unit_of(tile, row);
         const float inverse = tile.unit_inverse[row];
-        const float through_norm = tile.unit_norm[row] > EPS ? along[row] * inverse : 0;
+        const float through_norm = tile.unit_norm[row] > EPSILON ? along[row] * inverse : 0;
         for (int i = threadIdx.x % 32; i < Tile<T>::CHUNK && column + i < a.width; i += 32) {
           float value = 0;
           if (found.prior > 0)
@@ -179,12 +181,12 @@ template <class K>
 __global__ void __launch_bounds__(THREADS, 1) soft_text_kernel(SoftParameters p) {
   using T = typename K::Factor;
   __shared__ Tile<T> tile;
-  __shared__ Rows64 rows;
+  __shared__ TokenRows rows;
   constexpr int CHUNK = Tile<T>::CHUNK;
   const AlignmentBackward& a = p.a;
-  const int64_t slab = blockIdx.x % p.slabs, part = blockIdx.x / p.slabs % p.parts;
-  const int64_t rest = blockIdx.x / p.slabs / p.parts;
-  const int64_t first_token = rest % p.token_tiles * TILE, b = rest / p.token_tiles;
+  const int64_t slab = blockIdx.x % p.slabs, part = blockIdx.x / p.slabs % p.units.parts;
+  const int64_t rest = blockIdx.x / p.slabs / p.units.parts;
+  const int64_t first_token = rest % p.units.token_tiles * TILE, b = rest / p.units.token_tiles;
   const int64_t first_column = slab * SLAB_CHUNKS * CHUNK;
   const float inverse_temperature = static_cast<float>(1 / a.temperature);
   const float root = sqrtf(static_cast<float>(a.width));
@@ -197,15 +199,15 @@ __global__ void __launch_bounds__(THREADS, 1) soft_text_kernel(SoftParameters p)
   float along = 0;
   load_rows(a, b, first_token, rows);
   if (find_tokens<T>(a, a.unit, b, first_token, tile)) {
-    const int64_t past = min((part + 1) * p.tiles_per_part * TILE, a.units);
-    for (int64_t first = part * p.tiles_per_part * TILE; first < past; first += TILE) {
+    const int64_t past = min((part + 1) * p.units.tiles_per_part * TILE, a.units);
+    for (int64_t first = part * p.units.tiles_per_part * TILE; first < past; first += TILE) {
       __syncthreads();
       if (!find_units<K>(a, b, first, tile)) continue;
       similarities<K>(a, b, first_token, tile);
       for (int i = strip; i < TILE; i += 4) {
         const float cosine = tile.cosine[row * Tile<T>::COSINE_STRIDE + i];
         float weight = 0;
-        if (tile.taking[row] && tile.prior[i] > 0)
+        if (tile.valid[row] && tile.prior[i] > 0)
           weight = weight_of(cosine, logf(tile.prior[i]), inverse_temperature, rows.similarity[row],
                              rows.log_normalizer[row]);
         weight = store_weight(weight, root * tile.unit_inverse[i], buffers.weights + row * Weights<T>::STRIDE + i);
@@ -222,7 +224,7 @@ __global__ void __launch_bounds__(THREADS, 1) soft_text_kernel(SoftParameters p)
     }
   }
   tile.partial[threadIdx.x] = along;
-  const int64_t first_place = (b * p.parts + part) * a.tokens + first_token;
+  const int64_t first_place = (b * p.units.parts + part) * a.tokens + first_token;
 #pragma unroll
   for (int c = 0; c < SLAB_CHUNKS; ++c) {
     const int64_t column = first_column + c * CHUNK;
@@ -247,23 +249,23 @@ __global__ void __launch_bounds__(THREADS, 1) text_reduce_kernel(SoftParameters 
   const AlignmentBackward& a = p.a;
   const int64_t token = blockIdx.x % a.tokens, b = blockIdx.x / a.tokens, place = b * a.tokens + token;
   T* out = static_cast<T*>(a.grad_text) + place * a.width;
-  const bool taking = a.token_mask[place] && a.unit[place] >= 0;
+  const bool valid = a.token_mask[place] && a.unit[place] >= 0;
   float square = 0;
-  for (int64_t column = threadIdx.x; taking && column < a.width; column += THREADS) {
+  for (int64_t column = threadIdx.x; valid && column < a.width; column += THREADS) {
     const float value = text_element<T>(a, b, token, column);
     square += value * value;
   }
-  const float norm = sqrtf(block_sum<THREADS>(square, scratch)), inverse = 1 / fmaxf(norm, EPS);
-  const float gradient = taking ? static_cast<const float*>(a.grad_similarity)[place] : 0;
+  const float norm = sqrtf(block_sum<THREADS>(square, scratch)), inverse = 1 / fmaxf(norm, EPSILON);
+  const float gradient = valid ? static_cast<const float*>(a.grad_similarity)[place] : 0;
   float along = 0;
-  for (int64_t part = 0; taking && norm > EPS && part < p.parts; ++part)
-    along += p.text_along[(b * p.parts + part) * a.tokens + token];
+  for (int64_t part = 0; valid && norm > EPSILON && part < p.units.parts; ++part)
+    along += p.text_along[(b * p.units.parts + part) * a.tokens + token];
   for (int64_t column = threadIdx.x; column < a.width; column += THREADS) {
     float sum = 0;
-    for (int64_t part = 0; taking && part < p.parts; ++part)
-      sum += p.text_partial[((b * p.parts + part) * a.tokens + token) * a.width + column];
-    if (taking) sum = gradient * inverse * (sum - along * inverse * text_element<T>(a, b, token, column));
-    out[column] = narrow<T>(sum);
+    for (int64_t part = 0; valid && part < p.units.parts; ++part)
+      sum += p.text_partial[((b * p.units.parts + part) * a.tokens + token) * a.width + column];
+    if (valid) sum = gradient * inverse * (sum - along * inverse * text_element<T>(a, b, token, column));
+    out[column] = from_opmath<T>(sum);
   }
 }
 

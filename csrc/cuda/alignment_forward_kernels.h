@@ -1,5 +1,6 @@
 // Forward alignment. A block takes 64 tokens and a part of the units; the parts are merged in order.
 #pragma once
+#include "partition.h"
 #include "similarity.h"
 
 namespace pad::cuda {
@@ -35,7 +36,7 @@ struct RowState {
 
 struct ForwardParameters {
   AlignmentForward a;
-  int64_t token_tiles, parts, tiles_per_part;
+  Partition units;
   RowState* states;  // [batch, parts, tokens]
 };
 
@@ -77,15 +78,15 @@ __global__ void __launch_bounds__(THREADS, 1) forward_kernel(ForwardParameters p
   using T = typename K::Factor;
   __shared__ Tile<T> tile;
   const AlignmentForward& a = p.a;
-  const int64_t part = blockIdx.x % p.parts, rest = blockIdx.x / p.parts;
-  const int64_t first_token = rest % p.token_tiles * TILE, b = rest / p.token_tiles;
+  const int64_t part = blockIdx.x % p.units.parts, rest = blockIdx.x / p.units.parts;
+  const int64_t first_token = rest % p.units.token_tiles * TILE, b = rest / p.units.token_tiles;
   const float inverse_temperature = a.temperature > 0 ? static_cast<float>(1 / a.temperature) : 0.0f;
   const int row = threadIdx.x / 4, strip = threadIdx.x % 4;
 
   RowState state = RowState::none();
   if (find_tokens<T>(a, nullptr, b, first_token, tile)) {
-    const int64_t past = min((part + 1) * p.tiles_per_part * TILE, a.units);
-    for (int64_t first = part * p.tiles_per_part * TILE; first < past; first += TILE) {
+    const int64_t past = min((part + 1) * p.units.tiles_per_part * TILE, a.units);
+    for (int64_t first = part * p.units.tiles_per_part * TILE; first < past; first += TILE) {
       if (!find_units<K>(a, b, first, tile)) continue;
       similarities<K>(a, b, first_token, tile);
       visit(tile, row, strip, first, inverse_temperature, state);
@@ -100,8 +101,8 @@ __global__ void __launch_bounds__(THREADS, 1) forward_kernel(ForwardParameters p
   __syncthreads();
   if (strip == 0 && first_token + row < a.tokens) {
     for (int i = 1; i < 4; ++i) state.merge(strips[threadIdx.x + i]);
-    if (!tile.taking[row]) state = RowState::none();
-    p.states[(b * p.parts + part) * a.tokens + first_token + row] = state;
+    if (!tile.valid[row]) state = RowState::none();
+    p.states[(b * p.units.parts + part) * a.tokens + first_token + row] = state;
   }
 }
 
@@ -113,8 +114,8 @@ __global__ void __launch_bounds__(THREADS, 1) merge_kernel(ForwardParameters p) 
   if (token >= a.batch * a.tokens) return;
   const int64_t b = token / a.tokens;
   RowState state = RowState::none();
-  for (int64_t part = 0; part < p.parts; ++part)
-    state.merge(p.states[(b * p.parts + part) * a.tokens + token % a.tokens]);
+  for (int64_t part = 0; part < p.units.parts; ++part)
+    state.merge(p.states[(b * p.units.parts + part) * a.tokens + token % a.tokens]);
   const bool soft = a.temperature > 0 && state.unit >= 0;
   static_cast<float*>(a.similarity)[token] = soft ? state.weighted / state.sum : state.cosine;
   static_cast<float*>(a.log_normalizer)[token] = soft ? state.highest + logf(state.sum) : 0.0f;

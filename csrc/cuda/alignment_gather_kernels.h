@@ -4,8 +4,6 @@
 
 namespace pad::cuda {
 
-constexpr int64_t MAX_WIDTH = 2048;
-
 struct HardParameters {
   AlignmentBackward a;
   Pieces pieces;  // of spans: one for each token, at the first token of a unit
@@ -17,7 +15,7 @@ __global__ void __launch_bounds__(THREADS, 1) hard_kernel(HardParameters p) {
   using T = typename K::Element;
   constexpr bool SPANS = K::SPANS;
   __shared__ float scratch[THREADS];
-  constexpr int COUNT = MAX_WIDTH / THREADS;
+  constexpr int COUNT = static_cast<int>(max_width) / THREADS;
   const AlignmentBackward& a = p.a;
   const int64_t token = blockIdx.x % a.tokens, b = blockIdx.x / a.tokens, row = b * a.tokens;
   const float* gradient = static_cast<const float*>(a.grad_similarity) + row;
@@ -25,40 +23,40 @@ __global__ void __launch_bounds__(THREADS, 1) hard_kernel(HardParameters p) {
   const uint8_t* mask = a.token_mask + row;
   const int64_t* chosen = a.unit + row;
   const int64_t unit = chosen[token];
-  const bool taking = mask[token] && unit >= 0 && unit < a.units;
+  const bool valid = mask[token] && unit >= 0 && unit < a.units;
 
   Unit found{0, 0, 0, 0};
   float units[COUNT], text[COUNT];
   float unit_square = 0, text_square = 0;
-  if (taking) found = find_unit<SPANS>(a, b, unit);
+  if (valid) found = find_unit<SPANS>(a, b, unit);
 #pragma unroll
   for (int i = 0; i < COUNT; ++i) {
     const int64_t column = threadIdx.x + i * THREADS;
     units[i] = text[i] = 0;
-    if (!taking || column >= a.width) continue;
+    if (!valid || column >= a.width) continue;
     units[i] = unit_element<K>(a, b, found, column);
     text[i] = text_element<T>(a, b, token, column);
     unit_square += units[i] * units[i];
     text_square += text[i] * text[i];
   }
-  const float unit_norm = sqrtf(block_sum<THREADS>(unit_square, scratch)), unit_inverse = 1 / fmaxf(unit_norm, EPS);
-  const float text_norm = sqrtf(block_sum<THREADS>(text_square, scratch)), text_inverse = 1 / fmaxf(text_norm, EPS);
+  const float unit_norm = sqrtf(block_sum<THREADS>(unit_square, scratch)), unit_inverse = 1 / fmaxf(unit_norm, EPSILON);
+  const float text_norm = sqrtf(block_sum<THREADS>(text_square, scratch)), text_inverse = 1 / fmaxf(text_norm, EPSILON);
 
   if (a.grad_text) {
-    const float through_norm = text_norm > EPS ? similarity[token] * text_inverse : 0;
+    const float through_norm = text_norm > EPSILON ? similarity[token] * text_inverse : 0;
     T* out = static_cast<T*>(a.grad_text) + (row + token) * a.width;
 #pragma unroll
     for (int i = 0; i < COUNT; ++i) {
       const int64_t column = threadIdx.x + i * THREADS;
       if (column >= a.width) continue;
       const float value = gradient[token] * text_inverse * (units[i] * unit_inverse - through_norm * text[i]);
-      out[column] = narrow<T>(taking ? value : 0.0f);
+      out[column] = from_opmath<T>(valid ? value : 0.0f);
     }
   }
   if (!a.grad_speech) return;
 
-  bool earlier = !taking;
-  for (int64_t j = threadIdx.x; j < token && taking; j += THREADS) earlier |= mask[j] && chosen[j] == unit;
+  bool earlier = !valid;
+  for (int64_t j = threadIdx.x; j < token && valid; j += THREADS) earlier |= mask[j] && chosen[j] == unit;
   earlier = __syncthreads_or(earlier);
   if (SPANS && threadIdx.x == 0) {
     p.pieces.start[row + token] = earlier ? 0 : found.start;
@@ -67,7 +65,7 @@ __global__ void __launch_bounds__(THREADS, 1) hard_kernel(HardParameters p) {
   }
   if (earlier) return;
   float sum[COUNT] = {};
-  const float through_norm = unit_norm > EPS ? unit_inverse : 0;
+  const float through_norm = unit_norm > EPSILON ? unit_inverse : 0;
   for (int64_t j = token; j < a.tokens; ++j) {
     if (!mask[j] || chosen[j] != unit) continue;
     float square = 0;
@@ -77,7 +75,7 @@ __global__ void __launch_bounds__(THREADS, 1) hard_kernel(HardParameters p) {
       text[i] = column < a.width ? text_element<T>(a, b, j, column) : 0;
       square += text[i] * text[i];
     }
-    const float inverse = 1 / fmaxf(sqrtf(block_sum<THREADS>(square, scratch)), EPS);
+    const float inverse = 1 / fmaxf(sqrtf(block_sum<THREADS>(square, scratch)), EPSILON);
 #pragma unroll
     for (int i = 0; i < COUNT; ++i)
       sum[i] += gradient[j] * unit_inverse * (text[i] * inverse - through_norm * similarity[j] * units[i]);
@@ -87,7 +85,7 @@ __global__ void __launch_bounds__(THREADS, 1) hard_kernel(HardParameters p) {
     const int64_t column = threadIdx.x + i * THREADS;
     if (column >= a.width) continue;
     if (SPANS) p.pieces.gradient[(row + token) * a.width + column] = sum[i];
-    else static_cast<T*>(a.grad_speech)[(b * a.frames + unit) * a.width + column] = narrow<T>(sum[i]);
+    else static_cast<T*>(a.grad_speech)[(b * a.frames + unit) * a.width + column] = from_opmath<T>(sum[i]);
   }
 }
 
@@ -127,13 +125,13 @@ __global__ void __launch_bounds__(THREADS, 1) gather_kernel(GatherParameters p) 
   T* out = static_cast<T*>(a.grad_speech) + (b * a.frames + frame) * a.width;
 #pragma unroll
   for (int i = 0; i < GATHER_COLUMNS; ++i)
-    if (first_column + i * THREADS < a.width) out[first_column + i * THREADS] = narrow<T>(sum[i]);
+    if (first_column + i * THREADS < a.width) out[first_column + i * THREADS] = from_opmath<T>(sum[i]);
 }
 
 template <class T>
-__global__ void __launch_bounds__(THREADS, 1) narrow_kernel(const float* from, T* to, int64_t count) {
+__global__ void __launch_bounds__(THREADS, 1) convert_kernel(const float* from, T* to, int64_t count) {
   const int64_t i = int64_t{blockIdx.x} * THREADS + threadIdx.x;
-  if (i < count) to[i] = narrow<T>(from[i]);
+  if (i < count) to[i] = from_opmath<T>(from[i]);
 }
 
 }  // namespace pad::cuda

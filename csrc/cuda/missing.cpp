@@ -19,10 +19,10 @@ std::string failure() { return "built without CUDA kernels"; }
 int64_t alignment_forward_workspace(const AlignmentForward&) { missing(); }
 int64_t alignment_backward_workspace(const AlignmentBackward&) { missing(); }
 int64_t select_spans_workspace(const SpanArguments&) { missing(); }
-void alignment_forward(const AlignmentForward&, void*, void*) { missing(); }
-void alignment_backward(const AlignmentBackward&, void*, void*) { missing(); }
-void select_spans(const SpanArguments&, void*, void*) { missing(); }
-void pooled_distance_forward(const PooledDistanceForward&, void*, void*) { missing(); }
-void pooled_distance_backward(const PooledDistanceBackward&, void*, void*) { missing(); }
+void alignment_forward(const AlignmentForward&, const ExecutionContext&) { missing(); }
+void alignment_backward(const AlignmentBackward&, const ExecutionContext&) { missing(); }
+void select_spans(const SpanArguments&, const ExecutionContext&) { missing(); }
+void pooled_distance_forward(const PooledDistanceForward&, const ExecutionContext&) { missing(); }
+void pooled_distance_backward(const PooledDistanceBackward&, const ExecutionContext&) { missing(); }
 
 }  // namespace pad::cuda

@@ -13,31 +13,31 @@ using bfloat16 = __nv_bfloat16;
 using float16 = __half;
 
 template <class T>
-struct WideOf {
+struct OpMathOf {
   using type = float;
 };
 template <>
-struct WideOf<double> {
+struct OpMathOf<double> {
   using type = double;
 };
 template <class T>
-using Wide = typename WideOf<T>::type;
+using OpMath = typename OpMathOf<T>::type;
 
-__device__ inline float wide(float value) { return value; }
-__device__ inline double wide(double value) { return value; }
-__device__ inline float wide(bfloat16 value) { return __bfloat162float(value); }
-__device__ inline float wide(float16 value) { return __half2float(value); }
+__device__ inline float to_opmath(float value) { return value; }
+__device__ inline double to_opmath(double value) { return value; }
+__device__ inline float to_opmath(bfloat16 value) { return __bfloat162float(value); }
+__device__ inline float to_opmath(float16 value) { return __half2float(value); }
 
 template <class T>
-__device__ T narrow(Wide<T> value) {
+__device__ T from_opmath(OpMath<T> value) {
   return value;
 }
 template <>
-__device__ inline bfloat16 narrow<bfloat16>(float value) {
+__device__ inline bfloat16 from_opmath<bfloat16>(float value) {
   return __float2bfloat16_rn(value);
 }
 template <>
-__device__ inline float16 narrow<float16>(float value) {
+__device__ inline float16 from_opmath<float16>(float value) {
   return __float2half_rn(value);
 }
 

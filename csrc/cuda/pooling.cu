@@ -8,7 +8,7 @@ template <class T>
 void forward(const PooledDistanceForward& a, void* stream) {
   const PooledDifferenceParameters parameters{a, (a.width + POOLING_COLUMNS - 1) / POOLING_COLUMNS};
   launch(a.batch * parameters.slabs, POOLING_THREADS, stream, pooled_difference_kernel<T>, parameters);
-  launch(a.batch, POOLING_THREADS, stream, pooled_distance_kernel<Wide<T>>, a);
+  launch(a.batch, POOLING_THREADS, stream, pooled_distance_kernel<OpMath<T>>, a);
 }
 
 template <class T>
@@ -22,14 +22,14 @@ void backward(const PooledDistanceBackward& a, void* stream) {
 
 }  // namespace
 
-void pooled_distance_forward(const PooledDistanceForward& a, void*, void* stream) {
-  if (a.element == Element::float64) return forward<double>(a, stream);
-  with_element(a.element, [&](auto element) { forward<decltype(element)>(a, stream); });
+void pooled_distance_forward(const PooledDistanceForward& a, const ExecutionContext& context) {
+  if (a.element == Element::float64) return forward<double>(a, context.stream);
+  with_element(a.element, [&](auto element) { forward<decltype(element)>(a, context.stream); });
 }
 
-void pooled_distance_backward(const PooledDistanceBackward& a, void*, void* stream) {
-  if (a.element == Element::float64) return backward<double>(a, stream);
-  with_element(a.element, [&](auto element) { backward<decltype(element)>(a, stream); });
+void pooled_distance_backward(const PooledDistanceBackward& a, const ExecutionContext& context) {
+  if (a.element == Element::float64) return backward<double>(a, context.stream);
+  with_element(a.element, [&](auto element) { backward<decltype(element)>(a, context.stream); });
 }
 
 }  // namespace pad::cuda

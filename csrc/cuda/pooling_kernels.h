@@ -30,7 +30,7 @@ __device__ PooledSide<S> pooled_side(const PooledDistanceForward& a, int side, i
 }
 
 // Adds the rows of this thread's warp, each times its weight over `total`, in this lane's two columns.
-template <class T, class S = Wide<T>>
+template <class T, class S = OpMath<T>>
 __device__ void add_pooled_rows(S (&sum)[2], const Rows& values, const S* weights, S total, int64_t length, int64_t b,
                                 int64_t column, int64_t width) {
   const T* rows = static_cast<const T*>(values.data) + b * values.batch_stride + column;
@@ -39,14 +39,14 @@ __device__ void add_pooled_rows(S (&sum)[2], const Rows& values, const S* weight
     const S scale = weights[l] / total;
 #pragma unroll
     for (int i = 0; i < 2; ++i)
-      if (column + 32 * i < width) sum[i] += scale * wide(rows[l * values.row_stride + 32 * i]);
+      if (column + 32 * i < width) sum[i] += scale * to_opmath(rows[l * values.row_stride + 32 * i]);
   }
 }
 
 // A block is an utterance's columns of one slab.
 template <class T>
 __global__ void __launch_bounds__(POOLING_THREADS) pooled_difference_kernel(PooledDifferenceParameters p) {
-  using S = Wide<T>;
+  using S = OpMath<T>;
   constexpr int WARPS = POOLING_THREADS / 32;
   __shared__ S scratch[POOLING_THREADS];
   __shared__ S partial[WARPS][POOLING_COLUMNS];
@@ -95,7 +95,7 @@ struct PooledGradientParameters {
 // A thread is an element of one side's gradient.
 template <class T>
 __global__ void __launch_bounds__(POOLING_THREADS) pooled_gradient_kernel(PooledGradientParameters p) {
-  using S = Wide<T>;
+  using S = OpMath<T>;
   const PooledDistanceBackward& a = p.a;
   const int side = p.side;
   const int64_t i = int64_t{blockIdx.x} * POOLING_THREADS + threadIdx.x;
@@ -110,7 +110,7 @@ __global__ void __launch_bounds__(POOLING_THREADS) pooled_gradient_kernel(Pooled
     const S grad_pooled = difference > 0 ? grad : difference < 0 ? -grad : difference;
     value = weight / (side == SPEECH ? total : -total) * grad_pooled;
   }
-  static_cast<T*>(a.grad_values[side])[i] = narrow<T>(value);
+  static_cast<T*>(a.grad_values[side])[i] = from_opmath<T>(value);
 }
 
 }  // namespace pad::cuda

@@ -6,7 +6,7 @@
 
 namespace pad::cuda {
 
-constexpr float EPS = 1e-8f;
+constexpr float EPSILON = static_cast<float>(norm_epsilon);
 
 // Elements of the tensors, and of the factors of the products: pooled units are not rounded to half precision.
 template <class T, bool POOLED>
@@ -28,13 +28,13 @@ struct Tile {
   alignas(128) float cosine[TILE * COSINE_STRIDE];
   float partial[2 * THREADS];
 
-  bool taking[TILE];         // the token takes part
+  bool valid[TILE];          // of the tokens
   float text_inverse[TILE];  // 1 / max(|t|, eps)
   float text_norm[TILE];
 
   int start[TILE];  // frames of the unit
   int end[TILE];
-  float prior[TILE];  // 0: the unit takes no part
+  float prior[TILE];  // 0: the unit is not valid
   float total[TILE];  // sum of the frames' priors
   float unit_inverse[TILE];
   float unit_norm[TILE];
@@ -68,11 +68,11 @@ template <class K>
 __device__ float unit_element(const AlignmentArguments& a, int64_t b, const Unit& unit, int64_t column) {
   using T = typename K::Element;
   const T* speech = static_cast<const T*>(a.speech.data) + b * a.speech.batch_stride + column;
-  if (!K::SPANS) return unit.prior > 0 ? wide(speech[unit.start * a.speech.row_stride]) : 0.0f;
+  if (!K::SPANS) return unit.prior > 0 ? to_opmath(speech[unit.start * a.speech.row_stride]) : 0.0f;
   const float* prior = static_cast<const float*>(a.frame_prior) + b * a.frames;
   float sum = 0;
   for (int i = unit.start; i < unit.end; ++i)
-    if (prior[i] > 0) sum += prior[i] / unit.total * wide(speech[i * a.speech.row_stride]);
+    if (prior[i] > 0) sum += prior[i] / unit.total * to_opmath(speech[i * a.speech.row_stride]);
   return sum;
 }
 
@@ -83,10 +83,10 @@ __device__ Unit unit_of(const Tile<T>& tile, int row) {
 
 template <class T>
 __device__ float text_element(const AlignmentArguments& a, int64_t b, int64_t token, int64_t column) {
-  return wide(static_cast<const T*>(a.text.data)[b * a.text.batch_stride + token * a.text.row_stride + column]);
+  return to_opmath(static_cast<const T*>(a.text.data)[b * a.text.batch_stride + token * a.text.row_stride + column]);
 }
 
-// Priors and ranges of the units of a tile; false if none takes part. Ends in a barrier.
+// Priors and ranges of the units of a tile; false if none is valid. Ends in a barrier.
 template <class K, class T>
 __device__ bool find_units(const AlignmentArguments& a, int64_t b, int64_t first, Tile<T>& tile) {
   const int row = threadIdx.x;
@@ -103,22 +103,22 @@ __device__ bool find_units(const AlignmentArguments& a, int64_t b, int64_t first
   return __syncthreads_or(any);
 }
 
-// Which tokens of a tile take part: real ones, and in the backward (`unit` given) those that found a unit.
-// False if none does. Ends in a barrier.
+// Which tokens of a tile are valid: unmasked ones, and in the backward (`unit` given) those that found a unit.
+// False if none is. Ends in a barrier.
 template <class T>
 __device__ bool find_tokens(const AlignmentArguments& a, const int64_t* unit, int64_t b, int64_t first,
                             Tile<T>& tile) {
   const int row = threadIdx.x;
-  bool taking = false;
+  bool valid = false;
   if (row < TILE) {
     const int64_t token = b * a.tokens + first + row;
-    taking = first + row < a.tokens && a.token_mask[token] && (!unit || unit[token] >= 0);
-    tile.taking[row] = taking;
+    valid = first + row < a.tokens && a.token_mask[token] && (!unit || unit[token] >= 0);
+    tile.valid[row] = valid;
   }
-  return __syncthreads_or(taking);
+  return __syncthreads_or(valid);
 }
 
-// Columns [column, column + CHUNK) of the tile's rows, each warp a row at a time; zeros for what takes no part.
+// Columns [column, column + CHUNK) of the tile's rows, each warp a row at a time; zeros for what is not valid.
 template <class K, class T>
 __device__ void load_units(const AlignmentArguments& a, int64_t b, int64_t column, Tile<T>& tile) {
   for (int row = threadIdx.x / 32; row < TILE; row += THREADS / 32) {
@@ -126,7 +126,7 @@ __device__ void load_units(const AlignmentArguments& a, int64_t b, int64_t colum
     for (int i = threadIdx.x % 32; i < Tile<T>::CHUNK; i += 32) {
       float value = 0;
       if (unit.prior > 0 && column + i < a.width) value = unit_element<K>(a, b, unit, column + i);
-      tile.units[row * Tile<T>::STRIDE + i] = narrow<T>(value);
+      tile.units[row * Tile<T>::STRIDE + i] = from_opmath<T>(value);
     }
   }
 }
@@ -136,8 +136,8 @@ __device__ void load_text(const AlignmentArguments& a, int64_t b, int64_t first,
   for (int row = threadIdx.x / 32; row < TILE; row += THREADS / 32) {
     for (int i = threadIdx.x % 32; i < Tile<T>::CHUNK; i += 32) {
       float value = 0;
-      if (tile.taking[row] && column + i < a.width) value = text_element<typename K::Element>(a, b, first + row, column + i);
-      tile.text[row * Tile<T>::STRIDE + i] = narrow<T>(value);
+      if (tile.valid[row] && column + i < a.width) value = text_element<typename K::Element>(a, b, first + row, column + i);
+      tile.text[row * Tile<T>::STRIDE + i] = from_opmath<T>(value);
     }
   }
 }
@@ -156,7 +156,7 @@ __device__ void similarities(const AlignmentArguments& a, int64_t b, int64_t fir
     __syncthreads();
     product.template add<false, true>(tile.text, Tile<T>::STRIDE, tile.units, Tile<T>::STRIDE, Tile<T>::CHUNK);
     for (int i = strip; i < Tile<T>::CHUNK; i += 4) {
-      const float t = wide(tile.text[row * Tile<T>::STRIDE + i]), u = wide(tile.units[row * Tile<T>::STRIDE + i]);
+      const float t = to_opmath(tile.text[row * Tile<T>::STRIDE + i]), u = to_opmath(tile.units[row * Tile<T>::STRIDE + i]);
       text_square += t * t;
       unit_square += u * u;
     }
@@ -168,7 +168,7 @@ __device__ void similarities(const AlignmentArguments& a, int64_t b, int64_t fir
   if (threadIdx.x < 2 * TILE) {
     const bool text = threadIdx.x < TILE;
     const float* part = tile.partial + 4 * threadIdx.x;
-    const float norm = sqrtf(part[0] + part[1] + part[2] + part[3]), inverse = 1 / fmaxf(norm, EPS);
+    const float norm = sqrtf(part[0] + part[1] + part[2] + part[3]), inverse = 1 / fmaxf(norm, EPSILON);
     const int i = threadIdx.x % TILE;
     (text ? tile.text_norm : tile.unit_norm)[i] = norm;
     (text ? tile.text_inverse : tile.unit_inverse)[i] = inverse;
