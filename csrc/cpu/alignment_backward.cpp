@@ -2,7 +2,8 @@
 // give the units' and the tokens' gradients. Hard: only the chosen units are touched.
 //
 // With phi = u.t / (|u| |t|) and G = d loss / d phi:
-//   d loss / d u = sum_j G_j (t_j/|t_j| - phi_j u/|u|) / |u|,   d loss / d t = sum_k G_k (u_k/|u_k| - phi_k t/|t|) / |t|.
+//   d loss / d u = sum_j G_j (t_j/|t_j| - phi_j u/|u|) / |u|
+//   d loss / d t = sum_k G_k (u_k/|u_k| - phi_k t/|t|) / |t|
 #include "cpu/parts.h"
 #include "cpu/speech_gradient.h"
 #include "cpu/tokens.h"

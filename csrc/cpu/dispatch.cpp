@@ -61,6 +61,7 @@ bool set_instruction_set(const char* name) {
 }
 
 // `pairs`: the instruction set used where there are products of bfloat16 pairs; not all functions gain from them.
+// clang-format off
 #if defined(PAD_X86)
 #define PAD_DISPATCH(function, Arguments, pairs)                                \
   namespace baseline { void function(const Arguments&); }                       \
@@ -79,6 +80,7 @@ bool set_instruction_set(const char* name) {
   namespace baseline { void function(const Arguments&); }                       \
   void function(const Arguments& arguments) { pad::baseline::function(arguments); }
 #endif
+// clang-format on
 
 #if defined(PAD_AVX512_BF16)
 PAD_DISPATCH(alignment_forward, AlignmentForward, avx512_bf16)
