@@ -12,21 +12,21 @@ constexpr double norm_epsilon = 1e-8;
 struct AlignmentArguments {
   int64_t batch, frames, tokens, units, width;
   Element element;
-  Rows speech;               // [batch, frames, width]
-  Rows text;                 // [batch, tokens, width]
-  const void* frame_prior;   // opmath [batch, frames]; 0: the frame is not valid; below 0: nor counts in the
-                             // mean of its span's priors
-  const uint8_t* token_mask; // [batch, tokens]
-  const int32_t* start;      // [batch, units], or null: the units are the frames
+  Rows speech;                // [batch, frames, width]
+  Rows text;                  // [batch, tokens, width]
+  const void* frame_prior;    // opmath [batch, frames]; 0: the frame is not valid; below 0: nor counts in the
+                              // mean of its span's priors
+  const uint8_t* token_mask;  // [batch, tokens]
+  const int32_t* start;       // [batch, units], or null: the units are the frames
   const int32_t* end;
-  double temperature;        // 0: hard
+  double temperature;  // 0: hard
   int threads;
 };
 
 struct AlignmentForward : AlignmentArguments {
-  void* similarity;       // opmath [batch, tokens]
-  int64_t* unit;          // [batch, tokens]
-  void* log_normalizer;   // opmath [batch, tokens]
+  void* similarity;      // opmath [batch, tokens]
+  int64_t* unit;         // [batch, tokens]
+  void* log_normalizer;  // opmath [batch, tokens]
 };
 
 struct AlignmentBackward : AlignmentArguments {

@@ -78,19 +78,20 @@ void score_gradients(const Units<T>& units, const ScoreTile<OpMath<T>>& tile, co
 // behind a reference would be read anew after each store.
 template <class S>
 struct GradientTile {
-  int64_t units, tokens;     // how many
-  const S* scores;           // [units, columns]: G / |u|
-  int64_t columns;           // the tokens, padded
-  const S* const* unit_rows; // [units]
-  const S* token_rows;       // [columns, row_stride]
-  int64_t row_stride;        // of the tokens and of their gradients
-  const S* unit_projection;  // [units]
+  int64_t units, tokens;      // how many
+  const S* scores;            // [units, columns]: G / |u|
+  int64_t columns;            // the tokens, padded
+  const S* const* unit_rows;  // [units]
+  const S* token_rows;        // [columns, row_stride]
+  int64_t row_stride;         // of the tokens and of their gradients
+  const S* unit_projection;   // [units]
 };
 
 // out[r][d] = sum_j scores[r][j] token_rows[j][d] - unit_projection[r] unit_rows[r][d], for columns
 // [column, column + vectors). Not inlined, so that the sums have the registers to themselves.
 template <int vectors, class T>
-__attribute__((noinline)) void unit_gradients(const GradientTile<OpMath<T>>& tile, int64_t column, T* const* out, bool streamed) {
+__attribute__((noinline)) void unit_gradients(const GradientTile<OpMath<T>>& tile, int64_t column, T* const* out,
+                                              bool streamed) {
   using S = OpMath<T>;
   const S *const scores = tile.scores, *const token_rows = tile.token_rows, *const projection = tile.unit_projection;
   const S* const* const unit_rows = tile.unit_rows;
@@ -151,7 +152,8 @@ struct Part {
   int64_t select(int32_t* units, int64_t count) const {
     int64_t kept = 0;
     for (int64_t c = 0; c < count; ++c)
-      if (utterance.unit_start(units[c]) < frames.end && utterance.unit_end(units[c]) > frames.begin) units[kept++] = units[c];
+      if (utterance.unit_start(units[c]) < frames.end && utterance.unit_end(units[c]) > frames.begin)
+        units[kept++] = units[c];
     sort_by_start(utterance, units, kept);
     return kept;
   }
@@ -183,8 +185,7 @@ void soft_part(const Part<T>& part, const TokenSums<OpMath<T>>& token_sums) {
   const int64_t columns = tokens.padded, width = utterance.width, row_stride = utterance.row_stride;
   const Buffer<int32_t> candidates(utterance.units);
   all_units(utterance.units, candidates.data());
-  Units<T> units(utterance, candidates.data(), part.select(candidates.data(), utterance.units),
-                 UnitOrder::by_start);
+  Units<T> units(utterance, candidates.data(), part.select(candidates.data(), utterance.units), UnitOrder::by_start);
   int64_t shared = 0;  // units that begin in an earlier part
   while (shared < units.count && !part.owns(units.index[shared])) ++shared;
 
@@ -226,10 +227,8 @@ void soft_part(const Part<T>& part, const TokenSums<OpMath<T>>& token_sums) {
       for (int64_t r = 0; r < n; ++r) places[r] = speech.row(units.index[first + r]);
     for_each_column_block<S>(utterance.padded_width, [&](auto vectors, int64_t column) {
       constexpr int block = decltype(vectors)::value;
-      if (grad_speech && to_place)
-        unit_gradients<block, T>(tile, column, places, part.streamed);
-      else if (grad_speech)
-        unit_gradients<block, S>(tile, column, sums, false);
+      if (grad_speech && to_place) unit_gradients<block, T>(tile, column, places, part.streamed);
+      else if (grad_speech) unit_gradients<block, S>(tile, column, sums, false);
       if (for_text) token_gradients<block, S>(tile, column, token_sums.direction);
     });
     if (grad_speech && !to_place)
@@ -324,9 +323,7 @@ void hard_part(const Part<T>& part) {
 template <class T>
 void hard_backward(const AlignmentBackward& arguments) {
   const int64_t parts = parts_of_utterance(arguments);
-  for_each_part<OpMath<T>>(arguments, parts, [&](const PartIndex& index) {
-    hard_part(Part<T>(arguments, index));
-  });
+  for_each_part<OpMath<T>>(arguments, parts, [&](const PartIndex& index) { hard_part(Part<T>(arguments, index)); });
 }
 
 template <class T>
@@ -350,7 +347,8 @@ void soft_backward(const AlignmentBackward& arguments) {
   if (!arguments.grad_text || together) return;
   for_each_part<S>(arguments, 1, [&](const PartIndex& index) {
     const Buffer<TokenSums<S>> sums(parts);
-    for (int64_t part = 0; part < parts; ++part) sums[part] = sums_in(shared.data() + (index.batch * parts + part) * slot);
+    for (int64_t part = 0; part < parts; ++part)
+      sums[part] = sums_in(shared.data() + (index.batch * parts + part) * slot);
     finish_text<T>(arguments, index.batch, sums.data(), parts);
   });
 }
@@ -360,10 +358,8 @@ void soft_backward(const AlignmentBackward& arguments) {
 void alignment_backward(const AlignmentBackward& arguments) {
   with_element(arguments.element, [&](auto element) {
     using T = decltype(element);
-    if (arguments.temperature > 0)
-      soft_backward<T>(arguments);
-    else
-      hard_backward<T>(arguments);
+    if (arguments.temperature > 0) soft_backward<T>(arguments);
+    else hard_backward<T>(arguments);
   });
 }
 

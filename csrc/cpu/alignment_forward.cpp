@@ -39,19 +39,15 @@ class Scores {
         pairs_(in_pairs_ ? utterance.width / 2 * tokens.padded : 0),
         frames_(in_pairs_ ? units.count : 0),
         scores_(tile_units * tokens.padded) {
-    if (in_pairs_)
-      take_pairs(utterance);
-    else
-      tokens.write_panel(utterance, panel_.data());
+    if (in_pairs_) take_pairs(utterance);
+    else tokens.write_panel(utterance, panel_.data());
   }
 
   // The scores of units [first, first + n), valid until the next call; their inverse norms with them.
   ScoreTile<S> tile(int64_t first, int64_t n) {
     const ScoreTile<S> scored{.first = first, .count = n, .columns = tokens_.padded, .scores = scores_.data()};
-    if (in_pairs_)
-      score_pairs(scored);
-    else
-      units_.score(scored, panel_.data());
+    if (in_pairs_) score_pairs(scored);
+    else units_.score(scored, panel_.data());
     return scored;
   }
 
@@ -62,9 +58,8 @@ class Scores {
       const int64_t depth = utterance.width / 2, columns = tokens_.padded;
       const auto token = [&](int64_t j) { return reinterpret_cast<const Pair*>(utterance.token(tokens_.index[j])); };
       // A pair is moved as one float, whose bits nobody reads as such.
-      tokens_.write_transposed(reinterpret_cast<S*>(pairs_.data()), depth, [&](int64_t j, int64_t k) {
-        return bit_cast<Vector<S>>(operand(token(j) + k));
-      });
+      tokens_.write_transposed(reinterpret_cast<S*>(pairs_.data()), depth,
+                               [&](int64_t j, int64_t k) { return bit_cast<Vector<S>>(operand(token(j) + k)); });
       for (int64_t k = depth - depth % lanes<S>; k < depth; ++k)
         for (int64_t j = 0; j < columns; ++j) pairs_[k * columns + j] = j < tokens_.count ? token(j)[k] : Pair{};
       for (int64_t k = 0; k < units_.count; ++k)
@@ -189,10 +184,8 @@ void forward_part(const AlignmentForward& arguments, const PartIndex& index, Par
     const ScoreTile<S> tile = scores.tile(first, minimum(tile_units, end - first));
     if (soft && first == begin)
       for (int64_t j = 0; j < tokens.padded; ++j) running.origin[j] = tile.scores[j] * units.inverse[begin];
-    if (soft)
-      update_soft<T>(units, tile, inverse_temperature, running);
-    else
-      update_hard<T>(units, tile, running);
+    if (soft) update_soft<T>(units, tile, inverse_temperature, running);
+    else update_hard<T>(units, tile, running);
   }
   for (int64_t j = 0; j < tokens.count; ++j)
     partial[tokens.index[j]] = {running.best[j], running.sum[j], running.weighted[j], running.origin[j],
@@ -235,7 +228,9 @@ void alignment_forward(const AlignmentForward& arguments) {
       const Partial<S> whole = merge(partials.data() + i / tokens * parts * tokens + i % tokens, parts, tokens);
       const bool any = whole.unit >= 0, soft = arguments.temperature > 0;
       arguments.unit[i] = whole.unit;
-      static_cast<S*>(arguments.similarity)[i] = !any ? S{0} : soft ? whole.origin + whole.weighted / whole.sum : whole.best;
+      static_cast<S*>(arguments.similarity)[i] = !any   ? S{0}
+                                                 : soft ? whole.origin + whole.weighted / whole.sum
+                                                        : whole.best;
       static_cast<S*>(arguments.log_normalizer)[i] = any && soft ? whole.best + logarithm(whole.sum) : S{0};
     }
   });

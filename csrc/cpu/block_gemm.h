@@ -36,7 +36,9 @@ constexpr int tile_rows = vector_registers == 32 ? 8 : 4;
 constexpr int tile_vectors = 3;
 
 // Two neighbours in a row, multiplied with two others in one step where the processor can.
-struct Pair { bfloat16 first, second; };
+struct Pair {
+  bfloat16 first, second;
+};
 #if defined(__AVX512BF16__)
 constexpr bool multiplies_pairs = true;
 #else

@@ -9,8 +9,12 @@ namespace pad {
 namespace PAD_INSTRUCTION_SET {
 namespace {
 
-struct bfloat16 { uint16_t bits; };
-struct float16 { uint16_t bits; };
+struct bfloat16 {
+  uint16_t bits;
+};
+struct float16 {
+  uint16_t bits;
+};
 
 // Calls action with a value of the element's type.
 template <class Action>
@@ -24,8 +28,12 @@ inline void with_element(Element element, const Action& action) {
 }
 
 // float, or double where the elements are float64.
-template <class T> struct OpMathOf { using type = float; };
-template <> struct OpMathOf<double> { using type = double; };
+template <class T> struct OpMathOf {
+  using type = float;
+};
+template <> struct OpMathOf<double> {
+  using type = double;
+};
 template <class T> using OpMath = typename OpMathOf<T>::type;
 
 // One element to its opmath type and back (round to nearest, ties to even).

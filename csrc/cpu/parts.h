@@ -9,7 +9,8 @@ namespace pad {
 namespace PAD_INSTRUCTION_SET {
 namespace {
 
-// A matter of sizes alone: the order of the sums, and so every bit of the result, is the same for any number of threads.
+// A matter of sizes alone: the order of the sums, and so every bit of the result, is the same for any number of
+// threads.
 inline int64_t parts_of_utterance(const AlignmentArguments& arguments) {
   constexpr int64_t wanted_tasks = 16, smallest_part = 96;
   const int64_t wanted = (wanted_tasks + maximum(1, arguments.batch) - 1) / maximum(1, arguments.batch);

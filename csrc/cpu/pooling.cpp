@@ -71,9 +71,7 @@ struct Forward {
 
   S& total(int64_t b, int side) const { return static_cast<S*>(a.totals)[2 * b + side]; }
 
-  const S* weights(int64_t b, int side) const {
-    return static_cast<const S*>(a.weights[side]) + b * a.lengths[side];
-  }
+  const S* weights(int64_t b, int side) const { return static_cast<const S*>(a.weights[side]) + b * a.lengths[side]; }
 
   void add_totals() const {
     for (int64_t b = 0; b < a.batch; ++b)
@@ -139,8 +137,9 @@ void forward(const PooledDistanceForward& arguments) {
   const Buffer<OpMath<T>> partial(chunks.count() * arguments.width);
   Forward<T> work{arguments, chunks, partial.data()};
   work.add_totals();
-  parallel_for_rows(chunks.count(), chunks.useful_threads(arguments),
-                    [](void* context, int64_t index) { static_cast<Forward<T>*>(context)->chunk(index); }, &work);
+  parallel_for_rows(
+      chunks.count(), chunks.useful_threads(arguments),
+      [](void* context, int64_t index) { static_cast<Forward<T>*>(context)->chunk(index); }, &work);
   for (int64_t b = 0; b < arguments.batch; ++b) work.merge(b);
 }
 
@@ -172,10 +171,8 @@ struct Backward {
     const bool streamed = can_stream<T>(a.grad_values[part.side], a.batch * a.lengths[part.side], a.width);
     for (int64_t i = 0; i < part.count; ++i, row += a.width) {
       const S scale = weights[i] / (part.side == SPEECH ? total : -total);
-      if (weights[i] == 0)
-        write_zero(row, a.width, streamed);
-      else
-        write_row(row, grad_pooled + part.b * a.width, scale, a.width, streamed);
+      if (weights[i] == 0) write_zero(row, a.width, streamed);
+      else write_row(row, grad_pooled + part.b * a.width, scale, a.width, streamed);
     }
     if (streamed) end_stream();
   }
@@ -188,8 +185,9 @@ void backward(const PooledDistanceBackward& arguments) {
   const Buffer<S> grad_pooled(arguments.batch * arguments.width);
   Backward<T> work{arguments, chunks, grad_pooled.data()};
   work.find_grad_pooled();
-  parallel_for_rows(chunks.count(), chunks.useful_threads(arguments),
-                    [](void* context, int64_t index) { static_cast<Backward<T>*>(context)->chunk(index); }, &work);
+  parallel_for_rows(
+      chunks.count(), chunks.useful_threads(arguments),
+      [](void* context, int64_t index) { static_cast<Backward<T>*>(context)->chunk(index); }, &work);
 }
 
 }  // namespace

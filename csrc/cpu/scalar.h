@@ -1,7 +1,7 @@
 // Arithmetic on single numbers.
 //
-// Everything in this folder's headers has internal linkage, and no inline function of the standard library is used beside
-// it: the linker merges equal inline functions, and must not hand AVX-512 code to an older CPU.
+// Everything in this folder's headers has internal linkage, and no inline function of the standard library is used
+// beside it: the linker merges equal inline functions, and must not hand AVX-512 code to an older CPU.
 #pragma once
 #include <cstdint>
 #include <cstring>

@@ -46,8 +46,7 @@ struct Significance {
 
   // scratch.scores[k][q] of keys [first, first + count) with the queries of the panel. Not inlined, so that the sums
   // have the registers to themselves.
-  __attribute__((noinline)) void score(const Head& head, int64_t first, int64_t count,
-                                       const Scratch& scratch) const {
+  __attribute__((noinline)) void score(const Head& head, int64_t first, int64_t count, const Scratch& scratch) const {
     for (int64_t begin = 0; begin < count; begin += block_keys) {
       const int64_t rows = minimum(block_keys, count - begin);
       const S* pointers[block_keys];
@@ -219,10 +218,11 @@ void run(const SignificanceArguments& a) {
   const Buffer<S> partial(a.batch * a.heads * chunks * a.length);
   Significance<T> work{
       .a = a, .chunks = chunks, .valid = valid.data(), .valid_counts = valid_counts.data(), .partial = partial.data()};
-  parallel_for(a.batch * a.heads * chunks, a.threads,
-               [](void* context, int64_t index) { static_cast<Significance<T>*>(context)->chunk(index); }, &work);
-  parallel_for(a.batch, a.threads,
-               [](void* context, int64_t b) { static_cast<Significance<T>*>(context)->merge(b); }, &work);
+  parallel_for(
+      a.batch * a.heads * chunks, a.threads,
+      [](void* context, int64_t index) { static_cast<Significance<T>*>(context)->chunk(index); }, &work);
+  parallel_for(
+      a.batch, a.threads, [](void* context, int64_t b) { static_cast<Significance<T>*>(context)->merge(b); }, &work);
 }
 
 }  // namespace

@@ -30,8 +30,7 @@ std::vector<int64_t> topk(const S* prior, const std::vector<int64_t>& real, int6
 
 // Greedy: a chosen anchor rules out the frames nearer than xi / 2 to it.
 template <class S>
-std::vector<int64_t> peaks(const S* prior, const std::vector<int64_t>& real, int64_t count, double xi,
-                           int64_t length) {
+std::vector<int64_t> peaks(const S* prior, const std::vector<int64_t>& real, int64_t count, double xi, int64_t length) {
   std::vector<uint8_t> ruled_out(static_cast<size_t>(length), 0);
   std::vector<int64_t> chosen;
   // The largest whole distance below xi / 2.

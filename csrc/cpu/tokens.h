@@ -39,7 +39,8 @@ struct Tokens {
 
   // panel[d][j], padded with zeros to [width][padded]
   void write_panel(const Utterance<T>& utterance, S* panel) const {
-    write_transposed(panel, width, [&](int64_t j, int64_t d) { return load(utterance.token(index[j]) + d) * inverse[j]; });
+    write_transposed(panel, width,
+                     [&](int64_t j, int64_t d) { return load(utterance.token(index[j]) + d) * inverse[j]; });
     for (int64_t d = width - width % lanes<S>; d < width; ++d)
       for (int64_t j = 0; j < padded; ++j)
         panel[d * padded + j] = j < count ? to_opmath(utterance.token(index[j])[d]) * inverse[j] : S{0};

@@ -82,7 +82,9 @@ struct Units {
   }
 
   // The weight of frame i in a unit.
-  S weight(int64_t number, int64_t i) const { return utterance_.start ? utterance_.prior[i] / prior_sum[number] : S{1}; }
+  S weight(int64_t number, int64_t i) const {
+    return utterance_.start ? utterance_.prior[i] / prior_sum[number] : S{1};
+  }
 
   // Spans of one anchor lie within one another: a unit is the mean of an inner unit, the next smaller one, and of the
   // frames that it adds to that.
@@ -132,8 +134,7 @@ struct Units {
       }
     }
     for (int64_t r = 0; r < n; ++r)
-      for (int64_t d = utterance_.width; d < utterance_.padded_width; ++d)
-        storage_[r * utterance_.row_stride + d] = 0;
+      for (int64_t d = utterance_.width; d < utterance_.padded_width; ++d) storage_[r * utterance_.row_stride + d] = 0;
     return storage_rows_.data();
   }
 
@@ -243,7 +244,8 @@ struct Units {
   }
 
   static void fetch(const T* row, int64_t columns) {
-    for (int64_t d = 0; d < columns; d += cache_line / static_cast<int64_t>(sizeof(T))) __builtin_prefetch(row + d, 0, 2);
+    for (int64_t d = 0; d < columns; d += cache_line / static_cast<int64_t>(sizeof(T)))
+      __builtin_prefetch(row + d, 0, 2);
   }
 
   const Utterance<T>& utterance_;

@@ -15,7 +15,9 @@ inline S inverse_norm(S squares) {
 
 // The clamped norm is a constant: the projection term of the cosine's derivative is absent.
 template <class S>
-inline bool norm_is_clamped(S inverse) { return inverse * static_cast<S>(norm_epsilon) >= S{1}; }
+inline bool norm_is_clamped(S inverse) {
+  return inverse * static_cast<S>(norm_epsilon) >= S{1};
+}
 
 // The stride of rows of `width` in memory of our own: an odd number of cache lines, so that a column of many rows does
 // not fall on the same few places of the cache.
@@ -58,7 +60,9 @@ struct Utterance {
   int64_t unit_end(int64_t unit) const { return end ? maximum(0, minimum(end[unit], frames)) : unit + 1; }
 
   // The frames of a part: each part has its share of the valid ones.
-  Range part_frames(int64_t part, int64_t parts) const { return {part_begin(part, parts), part_begin(part + 1, parts)}; }
+  Range part_frames(int64_t part, int64_t parts) const {
+    return {part_begin(part, parts), part_begin(part + 1, parts)};
+  }
 
   int64_t width, padded_width, row_stride, frames, tokens, units;
   const T *speech, *text;

@@ -59,8 +59,8 @@ void soft(const AlignmentBackward& a, Workspace& workspace, void* stream) {
     const int64_t count = a.batch * a.frames * a.width;
     if (a.start) gather<T>(a, p.pieces, stream);
     else if (p.frame_gradient && a.element != Element::float32)
-      launch(divide_up(count, THREADS), THREADS, stream, convert_kernel<T>,
-             static_cast<const float*>(p.frame_gradient), static_cast<T*>(a.grad_speech), count);
+      launch(divide_up(count, THREADS), THREADS, stream, convert_kernel<T>, static_cast<const float*>(p.frame_gradient),
+             static_cast<T*>(a.grad_speech), count);
   }
   if (a.grad_text) {
     launch(a.batch * p.units.token_tiles * p.units.parts * p.slabs, THREADS, stream,
@@ -74,7 +74,8 @@ void hard(const AlignmentBackward& a, Workspace& workspace, void* stream) {
   const HardParameters p{a, take_pieces(a, a.tokens, workspace)};
   if (a.grad_speech && !a.start)
     check(cudaMemsetAsync(a.grad_speech, 0, static_cast<size_t>(a.batch * a.frames * a.width) * sizeof(T),
-                          static_cast<cudaStream_t>(stream)), "memset");
+                          static_cast<cudaStream_t>(stream)),
+          "memset");
   launch(a.batch * a.tokens, THREADS, stream, a.start ? hard_kernel<Kind<T, true>> : hard_kernel<Kind<T, false>>, p);
   if (a.grad_speech && a.start) gather<T>(a, p.pieces, stream);
 }

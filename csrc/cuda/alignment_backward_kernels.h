@@ -5,19 +5,19 @@
 #pragma once
 #include <type_traits>
 
-#include "reduce.h"
 #include "partition.h"
+#include "reduce.h"
 #include "similarity.h"
 
 namespace pad::cuda {
 
 // A range of frames with the gradient of its pooled unit: what the frames gather from.
 struct Pieces {
-  int64_t count;     // of an utterance
-  int* start;        // [batch, count]
-  int* end;          // start == end: nothing here
-  float* total;      // sum of the priors in the range
-  float* gradient;   // [batch, count, width]
+  int64_t count;    // of an utterance
+  int* start;       // [batch, count]
+  int* end;         // start == end: nothing here
+  float* total;     // sum of the priors in the range
+  float* gradient;  // [batch, count, width]
 };
 
 struct SoftParameters {
@@ -218,8 +218,7 @@ __global__ void __launch_bounds__(THREADS, 1) soft_text_kernel(SoftParameters p)
         __syncthreads();
         load_units<K>(a, b, first_column + c * CHUNK, tile);
         __syncthreads();
-        products[c].template add<false, false>(buffers.weights, Weights<T>::STRIDE, tile.units, Tile<T>::STRIDE,
-                                               TILE);
+        products[c].template add<false, false>(buffers.weights, Weights<T>::STRIDE, tile.units, Tile<T>::STRIDE, TILE);
       }
     }
   }
@@ -233,8 +232,7 @@ __global__ void __launch_bounds__(THREADS, 1) soft_text_kernel(SoftParameters p)
     __syncthreads();
     for (int r = threadIdx.x / 32; r < TILE && first_token + r < a.tokens; r += THREADS / 32)
       for (int i = threadIdx.x % 32; i < CHUNK && column + i < a.width; i += 32)
-        p.text_partial[(first_place + r) * a.width + column + i] =
-            buffers.out[r * Weights<T>::OUT_STRIDE + i] / root;
+        p.text_partial[(first_place + r) * a.width + column + i] = buffers.out[r * Weights<T>::OUT_STRIDE + i] / root;
   }
   if (slab == 0 && strip == 0 && first_token + row < a.tokens) {
     const float* four = tile.partial + threadIdx.x;

@@ -18,7 +18,8 @@ void alignment_forward(const AlignmentForward& a, const ExecutionContext& contex
   const int64_t blocks = a.batch * units.token_tiles * units.parts;
   with_element(a.element, [&](auto element) {
     using T = decltype(element);
-    launch(blocks, THREADS, context.stream, a.start ? forward_kernel<Kind<T, true>> : forward_kernel<Kind<T, false>>, parameters);
+    launch(blocks, THREADS, context.stream, a.start ? forward_kernel<Kind<T, true>> : forward_kernel<Kind<T, false>>,
+           parameters);
   });
   launch((a.batch * a.tokens + THREADS - 1) / THREADS, THREADS, context.stream, merge_kernel<>, parameters);
 }

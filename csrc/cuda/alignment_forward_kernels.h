@@ -46,9 +46,7 @@ __device__ void visit(const Tile<T>& tile, int row, int strip, int64_t first, fl
                       RowState& state) {
   const float* cosine = tile.cosine + row * Tile<T>::COSINE_STRIDE;
   const bool soft = inverse_temperature > 0;
-  const auto score = [&](int i) {
-    return soft ? cosine[i] * inverse_temperature + logf(tile.prior[i]) : cosine[i];
-  };
+  const auto score = [&](int i) { return soft ? cosine[i] * inverse_temperature + logf(tile.prior[i]) : cosine[i]; };
   float top = state.highest;
   for (int i = strip; i < TILE; i += 4) {
     if (!(tile.prior[i] > 0)) continue;

@@ -110,8 +110,8 @@ __global__ void __launch_bounds__(THREADS, 1) gather_kernel(GatherParameters p) 
   for (int64_t first = 0; prior > 0 && first < p.pieces.count; first += THREADS) {
     __syncthreads();
     const int64_t own = b * p.pieces.count + first + threadIdx.x;
-    const bool covers = first + threadIdx.x < p.pieces.count && p.pieces.start[own] <= frame &&
-                        frame < p.pieces.end[own];
+    const bool covers =
+        first + threadIdx.x < p.pieces.count && p.pieces.start[own] <= frame && frame < p.pieces.end[own];
     share[threadIdx.x] = covers ? prior / p.pieces.total[own] : 0;
     __syncthreads();
     for (int64_t k = 0; k < THREADS && first + k < p.pieces.count; ++k) {

@@ -15,7 +15,8 @@ struct Partition {
 // About two for each of an H100's 132 multiprocessors.
 constexpr int64_t WANTED_BLOCKS = 2 * 132;
 
-// Enough parts for the wanted blocks, where there is that much to divide; `blocks_per_tile` blocks share the work of a token tile and a part.
+// Enough parts for the wanted blocks, where there is that much to divide; `blocks_per_tile` blocks share the work of a
+// token tile and a part.
 inline Partition partition(const AlignmentArguments& a, int64_t blocks_per_tile) {
   const int64_t token_tiles = (a.tokens + TILE - 1) / TILE, unit_tiles = (a.units + TILE - 1) / TILE;
   const int64_t others = std::max<int64_t>(1, a.batch * token_tiles * blocks_per_tile);

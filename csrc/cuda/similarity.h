@@ -106,8 +106,7 @@ __device__ bool find_units(const AlignmentArguments& a, int64_t b, int64_t first
 // Which tokens of a tile are valid: unmasked ones, and in the backward (`unit` given) those that found a unit.
 // False if none is. Ends in a barrier.
 template <class T>
-__device__ bool find_tokens(const AlignmentArguments& a, const int64_t* unit, int64_t b, int64_t first,
-                            Tile<T>& tile) {
+__device__ bool find_tokens(const AlignmentArguments& a, const int64_t* unit, int64_t b, int64_t first, Tile<T>& tile) {
   const int row = threadIdx.x;
   bool valid = false;
   if (row < TILE) {
@@ -136,7 +135,8 @@ __device__ void load_text(const AlignmentArguments& a, int64_t b, int64_t first,
   for (int row = threadIdx.x / 32; row < TILE; row += THREADS / 32) {
     for (int i = threadIdx.x % 32; i < Tile<T>::CHUNK; i += 32) {
       float value = 0;
-      if (tile.valid[row] && column + i < a.width) value = text_element<typename K::Element>(a, b, first + row, column + i);
+      if (tile.valid[row] && column + i < a.width)
+        value = text_element<typename K::Element>(a, b, first + row, column + i);
       tile.text[row * Tile<T>::STRIDE + i] = from_opmath<T>(value);
     }
   }
@@ -156,7 +156,8 @@ __device__ void similarities(const AlignmentArguments& a, int64_t b, int64_t fir
     __syncthreads();
     product.template add<false, true>(tile.text, Tile<T>::STRIDE, tile.units, Tile<T>::STRIDE, Tile<T>::CHUNK);
     for (int i = strip; i < Tile<T>::CHUNK; i += 4) {
-      const float t = to_opmath(tile.text[row * Tile<T>::STRIDE + i]), u = to_opmath(tile.units[row * Tile<T>::STRIDE + i]);
+      const float t = to_opmath(tile.text[row * Tile<T>::STRIDE + i]),
+                  u = to_opmath(tile.units[row * Tile<T>::STRIDE + i]);
       text_square += t * t;
       unit_square += u * u;
     }

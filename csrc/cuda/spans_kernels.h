@@ -65,8 +65,13 @@ class SpanSelection {
   };
 
   __device__ SpanSelection(const SpanParameters& p, int64_t b, Scratch& scratch)
-      : p_(p), a_(p.a), b_(b), scratch_(scratch), prior_(static_cast<const S*>(p.a.frame_prior) + b * p.a.frames),
-        mask_(p.a.frame_mask + b * p.a.frames), state_(p.state + b * p.a.frames) {}
+      : p_(p),
+        a_(p.a),
+        b_(b),
+        scratch_(scratch),
+        prior_(static_cast<const S*>(p.a.frame_prior) + b * p.a.frames),
+        mask_(p.a.frame_mask + b * p.a.frames),
+        state_(p.state + b * p.a.frames) {}
 
   __device__ void run() {
     const int64_t units = a_.max_anchors * a_.scale_count;
