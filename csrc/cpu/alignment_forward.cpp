@@ -95,9 +95,28 @@ class Scores {
   const Buffer<S> scores_;
 };
 
+// lowest[c]: the lowest index of a unit that covers the same frames as number `c` of those that take part. Equal spans
+// can be pooled from different inner ones, and so differ in the last bit.
 template <class T>
-void update_hard(const Units<T>& units, int64_t first, int64_t n, const Accumulator<T>* scores, int64_t columns,
-                 Running<Accumulator<T>>& running) {
+void find_lowest(const Utterance<T>& utterance, const Units<T>& units, int32_t* lowest) {
+  const Buffer<int64_t> latest(utterance.frames), earlier(units.count);  // of the units with one first frame; -1: none
+  for (int64_t i = 0; i < utterance.frames; ++i) latest[i] = -1;
+  for (int64_t c = 0; c < units.count; ++c) {
+    int64_t& head = latest[utterance.first_frame(units.index[c])];
+    const int64_t last = utterance.last_frame(units.index[c]);
+    int64_t equal = head;
+    while (equal >= 0 && utterance.last_frame(units.index[equal]) != last) equal = earlier[equal];
+    lowest[c] = units.index[equal < 0 ? c : equal];
+    if (equal >= 0) continue;
+    earlier[c] = head;
+    head = c;
+  }
+}
+
+// `index`: of each unit, what is kept where it is the best.
+template <class T>
+void update_hard(const Units<T>& units, const int32_t* index, int64_t first, int64_t n, const Accumulator<T>* scores,
+                 int64_t columns, Running<Accumulator<T>>& running) {
   using S = Accumulator<T>;
   for (int64_t j = 0; j < columns; j += lanes<S>) {
     Vector<S> best = load(running.best.data() + j);
@@ -108,7 +127,7 @@ void update_hard(const Units<T>& units, int64_t first, int64_t n, const Accumula
       // The second condition lets a NaN through to the loss, where it can be seen.
       const auto better = (cosine > best) | (cosine != cosine);
       best = better ? cosine : best;
-      unit = better ? IntegerVector<S>{} + static_cast<Integer<S>>(units.index[first + r]) : unit;
+      unit = better ? IntegerVector<S>{} + static_cast<Integer<S>>(index[first + r]) : unit;
     }
     store(running.best.data() + j, best);
     std::memcpy(running.unit.data() + j, &unit, sizeof(unit));
@@ -116,8 +135,8 @@ void update_hard(const Units<T>& units, int64_t first, int64_t n, const Accumula
 }
 
 template <class T>
-void update_soft(const Units<T>& units, int64_t first, int64_t n, const Accumulator<T>* scores, int64_t columns,
-                 Accumulator<T> inverse_temperature, Running<Accumulator<T>>& running) {
+void update_soft(const Units<T>& units, const int32_t* index, int64_t first, int64_t n, const Accumulator<T>* scores,
+                 int64_t columns, Accumulator<T> inverse_temperature, Running<Accumulator<T>>& running) {
   using S = Accumulator<T>;
   S log_prior[tile_units];
   for (int64_t r = 0; r < n; ++r) log_prior[r] = logarithm(units.prior[first + r]);
@@ -132,7 +151,7 @@ void update_soft(const Units<T>& units, int64_t first, int64_t n, const Accumula
       const Vector<S> exponent = cosine * inverse_temperature + log_prior[r];
       const auto better = (exponent > best) | (exponent != exponent);
       best = better ? exponent : best;
-      unit = better ? IntegerVector<S>{} + static_cast<Integer<S>>(units.index[first + r]) : unit;
+      unit = better ? IntegerVector<S>{} + static_cast<Integer<S>>(index[first + r]) : unit;
     }
     const Vector<S> shrink = exponential(before - best);
     Vector<S> sum = load(running.sum.data() + j) * shrink, weighted = load(running.weighted.data() + j) * shrink;
@@ -174,6 +193,9 @@ void forward_part(const AlignmentForward& arguments, int64_t batch, int64_t part
   const bool soft = arguments.temperature > 0;
   const S inverse_temperature = soft ? static_cast<S>(1 / arguments.temperature) : S{0};
   const int64_t columns = tokens.padded;
+  const Buffer<int32_t> lowest(utterance.start ? units.count : 0);
+  if (utterance.start) find_lowest(utterance, units, lowest.data());
+  const int32_t* index = utterance.start ? lowest.data() : units.index.data();
   Scores<T> scores(utterance, tokens, units);
   Running<S> running(columns);
   for (int64_t first = begin; first < end; first += tile_units) {
@@ -182,9 +204,9 @@ void forward_part(const AlignmentForward& arguments, int64_t batch, int64_t part
     if (soft && first == begin)
       for (int64_t j = 0; j < columns; ++j) running.origin[j] = tile[j] * units.inverse[begin];
     if (soft)
-      update_soft<T>(units, first, n, tile, columns, inverse_temperature, running);
+      update_soft<T>(units, index, first, n, tile, columns, inverse_temperature, running);
     else
-      update_hard<T>(units, first, n, tile, columns, running);
+      update_hard<T>(units, index, first, n, tile, columns, running);
   }
   for (int64_t j = 0; j < tokens.count; ++j)
     partial[tokens.index[j]] = {running.best[j], running.sum[j], running.weighted[j], running.origin[j],
