@@ -26,7 +26,7 @@ def backend(request) -> str:
 def number_of_threads():
     """One unless OMP_NUM_THREADS says otherwise. Tests that want more threads say so."""
     before = torch.get_num_threads()
-    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"].split(",")[0]))
     yield
     torch.set_num_threads(before)
 

@@ -51,7 +51,8 @@ def is_possible(environment: dict[str, str]) -> bool:
 def run(environment: dict[str, str], threads: int, arguments: list[str]) -> Result:
     """The tests under these variables, in a process of their own."""
     own = {name: value for name, value in os.environ.items() if not any(name in row for row in ROWS.values())}
-    own |= environment | {"OMP_NUM_THREADS": str(threads)}
+    # Threads that wait in a loop would slow one another down on a busy machine.
+    own |= environment | {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder, "tests.xml")
         command = [sys.executable, "-m", "pytest", "-q", f"--junitxml={report}", *arguments]
@@ -85,7 +86,7 @@ def main() -> int:
             print(f"{row:16} {threads:7} {passed:7} {len(failed):7} {skipped:7} {seconds:7.0f}", flush=True)
             for name in failed:
                 print(f"    {name}", flush=True)
-            if options.show_output:
+            if options.show_output or (failed and not passed):
                 print(output, end="", flush=True)
             any_failed |= bool(failed)
     return int(any_failed)
