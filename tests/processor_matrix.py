@@ -1,7 +1,7 @@
 """Runs the tests as on other processors: with the kernels that torch and its libraries would choose there.
 
-    python tests/processor_matrix.py                                      every row, every test, one thread and two
-    python tests/processor_matrix.py --rows mkl-avx2 plain --threads 2 tests/test_alignment.py tests/test_ties.py
+    python tests/processor_matrix.py                        every row, every test, one thread and two
+    python tests/processor_matrix.py --rows mkl-avx2 plain --threads 2 -- tests/test_alignment.py -k reference
 
 Exits with 1 if a test fails in any row. What the processor lacks cannot be run and is named.
 """
@@ -29,7 +29,7 @@ ROWS = {
     "mkl-compatible": {"MKL_CBWR": "COMPATIBLE"},
     "onednn-avx2": {"ONEDNN_MAX_CPU_ISA": "AVX2"},
 }
-FROM_LOW_TO_HIGH = ["DEFAULT", "AVX2", "AVX512"]
+LEVELS = ["DEFAULT", "AVX2", "AVX512"]
 
 
 class Result(NamedTuple):
@@ -45,7 +45,7 @@ def is_possible(environment: dict[str, str]) -> bool:
     """Whether this processor has the instructions that torch is told to use; torch does not look."""
     own = torch.backends.cpu.get_cpu_capability()
     wanted = environment.get("ATEN_CPU_CAPABILITY", "default").upper()
-    return wanted == "DEFAULT" or (own in FROM_LOW_TO_HIGH and FROM_LOW_TO_HIGH.index(wanted) <= FROM_LOW_TO_HIGH.index(own))
+    return wanted == "DEFAULT" or wanted in LEVELS[: LEVELS.index(own) + 1 if own in LEVELS else 0]
 
 
 def run(environment: dict[str, str], threads: int, arguments: list[str]) -> Result:
@@ -71,7 +71,7 @@ def main() -> int:
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), help="which rows (default: all)")
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2], help="numbers of threads (default: 1 2)")
     parser.add_argument("--show-output", action="store_true", help="print what pytest says of a row that fails")
-    parser.add_argument("tests", nargs="*", help="test files, or other arguments of pytest after -- (default: all tests)")
+    parser.add_argument("tests", nargs="*", help="test files; any arguments of pytest after -- (default: all tests)")
     options = parser.parse_args()
     print(f"{'row':16} {'threads':>7} {'passed':>7} {'failed':>7} {'skipped':>7} {'seconds':>7}", flush=True)
     any_failed = False
