@@ -31,8 +31,11 @@ def _in_full_precision(function):
 
 
 def _select(values: Tensor, taking_part: Tensor) -> Tensor:
-    """`values` [B, L, D] in the accumulator dtype, zeros where `taking_part` [B, L] is False."""
-    return torch.where(taking_part[..., None], values, 0).to(accumulator(values.dtype))
+    """`values` [B, L, D] in the accumulator dtype, zeros where `taking_part` [B, L] is False.
+
+    Contiguous: matrix products round by the layout of what they are given.
+    """
+    return torch.where(taking_part[..., None], values, 0).to(accumulator(values.dtype)).contiguous()
 
 
 def _norm(values: Tensor) -> Tensor:
@@ -69,7 +72,7 @@ def _taking_part(token_mask: Tensor, unit_prior: Tensor) -> Tensor:
 
 def _of_first_equal(scores, speech, frame_prior, start, end, units, unit_prior, temperature):
     """Scores [B, N, U] as of the first of the units that equal each one: they tie, however a product rounds."""
-    speech = _select(speech, frame_prior > 0)
+    speech = None if start is None else _select(speech, frame_prior > 0)
     if temperature == 0:
         unit_prior = (unit_prior > 0).to(unit_prior.dtype)
     first = first_equal_unit(speech, frame_prior, start, end, units, unit_prior)

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from pad_kernels.checks import values_can_be_read
+
 
 def _multipliers(count: int, device: torch.device) -> Tensor:
     """Odd 64-bit numbers without a pattern: the finalizer of splitmix64."""
@@ -15,20 +17,24 @@ def _multipliers(count: int, device: torch.device) -> Tensor:
 def first_equal(rows: Tensor) -> Tensor:
     """For each of the rows [B, L, K] int64 the lowest index of one that equals it, [B, L]."""
     place = torch.arange(rows.shape[1], device=rows.device)
-    # Integers wrap: the sum is the same in any order. Rows of one fingerprint are compared below.
-    fingerprint = (rows * _multipliers(rows.shape[2], rows.device)).sum(2)
+    # Integers wrap: the sum is the same in any order. High bits are mixed into low ones, or a product would lose much
+    # of numbers that differ in sign or exponent alone. Rows of one fingerprint are compared below.
+    mixed = rows ^ ((rows >> 40) & 0xFFFFFF)
+    fingerprint = (mixed * _multipliers(rows.shape[2], rows.device)).sum(2)
     fingerprint, order = fingerprint.sort(dim=1, stable=True)
     starts = torch.nn.functional.pad(fingerprint[:, 1:] != fingerprint[:, :-1], (1, 0), value=True)
     leader = order.gather(1, torch.where(starts, place, 0).cummax(1).values)
     first = torch.empty_like(order).scatter_(1, order, leader)
+    if values_can_be_read(first) and (first == place).all():
+        return first
     batch = torch.arange(rows.shape[0], device=rows.device)[:, None]
     return torch.where((rows == rows[batch, first]).all(2), first, place)
 
 
 def _bits(values: Tensor, prior: Tensor) -> Tensor:
-    """The values [B, L, D] and the prior [B, L] of each row as integers [B, L, D + 1]; -0 as 0."""
-    rows = torch.cat((values, prior[..., None]), 2).detach() + 0.0
-    return rows.view(torch.int64 if rows.dtype == torch.float64 else torch.int32).long()
+    """The bits of the values [B, L, D] and the prior [B, L] of each row as 64-bit integers [B, L, K]; -0 as 0."""
+    columns = [prior[..., None]] * (2 - values.shape[2] % 2)  # an even number of columns in all
+    return torch.cat((values, *columns), 2).detach().add_(0.0).view(torch.int64)
 
 
 def _contents(speech: Tensor, frame_prior: Tensor, start: Tensor, end: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from inputs import Inputs
 
 from pad_kernels import Spans, align, alignment_matrix, reference
-from pad_kernels.ties import first_equal
+from pad_kernels.ties import _bits, first_equal
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 LAYOUTS = ("contiguous", "channels_first", "frames_first")
@@ -155,6 +155,18 @@ def test_gradient_of_the_matrix_is_that_of_each_unit():
 def test_first_equal(rows):
     found = first_equal(torch.tensor(rows))
     assert found.tolist() == [first_of([tuple(row) for row in utterance]) for utterance in rows]
+
+
+@pytest.mark.parametrize("values", [(-1.0, 1.0), (0.0, 1.0), (0.0, 0.5, 1.0, 2.0), (-0.0, 0.0, 1.0)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("width", [7, 12, 33])
+def test_first_equal_of_rows_of_few_values(width, dtype, values):
+    """Bits that differ in sign and exponent alone."""
+    pick = torch.randint(len(values), (2, 700, width), generator=torch.Generator().manual_seed(4))
+    rows = torch.tensor(values, dtype=dtype)[pick]
+    rows[:, 1::3] = rows[:, :1]
+    found = first_equal(_bits(rows, torch.ones(2, 700, dtype=dtype)))
+    assert found.tolist() == [first_of([tuple(row) for row in utterance]) for utterance in rows.tolist()]
 
 
 def test_first_equal_of_one_fingerprint(monkeypatch):
