@@ -131,8 +131,9 @@ def align(
         phi(u, t) = u.t / (max(|u|, 1e-8) max(|t|, 1e-8))
         A[j, k] = softmax over k of (phi(u_k, t_j) / temperature + log prior_k)
         similarity_j = sum_k A[j, k] phi(u_k, t_j)
-        temperature 0: max_k phi(u_k, t_j), ties: the lower index
+        temperature 0: max_k phi(u_k, t_j)
 
+    Of equal units, frames of the same values or spans with the same bounds, the one with the lower index is taken.
     A unit is a frame, or the mean of a span's frames weighted by the speech prior; the prior of a span is the
     mean of its real frames' priors. Frames and units of prior 0 take no part.
 
@@ -172,9 +173,14 @@ def alignment_matrix(
 ) -> Tensor:
     """The matrix A [B, N, M or U] that `align` never forms, to look at: each token's weight on every unit.
 
-    Arguments and errors as for `align`. Rows of real tokens sum to 1 (hard: one at the best unit), rows of
-    masked tokens are 0. float32, float64 for float64 inputs. Computed in plain PyTorch, whatever the backend.
+    Arguments and errors as for `align`. Rows of real tokens sum to 1 (hard: one at the unit that `align` finds), rows
+    of masked tokens are 0. float32, float64 for float64 inputs. The soft alignment is computed in plain PyTorch,
+    whatever the backend.
     """
     backends.check_name(backend)
     arguments = _checked(speech, text, spans, speech_mask, text_mask, speech_prior, temperature)
-    return reference.alignment_matrix(*arguments)
+    if temperature > 0:
+        return reference.alignment_matrix(*arguments)
+    similarity, unit, _ = torch.ops.pad_kernels.alignment_forward.default(*arguments, backend or "")
+    units = speech.shape[1] if spans is None else spans[0].shape[1]
+    return reference.one_at(unit, units, similarity.dtype)

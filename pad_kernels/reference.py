@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pad_kernels.dtypes import accumulator
+from pad_kernels.ties import first_equal_unit
 
 EPS = 1e-8
 SIGNIFICANCE_ROWS = 256
@@ -30,8 +31,11 @@ def _in_full_precision(function):
 
 
 def _select(values: Tensor, taking_part: Tensor) -> Tensor:
-    """`values` [B, L, D] in the accumulator dtype, zeros where `taking_part` [B, L] is False."""
-    return torch.where(taking_part[..., None], values, 0).to(accumulator(values.dtype))
+    """`values` [B, L, D] in the accumulator dtype, zeros where `taking_part` [B, L] is False.
+
+    Contiguous: matrix products round by the layout of what they are given.
+    """
+    return torch.where(taking_part[..., None], values, 0).to(accumulator(values.dtype)).contiguous()
 
 
 def _norm(values: Tensor) -> Tensor:
@@ -62,16 +66,22 @@ def _logits(cosine, prior, taking_part, temperature):
     return torch.where(taking_part[..., None], logits, 0)
 
 
-def _cosine(tokens: Tensor, units: Tensor) -> Tensor:
-    """phi [B, N, U] of unit vectors."""
-    if tokens.shape[1] != 1:
-        return tokens @ units.mT
-    # A product with a single vector rounds by the place of a row: equal units would not tie.
-    return (tokens.expand(-1, 2, -1) @ units.mT)[:, :1]
-
-
 def _taking_part(token_mask: Tensor, unit_prior: Tensor) -> Tensor:
     return token_mask & (unit_prior > 0).any(1, keepdim=True)
+
+
+def _of_first_equal(scores, speech, frame_prior, start, end, units, unit_prior, temperature):
+    """Scores [B, N, U] as of the first of the units that equal each one: they tie, however a product rounds."""
+    speech = None if start is None else _select(speech, frame_prior > 0)
+    if temperature == 0:
+        unit_prior = (unit_prior > 0).to(unit_prior.dtype)
+    first = first_equal_unit(speech, frame_prior, start, end, units, unit_prior)
+    return scores.gather(2, first[:, None, :].expand_as(scores))
+
+
+def one_at(unit: Tensor, units: int, dtype: torch.dtype) -> Tensor:
+    """[B, N, units]: one at the unit of each token [B, N], a row of zeros for unit -1."""
+    return (unit[..., None] == torch.arange(units, device=unit.device)).to(dtype)
 
 
 def alignment_matrix(speech, text, frame_prior, token_mask, start, end, temperature) -> Tensor:
@@ -81,12 +91,15 @@ def alignment_matrix(speech, text, frame_prior, token_mask, start, end, temperat
     taking_part = _taking_part(token_mask, unit_prior)
     if unit_prior.shape[1] == 0:
         return text.new_zeros(*token_mask.shape, 0)
-    cosine = _cosine(text / _norm(text), units / _norm(units))
+    cosine = (text / _norm(text)) @ (units / _norm(units)).mT
     logits = _logits(cosine, unit_prior, taking_part, temperature)
-    if temperature > 0:
-        return torch.where(taking_part[..., None], logits.softmax(2), 0)
-    best = torch.zeros_like(logits).scatter(2, logits.argmax(2, keepdim=True), 1)
-    return best * taking_part[..., None]
+    compared = (speech, frame_prior, start, end, units, unit_prior, temperature)
+    if temperature == 0:
+        unit = torch.where(taking_part, _of_first_equal(logits, *compared).argmax(2), -1)
+        return one_at(unit, unit_prior.shape[1], logits.dtype)
+    posterior = torch.where(taking_part[..., None], logits.softmax(2), 0)
+    # The weights of equal units are the same to the bit; the gradient is that of each one's own.
+    return posterior + (_of_first_equal(posterior, *compared) - posterior).detach()
 
 
 def alignment(speech, text, frame_prior, token_mask, start, end, temperature):
@@ -97,9 +110,9 @@ def alignment(speech, text, frame_prior, token_mask, start, end, temperature):
     if unit_prior.shape[1] == 0:
         nothing = text.sum(2) * 0
         return nothing, torch.full_like(nothing, -1, dtype=torch.int64), torch.zeros_like(nothing)
-    cosine = _cosine(text / _norm(text), units / _norm(units))
+    cosine = (text / _norm(text)) @ (units / _norm(units)).mT
     logits = _logits(cosine, unit_prior, taking_part, temperature)
-    unit = logits.argmax(2)
+    unit = _of_first_equal(logits, speech, frame_prior, start, end, units, unit_prior, temperature).argmax(2)
     if temperature > 0:
         similarity = (logits.softmax(2) * cosine).sum(2)
         log_normalizer = torch.where(taking_part, logits.logsumexp(2), 0)
@@ -159,7 +172,7 @@ def alignment_backward(
     if unit_prior.shape[1] == 0:
         grad_cosine = tokens.new_zeros(*unit.shape, 0)
     elif temperature > 0:
-        cosine = _cosine(tokens, units)
+        cosine = tokens @ units.mT
         posterior = _logits(cosine, unit_prior, taking_part, temperature).softmax(2)
         grad_cosine = posterior * (1 + (cosine - similarity[..., None]) / temperature)
     else:

@@ -3,6 +3,7 @@
 import os
 
 # Small models: a second thread costs more than it brings, most of all on a busy machine. For child processes too.
+# Set beforehand, it is the number of threads of every test.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import onednn
@@ -22,10 +23,10 @@ def backend(request) -> str:
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
-    """Tests that want more threads say so."""
+def number_of_threads():
+    """One unless OMP_NUM_THREADS says otherwise. Tests that want more threads say so."""
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"].split(",")[0]))
     yield
     torch.set_num_threads(before)
 

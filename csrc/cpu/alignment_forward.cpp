@@ -99,8 +99,27 @@ class Scores {
   const Buffer<S> scores_;
 };
 
+// lowest[c]: the lowest index of a unit that covers the same frames as number `c` of those that take part. Equal spans
+// can be pooled from different inner ones, and so differ in the last bit.
 template <class T>
-void update_hard(const Units<T>& units, const ScoreTile<OpMath<T>>& tile, Running<OpMath<T>>& running) {
+void find_lowest(const Utterance<T>& utterance, const Units<T>& units, int32_t* lowest) {
+  const Buffer<int64_t> latest(utterance.frames), earlier(units.count);  // of the units with one first frame; -1: none
+  for (int64_t i = 0; i < utterance.frames; ++i) latest[i] = -1;
+  for (int64_t c = 0; c < units.count; ++c) {
+    int64_t& head = latest[utterance.first_frame(units.index[c])];
+    const int64_t last = utterance.last_frame(units.index[c]);
+    int64_t equal = head;
+    while (equal >= 0 && utterance.last_frame(units.index[equal]) != last) equal = earlier[equal];
+    lowest[c] = units.index[equal < 0 ? c : equal];
+    if (equal >= 0) continue;
+    earlier[c] = head;
+    head = c;
+  }
+}
+
+// `index`: of each unit, what is kept where it is the best.
+template <class T>
+void update_hard(const Units<T>& units, const int32_t* index, const ScoreTile<OpMath<T>>& tile, Running<OpMath<T>>& running) {
   using S = OpMath<T>;
   const auto [first, n, columns, scores] = tile;
   for (int64_t j = 0; j < columns; j += lanes<S>) {
@@ -112,7 +131,7 @@ void update_hard(const Units<T>& units, const ScoreTile<OpMath<T>>& tile, Runnin
       // The second condition lets a NaN through to the loss, where it can be seen.
       const auto better = (cosine > best) | (cosine != cosine);
       best = better ? cosine : best;
-      unit = better ? IntegerVector<S>{} + static_cast<Integer<S>>(units.index[first + r]) : unit;
+      unit = better ? IntegerVector<S>{} + static_cast<Integer<S>>(index[first + r]) : unit;
     }
     store(running.best.data() + j, best);
     std::memcpy(running.unit.data() + j, &unit, sizeof(unit));
@@ -120,8 +139,8 @@ void update_hard(const Units<T>& units, const ScoreTile<OpMath<T>>& tile, Runnin
 }
 
 template <class T>
-void update_soft(const Units<T>& units, const ScoreTile<OpMath<T>>& tile, OpMath<T> inverse_temperature,
-                 Running<OpMath<T>>& running) {
+void update_soft(const Units<T>& units, const int32_t* index, const ScoreTile<OpMath<T>>& tile,
+                 OpMath<T> inverse_temperature, Running<OpMath<T>>& running) {
   using S = OpMath<T>;
   const auto [first, n, columns, scores] = tile;
   S log_prior[tile_units];
@@ -137,7 +156,7 @@ void update_soft(const Units<T>& units, const ScoreTile<OpMath<T>>& tile, OpMath
       const Vector<S> exponent = cosine * inverse_temperature + log_prior[r];
       const auto better = (exponent > best) | (exponent != exponent);
       best = better ? exponent : best;
-      unit = better ? IntegerVector<S>{} + static_cast<Integer<S>>(units.index[first + r]) : unit;
+      unit = better ? IntegerVector<S>{} + static_cast<Integer<S>>(index[first + r]) : unit;
     }
     const Vector<S> shrink = exponential(before - best);
     Vector<S> sum = load(running.sum.data() + j) * shrink, weighted = load(running.weighted.data() + j) * shrink;
@@ -178,14 +197,17 @@ void forward_part(const AlignmentForward& arguments, const PartIndex& index, Par
 
   const bool soft = arguments.temperature > 0;
   const S inverse_temperature = soft ? static_cast<S>(1 / arguments.temperature) : S{0};
+  const Buffer<int32_t> lowest(utterance.start ? units.count : 0);
+  if (utterance.start) find_lowest(utterance, units, lowest.data());
+  const int32_t* index = utterance.start ? lowest.data() : units.index.data();
   Scores<T> scores(utterance, tokens, units);
   Running<S> running(tokens.padded);
   for (int64_t first = begin; first < end; first += tile_units) {
     const ScoreTile<S> tile = scores.tile(first, minimum(tile_units, end - first));
     if (soft && first == begin)
       for (int64_t j = 0; j < tokens.padded; ++j) running.origin[j] = tile.scores[j] * units.inverse[begin];
-    if (soft) update_soft<T>(units, tile, inverse_temperature, running);
-    else update_hard<T>(units, tile, running);
+    if (soft) update_soft<T>(units, index, tile, inverse_temperature, running);
+    else update_hard<T>(units, index, tile, running);
   }
   for (int64_t j = 0; j < tokens.count; ++j)
     partial[tokens.index[j]] = {running.best[j], running.sum[j], running.weighted[j], running.origin[j],
