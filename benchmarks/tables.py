@@ -26,7 +26,7 @@ def megabytes(count: float | None) -> str:
 def make_console() -> Console:
     """As wide as the terminal; where output goes to a file, wide enough for the tables."""
     console = Console()
-    return console if console.is_terminal else Console(width=120)
+    return console if console.is_terminal else Console(width=150)
 
 
 def make_progress(console: Console) -> Progress:
