@@ -53,6 +53,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--seconds", type=float, default=4.0, help="time for each case, all providers (default: 4)"
     )
+    parser.add_argument("--no-kernels", action="store_true", help="on a GPU, leave out the tables of kernels")
     results.add_options(parser)
     parser.add_argument(
         "--quick",
@@ -168,7 +169,7 @@ class AlignBench:
         plan = measure.Plan(
             self.options.seconds,
             self.device.min_rounds,
-            profiled=lambda name: name == "eager" or not name.startswith(("eager", "torch", "sdpa")),
+            profiled=lambda name: not self.options.no_kernels and name not in ("eager-scaled", "sdpa", "torch.compile"),
             own_graphs=frozenset({"torch.compile"}),
         )
         measured = measure.measure(calls, self.device, plan)

@@ -25,7 +25,7 @@ class Plan:
     min_rounds: int = 5
     profiled: Callable[[str], bool] = lambda name: True
     own_graphs: frozenset[str] = field(default_factory=frozenset)
-    capture: bool = True
+    not_captured: str = ""  # why no call is captured in a CUDA graph
 
 
 def failed_row(failure: str, unavailable: bool = False) -> dict:
@@ -74,12 +74,10 @@ def _add_memory_and_kernels(name: str, call: Call, row: dict, device: Device, pl
 
 
 def _add_graphs(calls: dict[str, Call], rows: dict, device: Device, plan: Plan) -> None:
-    if not plan.capture:
-        return
     replays = {}
     for name, call in calls.items():
-        captured, failure = None, REPLAYS_GRAPHS_ITSELF
-        if name not in plan.own_graphs:
+        captured, failure = None, REPLAYS_GRAPHS_ITSELF if name in plan.own_graphs else plan.not_captured
+        if not failure:
             captured, failure = attempt(name, lambda call=call: device.capture(call), device)
         if failure is None:
             replays[name] = captured[1]

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # All that needs a GPU, in one run of at most LIMIT seconds: build, tests, benchmarks. A step that fails stops no other.
 #   tests/on_gpu.sh [RESULTS]            results go to RESULTS (default: runs/gpu): at most 8 files, each step's at once
-#   tests/on_gpu.sh --dry-run [RESULTS]  every step on the CPU at tiny sizes: finds mistakes in the run, measures nothing
+#   tests/on_gpu.sh --dry-run [RESULTS]  every step on the CPU at tiny sizes: to find mistakes, not to measure
 # LIMIT=570       seconds for all; with less every step gets less, and the last ones are left out where time is up
-# STEPS="..."     some of: build triton info native losses significance training step compiled compile_tests soak sanitizer
+# STEPS="..."     some of: build triton info native losses significance training step compiled compile_tests soak
+#                 sanitizer
 # WHEELS=FOLDER   wheels of what the machine lacks, where it has no package index
 # ARCH=90         what CUDA is compiled for (default: the GPU at hand)
 # PYTHON=python3  has torch, transformers, rich, pytest, hypothesis, pybind11; cmake, ninja and nvcc are on the PATH
@@ -19,7 +20,7 @@ cd "$root" || exit 2
 limit=${LIMIT:-$([ -n "$dry_run" ] && echo 1800 || echo 570)}  # a dry run takes 3 minutes, on a busy machine more
 python=$(command -v "${PYTHON:-python3}")
 mkdir -p "$results"
-rm -f "$results"/{log,summary,build}.txt "$results"/{tests,align,compiled,significance,step}.json
+rm -f "$results"/{log,summary,build}.txt "$results/tests.json"
 scratch=$(mktemp -d)
 build_job=
 finish() { [ -z "$build_job" ] || kill "$build_job" 2> /dev/null; rm -rf "$scratch"; }
@@ -52,7 +53,7 @@ note() { printf '%s\t%s\t%s\n' "$@" >> "$scratch/steps.tsv"; }  # step, seconds,
 
 # step NAME SECONDS COMMAND...: its output goes to the log line by line, and the end of it to the terminal
 step() {
-  local name=$1 most left=$((limit - SECONDS - 4)) begin=$SECONDS code
+  local name=$1 word most left=$((limit - SECONDS - 4)) begin=$SECONDS code
   most=$(scaled "$2")
   shift 2
   wanted "$name" || return 0
@@ -62,6 +63,9 @@ step() {
     note "$name" 0 "left out"
     return 0
   fi
+  for word in "$@"; do  # what an earlier run has left is not taken for this one's
+    case $word in "$results"/*.json) rm -f "$word" ;; esac
+  done
   say "== $name (at $SECONDS s, at most $most s): $*"
   OUTCOMES_OF=$name timeout --signal=INT --kill-after=5 "$most" "$@" 2>&1 | tee -a "$log" | tail -n "${lines:-12}"
   code=${PIPESTATUS[0]}
@@ -69,15 +73,23 @@ step() {
   note "$name" $((SECONDS - begin)) "$code"
 }
 
-seconds_for() { local most left=$((limit - SECONDS - 4)); most=$(scaled "$1"); echo $(((most < left ? most : left) - $2)); }
+seconds_for() {  # seconds_for SECONDS REST: what a step of so many seconds has for its cases, the rest taken off
+  local most left=$((limit - SECONDS - 4))
+  most=$(scaled "$1")
+  echo $(((most < left ? most : left) - $2))
+}
 
 interpreted=()
 [ -z "$dry_run" ] || interpreted=(env TRITON_INTERPRET=1)
 
 say "on_gpu.sh${dry_run:+ --dry-run}: at most $limit s, results in $results"
 if [ -n "$wheels" ]; then
-  "$python" -m pip install --quiet --no-index --no-deps --no-compile --no-cache-dir --disable-pip-version-check \
-    --target "$site" "$wheels"/*.whl 2>&1 | tee -a "$log"
+  install=("$python" -m pip install --quiet --no-index --no-deps --no-compile --no-cache-dir --disable-pip-version-check
+    --target "$site")
+  # All in one call; where one of them does not fit this python, one by one.
+  "${install[@]}" "$wheels"/*.whl >> "$log" 2>&1 || for wheel in "$wheels"/*.whl; do
+    "${install[@]}" "$wheel" >> "$log" 2>&1 || say "does not fit: $wheel"
+  done
 fi
 pytest=("$python" -m pytest -q --tb=short -p no:cacheprovider -p outcomes -o pythonpath= -o addopts=)
 if "$python" -c "import xdist" 2> /dev/null; then pytest+=(-n "$workers"); fi
@@ -128,7 +140,8 @@ if wanted build; then
   build_job=$!
 fi
 
-step triton 110 "${interpreted[@]}" "${pytest[@]}" -m "gpu and not slow" tests/test_gpu.py -k "triton or test_significance"
+quick=("${pytest[@]}" -m "gpu and not slow")
+step triton 110 "${interpreted[@]}" "${quick[@]}" tests/test_gpu.py -k "triton or test_significance"
 
 if [ -n "$build_job" ]; then
   while kill -0 "$build_job" 2> /dev/null && [ "$SECONDS" -lt $((limit / 2)) ]; do sleep 0.5; done
@@ -141,31 +154,35 @@ elif compgen -G "$root/pad_kernels/_native*" > /dev/null; then
 fi
 
 step info 40 "$python" -m pad_kernels.info --check
-step native 90 "${pytest[@]}" -m "gpu and not slow" tests/test_gpu.py -k "not triton and not test_significance and not compiled"
+step native 90 "${quick[@]}" tests/test_gpu.py -k "not triton and not test_significance and not compiled"
 
-losses=("$python" benchmarks/align_bench.py --device "$device" --threads $threads)
 directions=(forward forward+backward)
-providers=(eager eager-scaled sdpa ours ours-triton ours-native)
 dtypes=(bfloat16 float32)
 levels=(token span global)
 modes=(hard soft)
 [ -z "$dry_run" ] || directions=(forward+backward) dtypes=(bfloat16) modes=(hard)
-step losses 95 "${interpreted[@]}" "${losses[@]}" --seconds 0.4 --sizes gpu gpu-many gpu-long --directions "${directions[@]}" \
-  --levels "${levels[@]}" --modes "${modes[@]}" \
-  --dtypes "${dtypes[@]}" --providers "${providers[@]}" --seconds-total "$(seconds_for 95 15)" --output "$results/align.json"
-step significance 30 "${interpreted[@]}" "$python" benchmarks/significance_bench.py --device "$device" --threads $threads --seconds 0.8 \
-  --seconds-total "$(seconds_for 30 10)" --output "$results/significance.json"
-step training 50 "${pytest[@]}" -m "gpu and not slow" tests/test_pad_gpu.py
-step step 55 "$python" benchmarks/step_bench.py --device "$device" --threads $threads --precision bfloat16 --rounds 3 \
-  --seconds 2 --cases "15 s x 32" "10 s x 4" --seconds-total "$(seconds_for 55 20)" --output "$results/step.json"
-rivals=(torch.compile ours late-interaction-kernels flash-maxsim)
+bench() { echo "$python" "benchmarks/$1_bench.py" --device "$device" --threads "$threads" --output "$results/$2.json"; }
+read -ra losses <<< "$(bench align align)"
+step losses 95 "${interpreted[@]}" "${losses[@]}" --seconds 0.4 --seconds-total "$(seconds_for 95 15)" \
+  --sizes gpu gpu-many gpu-long --dtypes "${dtypes[@]}" --directions "${directions[@]}" --levels "${levels[@]}" \
+  --modes "${modes[@]}" --providers eager eager-scaled sdpa ours ours-triton ours-native
+read -ra significance <<< "$(bench significance significance)"
+step significance 30 "${interpreted[@]}" "${significance[@]}" --seconds 0.8 --seconds-total "$(seconds_for 30 10)"
+step training 50 "${quick[@]}" tests/test_pad_gpu.py
+read -ra whole_step <<< "$(bench step step)"
+step step 55 "${whole_step[@]}" --precision bfloat16 --rounds 3 --seconds 2 --seconds-total "$(seconds_for 55 20)" \
+  --cases "15 s x 32" "10 s x 4"
+read -ra compiled <<< "$(bench align compiled)"
 [ -z "$dry_run" ] || levels=(token)
-step compiled 90 "${losses[@]}" --seconds 0.3 --sizes gpu --levels "${levels[@]}" --modes "${modes[@]}" \
-  --directions forward+backward --dtypes bfloat16 --providers "${rivals[@]}" --seconds-total "$(seconds_for 90 30)" \
-  --output "$results/compiled.json"
-step compile_tests 45 "${pytest[@]}" -m "gpu and not slow" tests/test_gpu.py -k compiled
-step soak 40 "${interpreted[@]}" "${pytest[@]}" -m "gpu and slow" tests/test_gpu.py -k "not sanitizer"
-step sanitizer 60 "${pytest[@]}" -m "gpu and slow" tests/test_gpu.py -k sanitizer
+step compiled 90 "${compiled[@]}" --seconds 0.3 --seconds-total "$(seconds_for 90 30)" --no-kernels --sizes gpu \
+  --dtypes bfloat16 --directions forward+backward --levels "${levels[@]}" --modes "${modes[@]}" \
+  --providers torch.compile ours late-interaction-kernels flash-maxsim
+step compile_tests 45 "${quick[@]}" tests/test_gpu.py -k compiled
+# One after another: they look at the memory of the whole GPU.
+alone=()
+case " ${pytest[*]} " in *" -n "*) alone=(-n 0) ;; esac
+step soak 40 "${interpreted[@]}" "${pytest[@]}" "${alone[@]}" -m "gpu and slow" tests/test_gpu.py -k "not sanitizer"
+step sanitizer 60 "${pytest[@]}" "${alone[@]}" -m "gpu and slow" tests/test_gpu.py -k sanitizer
 
 say "== $SECONDS s"
 "$python" -m benchmarks.summary "$scratch/steps.tsv" "$results" 2>&1 | tee "$results/summary.txt"
