@@ -161,20 +161,19 @@ dtypes=(bfloat16 float32)
 levels=(token span global)
 modes=(hard soft)
 [ -z "$dry_run" ] || directions=(forward+backward) dtypes=(bfloat16) modes=(hard)
-bench() { echo "$python" "benchmarks/$1_bench.py" --device "$device" --threads "$threads" --output "$results/$2.json"; }
-read -ra losses <<< "$(bench align align)"
-step losses 95 "${interpreted[@]}" "${losses[@]}" --seconds 0.4 --seconds-total "$(seconds_for 95 15)" \
+bench=(--device "$device" --threads "$threads")
+step losses 95 "${interpreted[@]}" "$python" benchmarks/align_bench.py "${bench[@]}" --output "$results/align.json" \
+  --seconds 0.4 --seconds-total "$(seconds_for 95 15)" \
   --sizes gpu gpu-many gpu-long --dtypes "${dtypes[@]}" --directions "${directions[@]}" --levels "${levels[@]}" \
   --modes "${modes[@]}" --providers eager eager-scaled sdpa ours ours-triton ours-native
-read -ra significance <<< "$(bench significance significance)"
-step significance 30 "${interpreted[@]}" "${significance[@]}" --seconds 0.8 --seconds-total "$(seconds_for 30 10)"
+step significance 30 "${interpreted[@]}" "$python" benchmarks/significance_bench.py "${bench[@]}" --seconds 0.8 \
+  --seconds-total "$(seconds_for 30 10)" --output "$results/significance.json"
 step training 50 "${quick[@]}" tests/test_pad_gpu.py
-read -ra whole_step <<< "$(bench step step)"
-step step 55 "${whole_step[@]}" --precision bfloat16 --rounds 3 --seconds 2 --seconds-total "$(seconds_for 55 20)" \
-  --cases "15 s x 32" "10 s x 4"
-read -ra compiled <<< "$(bench align compiled)"
+step step 55 "$python" benchmarks/step_bench.py "${bench[@]}" --output "$results/step.json" --precision bfloat16 --rounds 3 \
+  --seconds 2 --seconds-total "$(seconds_for 55 20)" --cases "15 s x 32" "10 s x 4"
 [ -z "$dry_run" ] || levels=(token)
-step compiled 90 "${compiled[@]}" --seconds 0.3 --seconds-total "$(seconds_for 90 30)" --no-kernels --sizes gpu \
+step compiled 90 "$python" benchmarks/align_bench.py "${bench[@]}" --output "$results/compiled.json" \
+  --seconds 0.3 --seconds-total "$(seconds_for 90 30)" --no-kernels --sizes gpu \
   --dtypes bfloat16 --directions forward+backward --levels "${levels[@]}" --modes "${modes[@]}" \
   --providers torch.compile ours late-interaction-kernels flash-maxsim
 step compile_tests 45 "${quick[@]}" tests/test_gpu.py -k compiled
