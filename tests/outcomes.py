@@ -7,6 +7,8 @@ import json
 import os
 from pathlib import Path
 
+import torch
+
 
 class Outcomes:
     def __init__(self, path: Path, name: str):
@@ -46,6 +48,26 @@ class Outcomes:
             self.write()
 
 
+class LostGPU:
+    """Ends a pytest-xdist worker whose GPU answers no more; a new one runs what is left."""
+
+    def __init__(self):
+        self.failed = False
+
+    def pytest_runtest_logreport(self, report) -> None:
+        self.failed |= report.failed
+
+    def pytest_runtest_logfinish(self) -> None:
+        if self.failed and torch.cuda.is_initialized():
+            try:
+                torch.cuda.synchronize()
+            except RuntimeError:
+                os._exit(70)
+        self.failed = False
+
+
 def pytest_configure(config) -> None:
-    if "OUTCOMES" in os.environ and not hasattr(config, "workerinput"):
+    if hasattr(config, "workerinput"):
+        config.pluginmanager.register(LostGPU())
+    elif "OUTCOMES" in os.environ:
         config.pluginmanager.register(Outcomes(Path(os.environ["OUTCOMES"]), os.environ.get("OUTCOMES_OF", "tests")))
