@@ -29,13 +29,13 @@ def few(values: list) -> list:
 
 
 def sized(*shape: int) -> tuple[int, ...]:
-    """A shape as it is on a GPU; in a dry run at most 2 x 40 x 6 x 16."""
-    return tuple(min(size, most) for size, most in zip(shape, (2, 40, 6, 16), strict=True)) if DRY_RUN else shape
+    """A shape as it is on a GPU; in a dry run at most 2 x 24 x 5 x 16."""
+    return tuple(min(size, most) for size, most in zip(shape, (2, 24, 5, 16), strict=True)) if DRY_RUN else shape
 
 
 def times(count: int) -> int:
-    """How often on a GPU; in a dry run twice."""
-    return min(count, 2) if DRY_RUN else count
+    """How often on a GPU; in a dry run once."""
+    return min(count, 1) if DRY_RUN else count
 
 
 def to_device(*tensors: torch.Tensor) -> list[torch.Tensor]:
