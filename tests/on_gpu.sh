@@ -16,9 +16,8 @@ if [ "${1:-}" = --dry-run ]; then dry_run=1; shift; fi
 results=$(realpath -m "${1:-runs/gpu}")
 root=$(realpath "$(dirname "$0")/..")
 wheels=${WHEELS:+$(realpath -m "$WHEELS")}
-cd "$root" || exit 2
 limit=${LIMIT:-$([ -n "$dry_run" ] && echo 1800 || echo 570)}  # a dry run takes 3 minutes, on a busy machine more
-python=$(command -v "${PYTHON:-python3}")
+python=$(realpath -s "$(command -v "${PYTHON:-python3}")")
 mkdir -p "$results"
 rm -f "$results"/{log,summary,build}.txt "$results/tests.json"
 scratch=$(mktemp -d)
@@ -27,10 +26,12 @@ finish() { [ -z "$build_job" ] || kill "$build_job" 2> /dev/null; rm -rf "$scrat
 trap finish EXIT
 log=$results/log.txt
 
-# A copy of the package, so that the library built here goes beside it and the checkout stays as it is.
+# A copy of the package, so that the library built here goes beside it and the checkout stays as it is. Nothing runs in
+# the checkout, where `python -m` would find the package without its library.
 site=$scratch/site
-mkdir -p "$site/pad_kernels"
-cp -r pad pad_kernels "$site/"
+mkdir -p "$site" "$scratch/here"
+cp -r "$root/pad" "$root/pad_kernels" "$site/"
+cd "$scratch/here" || exit 2
 rm -f "$site"/pad_kernels/_native*
 export PYTHONPATH=$site:$root/tests:$root PATH=$(dirname "$python"):$PATH:/usr/local/cuda/bin
 export PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 OMP_NUM_THREADS=2 HF_HUB_OFFLINE=1 MPLBACKEND=Agg
@@ -91,7 +92,8 @@ if [ -n "$wheels" ]; then
     "${install[@]}" "$wheel" >> "$log" 2>&1 || say "does not fit: $wheel"
   done
 fi
-pytest=("$python" -m pytest -q --tb=short -p no:cacheprovider -p outcomes -o pythonpath= -o addopts=)
+pytest=("$python" -m pytest -q --tb=short -p no:cacheprovider -p outcomes
+  -c "$root/pyproject.toml" -o pythonpath= -o addopts=)
 if "$python" -c "import xdist" 2> /dev/null; then pytest+=(-n "$workers"); fi
 "$python" - <<'PYTHON' 2>&1 | tee -a "$log"
 import importlib.util
@@ -106,7 +108,7 @@ build() {
     local found='import torch; print("{}{}".format(*torch.cuda.get_device_capability()))'
     cuda=(-DPAD_KERNELS_CUDA=1 "-DPAD_KERNELS_CUDA_ARCHS=${ARCH:-$("$python" -c "$found")}")
   fi
-  cmake -S . -B "$scratch/build" -G Ninja -DCMAKE_BUILD_TYPE=Release "${cuda[@]}" "-DPython_EXECUTABLE=$python" \
+  cmake -S "$root" -B "$scratch/build" -G Ninja -DCMAKE_BUILD_TYPE=Release "${cuda[@]}" "-DPython_EXECUTABLE=$python" \
     "-DPAD_KERNELS_OUTPUT=$scratch/library" || return
   # A dry run takes the library of the checkout where this python has one: the compiler was tried when that was built.
   local there suffix
@@ -123,8 +125,11 @@ built() {  # the library is there, and has what it was built for
   tail -n 4 "$results/build.txt"
   cp "$scratch"/library/_native*.so "$site/pad_kernels/" || { echo "BUILD FAILED: see build.txt"; return 1; }
   "$python" - "${dry_run:+cpu}" <<'PYTHON'
+import os
 import sys
 from pad_kernels import info
+if not info.__file__.startswith(os.environ["site"]):
+    sys.exit(f"BUILD FAILED: the library is not beside {info.__file__}")
 device = sys.argv[1] or "cuda"
 found = info.report()
 print("CUDA kernels:", found["cuda_kernels"])
@@ -141,7 +146,7 @@ if wanted build; then
 fi
 
 quick=("${pytest[@]}" -m "gpu and not slow")
-step triton 110 "${interpreted[@]}" "${quick[@]}" tests/test_gpu.py -k "triton or test_significance"
+step triton 110 "${interpreted[@]}" "${quick[@]}" "$root"/tests/test_gpu.py -k "triton or test_significance"
 
 if [ -n "$build_job" ]; then
   while kill -0 "$build_job" 2> /dev/null && [ "$SECONDS" -lt $((limit / 2)) ]; do sleep 0.5; done
@@ -154,7 +159,7 @@ elif compgen -G "$root/pad_kernels/_native*" > /dev/null; then
 fi
 
 step info 40 "$python" -m pad_kernels.info --check
-step native 90 "${quick[@]}" tests/test_gpu.py -k "not triton and not test_significance and not compiled"
+step native 90 "${quick[@]}" "$root"/tests/test_gpu.py -k "not triton and not test_significance and not compiled"
 
 directions=(forward forward+backward)
 dtypes=(bfloat16 float32)
@@ -162,26 +167,27 @@ levels=(token span global)
 modes=(hard soft)
 [ -z "$dry_run" ] || directions=(forward+backward) dtypes=(bfloat16) modes=(hard)
 bench=(--device "$device" --threads "$threads")
-step losses 95 "${interpreted[@]}" "$python" benchmarks/align_bench.py "${bench[@]}" --output "$results/align.json" \
-  --seconds 0.4 --seconds-total "$(seconds_for 95 15)" \
+step losses 95 "${interpreted[@]}" "$python" "$root"/benchmarks/align_bench.py "${bench[@]}" \
+  --output "$results/align.json" --seconds 0.4 --seconds-total "$(seconds_for 95 15)" \
   --sizes gpu gpu-many gpu-long --dtypes "${dtypes[@]}" --directions "${directions[@]}" --levels "${levels[@]}" \
   --modes "${modes[@]}" --providers eager eager-scaled sdpa ours ours-triton ours-native
-step significance 30 "${interpreted[@]}" "$python" benchmarks/significance_bench.py "${bench[@]}" --seconds 0.8 \
+step significance 30 "${interpreted[@]}" "$python" "$root"/benchmarks/significance_bench.py "${bench[@]}" --seconds 0.8 \
   --seconds-total "$(seconds_for 30 10)" --output "$results/significance.json"
-step training 50 "${quick[@]}" tests/test_pad_gpu.py
-step step 55 "$python" benchmarks/step_bench.py "${bench[@]}" --output "$results/step.json" --precision bfloat16 --rounds 3 \
-  --seconds 2 --seconds-total "$(seconds_for 55 20)" --cases "15 s x 32" "10 s x 4"
+step training 50 "${quick[@]}" "$root"/tests/test_pad_gpu.py
+step step 55 "$python" "$root"/benchmarks/step_bench.py "${bench[@]}" --output "$results/step.json" \
+  --precision bfloat16 --rounds 3 --seconds 2 --seconds-total "$(seconds_for 55 20)" \
+  --cases "15 s x 32" "10 s x 4"
 [ -z "$dry_run" ] || levels=(token)
-step compiled 90 "$python" benchmarks/align_bench.py "${bench[@]}" --output "$results/compiled.json" \
+step compiled 90 "$python" "$root"/benchmarks/align_bench.py "${bench[@]}" --output "$results/compiled.json" \
   --seconds 0.3 --seconds-total "$(seconds_for 90 30)" --no-kernels --sizes gpu \
   --dtypes bfloat16 --directions forward+backward --levels "${levels[@]}" --modes "${modes[@]}" \
   --providers torch.compile ours late-interaction-kernels flash-maxsim
-step compile_tests 45 "${quick[@]}" tests/test_gpu.py -k compiled
+step compile_tests 45 "${quick[@]}" "$root"/tests/test_gpu.py -k compiled
 # One after another: they look at the memory of the whole GPU.
 alone=()
 case " ${pytest[*]} " in *" -n "*) alone=(-n 0) ;; esac
-step soak 40 "${interpreted[@]}" "${pytest[@]}" "${alone[@]}" -m "gpu and slow" tests/test_gpu.py -k "not sanitizer"
-step sanitizer 60 "${pytest[@]}" "${alone[@]}" -m "gpu and slow" tests/test_gpu.py -k sanitizer
+step soak 40 "${interpreted[@]}" "${pytest[@]}" "${alone[@]}" -m "gpu and slow" "$root"/tests/test_gpu.py -k "not sanitizer"
+step sanitizer 100 "${pytest[@]}" "${alone[@]}" -m "gpu and slow" "$root"/tests/test_gpu.py -k sanitizer
 
 say "== $SECONDS s"
 "$python" -m benchmarks.summary "$scratch/steps.tsv" "$results" 2>&1 | tee "$results/summary.txt"

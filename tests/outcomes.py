@@ -9,11 +9,14 @@ from pathlib import Path
 
 import torch
 
+import pad_kernels
+
 
 class Outcomes:
     def __init__(self, path: Path, name: str):
         self.path, self.name = path, name
         self.found = {"passed": 0, "failed": 0, "skipped": 0, "failures": [], "reasons": {}}
+        self.found["package"] = pad_kernels.__file__  # which of several copies was tested
         self.write()
 
     def write(self) -> None:
