@@ -50,19 +50,19 @@ def _losses(folder: Path) -> str:
     content = _read(folder / "align.json")
     pairs = [_ratios(content, base, dtype=dtype, direction="forward+backward") + f" {dtype}"
              for dtype in ("bfloat16", "float32") for base in ("eager", "eager-scaled")]  # fmt: skip
-    return "; ".join([_counts(content), "ours faster than", *pairs])
+    return f"{_counts(content)}; ours faster than {'; '.join(pairs)}"
 
 
 def _compiled(folder: Path) -> str:
     content = _read(folder / "compiled.json")
     rivals = ("torch.compile", "late-interaction-kernels", "flash-maxsim")
-    return "; ".join([_counts(content), "ours faster than", *(_ratios(content, base) for base in rivals)])
+    return f"{_counts(content)}; ours faster than {'; '.join(_ratios(content, base) for base in rivals)}"
 
 
 def _significance(folder: Path) -> str:
     content = _read(folder / "significance.json")
     pairs = [_ratios(content, base) for base in ("eager", "sdpa forward")]
-    return "; ".join([_counts(content), "ours faster than", *pairs])
+    return f"{_counts(content)}; ours faster than {'; '.join(pairs)}"
 
 
 def _step(folder: Path) -> str:
