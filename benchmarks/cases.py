@@ -21,6 +21,7 @@ class Size(NamedTuple):
 
 
 SIZES = {
+    "tiny": Size(2, 24, 4, 16),  # of a dry run
     "base": Size(16, 750, 48, 768),
     "small": Size(4, 250, 16, 768),
     "long": Size(4, 3000, 192, 768),

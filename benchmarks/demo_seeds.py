@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import machine, results
+from benchmarks import accelerator, machine, results
 
 
 def main() -> None:
@@ -32,7 +32,7 @@ def main() -> None:
             subprocess.run(command, check=True)
         reports.append(json.loads((folder / "report.json").read_text(encoding="utf-8")))
     results.write_json(
-        arguments.output, {"machine": machine.describe("cpu", torch.get_num_threads()), "runs": reports}
+        arguments.output, {"machine": machine.describe(accelerator.Cpu(), torch.get_num_threads()), "runs": reports}
     )
     print(f"written: {arguments.output}")
 

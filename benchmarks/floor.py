@@ -6,11 +6,16 @@ again and two more (gradients of frames and of tokens); hard backward and the gl
 that their products count as none. Backward writes each gradient once, padding included.
 """
 
+import re
 from dataclasses import dataclass
 
 import torch
 
 from .cases import DTYPES, Case, Inputs
+
+# Kernels of pad_kernels that read every real frame and token once, and those that write the gradient of the speech.
+READING = re.compile(r"\b(tile_kernel|forward_kernel|pooled_difference_kernel)\b")
+WRITING = re.compile(r"\b(spread_kernel|gather_kernel)\b")
 
 
 @dataclass(frozen=True)
@@ -21,6 +26,8 @@ class Work:
     flops: float
     read_bytes: float
     write_bytes: float
+    reads: int = 1  # how often `read_bytes` counts the inputs
+    speech_gradient_bytes: float | None = None
 
     def milliseconds(self, rates: dict[str, float | None]) -> dict[str, float]:
         """Floor by memory, by arithmetic (at the FMA peak, else at torch.mm rate), and the longer of both."""
@@ -36,6 +43,12 @@ class Work:
             "floor": max(memory, arithmetic),
         }
 
+    def kernel_bytes(self, kernel: str) -> float | None:
+        """The traffic that a kernel of this name cannot do without; None where it is not known."""
+        if READING.search(kernel):
+            return self.read_bytes / self.reads
+        return self.speech_gradient_bytes if WRITING.search(kernel) else None
+
 
 def work(case: Case, inputs: Inputs) -> Work:
     """Count the work of a case on its inputs."""
@@ -43,7 +56,8 @@ def work(case: Case, inputs: Inputs) -> Work:
     width = case.shape.width
     frames, tokens = inputs.speech_mask.sum(1).double(), inputs.text_mask.sum(1).double()
     real_bytes = float((frames + tokens).sum()) * width * item
-    gradient_bytes = (inputs.speech.numel() + inputs.text.numel()) * item
+    speech_gradient = float(inputs.speech.numel()) * item if case.backward else 0.0
+    text_gradient = float(inputs.text.numel()) * item if case.backward else 0.0
     reads, products, pooling = 1, 0, 0.0
     pairs = float((frames * tokens).sum())
     if case.level == "global":
@@ -58,4 +72,4 @@ def work(case: Case, inputs: Inputs) -> Work:
             reads, products = 2, 4
             pooling *= 2
     flops = 2.0 * width * pairs * products + pooling
-    return Work(item == 2, flops, reads * real_bytes, float(gradient_bytes) if case.backward else 0.0)
+    return Work(item == 2, flops, reads * real_bytes, speech_gradient + text_gradient, reads, speech_gradient or None)

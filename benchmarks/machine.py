@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,7 +14,7 @@ import torch
 
 import pad_kernels
 
-from .timing import seconds_on_gpu
+from .accelerator import Device
 
 PACKAGES = ("torch", "pad_kernels", "triton", "numpy", "transformers")
 
@@ -41,9 +40,9 @@ def package_versions() -> dict[str, str]:
     return found
 
 
-def describe(device: str, threads: int) -> dict:
+def describe(device: Device, threads: int) -> dict:
     """Machine, threads and versions for the JSON file."""
-    machine = {
+    return {
         "system": f"{platform.system()} {platform.machine()}",
         "cpu": cpu_model(),
         "cores": os.cpu_count(),
@@ -54,28 +53,13 @@ def describe(device: str, threads: int) -> dict:
         "allocator": {name: value for name, value in os.environ.items() if name.startswith(("MALLOC_", "ONEDNN_"))},
         "command": " ".join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]),
         "finished": "",
+        **device.describe(),
     }
-    if device == "cuda":
-        properties = torch.cuda.get_device_properties(0)
-        machine |= {
-            "gpu": properties.name,
-            "gpu_memory_bytes": properties.total_memory,
-            "cuda": torch.version.cuda,
-        }
-    return machine
 
 
-def _best_seconds(call: Callable[[], object], device: str, repeats: int = 7) -> float:
+def _best_seconds(call: Callable[[], object], device: Device, repeats: int = 7) -> float:
     call()
-    best = float("inf")
-    for _ in range(repeats):
-        if device == "cuda":
-            best = min(best, seconds_on_gpu(call))
-            continue
-        begin = time.perf_counter()
-        call()
-        best = min(best, time.perf_counter() - begin)
-    return best
+    return min(device.seconds(call) for _ in range(repeats))
 
 
 def _fma_peak_gflops(threads: int) -> float | None:
@@ -96,27 +80,31 @@ def _fma_peak_gflops(threads: int) -> float | None:
     return best
 
 
-def measure_rates(device: str, threads: int) -> dict[str, float | None]:
+def measure_rates(device: Device, threads: int) -> dict[str, float | None]:
     """Best of several tries: matrix products in GFLOP/s, memory reads and writes in GB/s.
 
     `fma_gflops` is the ceiling of the CPU's arithmetic (multiply-adds in registers), `mm_gflops` what
     torch.mm reaches on square float32 matrices (`mm_gflops_half`, on a GPU: bfloat16); `write_gbs` is into memory
-    already mapped.
+    already mapped; `copy_gbs`, on a GPU, counts what is read and what is written.
     """
-    side, bytes_moved = (8192, 2**31) if device == "cuda" else (2048, 2**28)
+    side, bytes_moved = {"cpu": (2048, 2**28), "cuda": (8192, 2**31), "dry-run": (64, 2**16)}[device.name]
 
     def mm_gflops(dtype: torch.dtype) -> float:
-        a, b = torch.randn(2, side, side, device=device).to(dtype)
+        a, b = torch.randn(2, side, side, device=device.tensors).to(dtype)
         out = torch.empty_like(a)
         return 2 * side**3 / _best_seconds(lambda: torch.mm(a, b, out=out), device) / 1e9
 
-    buffer = torch.ones(bytes_moved // 4, device=device)
+    buffer = torch.ones(bytes_moved // 4, device=device.tensors)
     read = buffer.nbytes / _best_seconds(lambda: buffer.sum(), device)
     write = buffer.nbytes / _best_seconds(lambda: buffer.fill_(1.0), device)
-    return {
-        "fma_gflops": _fma_peak_gflops(threads) if device == "cpu" else None,
+    rates = {
+        "fma_gflops": None if device.is_gpu else _fma_peak_gflops(threads),
         "mm_gflops": mm_gflops(torch.float32),
-        "mm_gflops_half": mm_gflops(torch.bfloat16) if device == "cuda" else None,
+        "mm_gflops_half": mm_gflops(torch.bfloat16) if device.is_gpu else None,
         "read_gbs": read / 1e9,
         "write_gbs": write / 1e9,
     }
+    if device.is_gpu:
+        halves = buffer.chunk(2)
+        rates["copy_gbs"] = buffer.nbytes / _best_seconds(lambda: halves[0].copy_(halves[1]), device) / 1e9
+    return rates

@@ -20,7 +20,7 @@ def plot(content: dict, path: Path, *, size: str = "base", dtype: str = "float32
         rows = [
             (i, result["providers"][provider]["ms"])
             for i, result in enumerate(results)
-            if provider in result["providers"]
+            if result["providers"].get(provider, {}).get("ms")
         ]
         spread = [[ms["p50"] - ms["p20"] for _, ms in rows], [ms["p80"] - ms["p50"] for _, ms in rows]]
         axes.bar(

@@ -3,10 +3,11 @@
 `eager` is what one writes first. `eager_scaled` is the same written well: no normalised copy of the frames,
 the similarities are scaled by norms computed apart, and 16-bit inputs are widened once so that the result is
 right. `compiled` is torch.compile of the latter. `sdpa` is the soft alignment of frames as an attention with
-the log prior as its bias. `ours` is pad_kernels.
+the log prior as its bias. `ours` is pad_kernels. What other packages compute stands in peers.py.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 
 import pad_kernels
 
+from . import peers
 from .cases import Inputs
 
 EPS = 1e-8
@@ -113,6 +115,15 @@ def compiled(device: str) -> Loss:
     return torch.compile(eager_scaled, fullgraph=True, dynamic=False, mode=mode)
 
 
+@dataclass(frozen=True)
+class Provider:
+    """A way to compute a loss: what is called, what its inputs go through before any timing, and what is right."""
+
+    loss: Loss
+    prepare: Callable[[Inputs], Inputs] = lambda inputs: inputs
+    definition: Loss = reference
+
+
 _FIXED: dict[str, Loss] = {
     "eager": eager,
     "eager-scaled": eager_scaled,
@@ -121,20 +132,23 @@ _FIXED: dict[str, Loss] = {
     "ours-native": partial(ours, backend="native"),
     "ours-triton": partial(ours, backend="triton"),
 }
-PROVIDERS = ("eager", "eager-scaled", "torch.compile", *list(_FIXED)[2:])
+PROVIDERS = ("eager", "eager-scaled", "torch.compile", *list(_FIXED)[2:], *peers.PEERS)
 DEFAULT_PROVIDERS = {
     "cpu": ("eager", "eager-scaled", "torch.compile", "ours"),
     "cuda": PROVIDERS,
+    "dry-run": PROVIDERS,
 }
 
 
-def make_provider(name: str, device: str) -> Loss:
-    """The loss of a provider."""
-    return compiled(device) if name == "torch.compile" else _FIXED[name]
+def make_provider(name: str, device: str) -> Provider:
+    """The provider of a name; `device`: of the tensors. Raises ImportError where its package is not installed."""
+    if name in peers.PEERS:
+        return Provider(peers.make_loss(name), peers.prepare, peers.definition)
+    return Provider(compiled(device) if name == "torch.compile" else _FIXED[name])
 
 
 def serves(name: str, level: str, mode: str) -> bool:
     """Whether a provider has this level and mode."""
-    if name == "sdpa":
-        return level == "token" and mode == "soft"
-    return not (name == "ours-triton" and level == "global")
+    if name in peers.PEERS:
+        return level == "token" and mode == "hard"
+    return name != "sdpa" or (level == "token" and mode == "soft")

@@ -17,7 +17,7 @@ import torch
 from transformers import set_seed
 from transformers.utils import logging
 
-from benchmarks import machine, results
+from benchmarks import accelerator, machine, results
 from pad.batching import Collator, SpeechTextDataset
 from pad.demo.config import DemoConfig
 from pad.demo.corpus import SAMPLING_RATE
@@ -101,7 +101,8 @@ def main() -> None:
     arguments = parser.parse_args()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    content = {"machine": machine.describe("cpu", torch.get_num_threads()), "steps": arguments.steps, "runs": []}
+    description = machine.describe(accelerator.Cpu(), torch.get_num_threads())
+    content = {"machine": description, "steps": arguments.steps, "runs": []}
     if arguments.output.is_file():
         before = results.read_json(arguments.output)
         if before["steps"] != arguments.steps:

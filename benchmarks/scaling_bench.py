@@ -13,7 +13,7 @@ import torch
 from torch import distributed, multiprocessing
 from torch.nn.parallel import DistributedDataParallel
 
-from benchmarks import machine, results, timing
+from benchmarks import accelerator, machine, results, timing
 from benchmarks.step_bench import Case, Step
 
 
@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="tiny models: a test of the benchmark itself")
     parser.add_argument("--output", type=Path, default=results.FOLDER / "scaling_cpu.json")
     options = parser.parse_args()
-    content = {"machine": machine.describe("cpu", 1), "seconds_of_audio": 5, "processes": {}}
+    content = {"machine": machine.describe(accelerator.Cpu(), 1), "seconds_of_audio": 5, "processes": {}}
     with tempfile.TemporaryDirectory() as folder:
         for world in (1, 2):
             arguments = (world, options.rounds, options.small, folder)

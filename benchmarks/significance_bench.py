@@ -1,7 +1,8 @@
 """Benchmark of the significance prior: from an attention map (eager) against pad_kernels, which holds none.
 
 The forward of scaled_dot_product_attention on the same query and key stands beside them as a yardstick: two
-matrix products and one softmax, where the prior takes one of each. Results are checked against float64.
+matrix products and one softmax, where the prior takes one of each. Results are checked against float64; what fails is
+shown with its error.
 """
 
 import argparse
@@ -17,12 +18,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import pad_kernels
-from benchmarks import machine, memory, results, tables, timing
+from benchmarks import accelerator, machine, measure, memory, results, tables, timing
 from benchmarks.cases import DTYPES, ragged_mask
 from benchmarks.floor import Work
+from benchmarks.results import Run
 from benchmarks.workloads import TOLERANCES
 
-SHAPES = {"base": (4, 12, 1500, 64), "long": (1, 12, 3000, 64), "gpu": (32, 12, 750, 64)}
+SHAPES = {"base": (4, 12, 1500, 64), "long": (1, 12, 3000, 64), "gpu": (32, 12, 750, 64), "tiny": (2, 2, 40, 16)}
 YARDSTICK = "sdpa forward"
 
 
@@ -73,44 +75,57 @@ def ours_given(inputs: Inputs) -> Tensor:
 PROVIDERS = {"eager": eager, YARDSTICK: sdpa, "ours": ours, "ours, lse given": ours_given}
 
 
-def workload(provider: str, case: dict, device: str) -> Callable[[], object]:
+def workload(provider: str, case: dict) -> Callable[[], object]:
     """The call to measure, from the plain data a child process is given."""
-    inputs = Inputs(tuple(case["shape"]), case["dtype"], device)
+    inputs = Inputs(tuple(case["shape"]), case["dtype"], "cpu")
     return lambda: PROVIDERS[provider](inputs)
 
 
-def measure(size: str, dtype: str, options: argparse.Namespace, rates: dict) -> dict:
-    """Check and time one case."""
-    shape = SHAPES[size]
-    inputs = Inputs(shape, dtype, options.device)
-    exact = Inputs(shape, dtype, options.device)
-    exact.query, exact.key = exact.query.double(), exact.key.double()
-    expected = eager(exact)
+def truth(inputs: Inputs) -> Tensor:
+    """The prior in float64, an utterance at a time: the maps of a batch would be gigabytes."""
+    parts = []
+    for query, key, mask in zip(inputs.query, inputs.key, inputs.mask, strict=True):
+        received = attention_map(query[None].double(), key[None].double(), mask[None]).sum((1, 2))
+        parts.append(received / received.sum(1, keepdim=True))
+    return torch.cat(parts)
+
+
+def measure_case(case: dict, device: accelerator.Device, seconds: float, rates: dict, lost: set[str]) -> dict:
+    """Check and time one case, without the providers that have lost the GPU before."""
+    shape, dtype = case["shape"], case["dtype"]
+    inputs = Inputs(shape, dtype, device.tensors)
+    expected = truth(inputs)
     calls = {name: (lambda function=function: function(inputs)) for name, function in PROVIDERS.items()}
-    errors = {
-        name: {"significance": float((calls[name]().double() - expected).norm() / expected.norm())}
-        for name in calls
-        if name != YARDSTICK
-    }
-    milliseconds = timing.round_robin(calls, seconds=options.seconds, device=options.device)
+    rows = {}
+    for name in PROVIDERS:
+        if name in lost:
+            rows[name] = measure.failed_row("left out: the GPU was lost with it in an earlier case")
+            continue
+        found, failure = timing.attempt(name, calls[name], device)
+        if failure is not None:
+            rows[name] = measure.failed_row(failure)
+            continue
+        error = {}
+        if name != YARDSTICK:
+            error = {"significance": float((found.double() - expected).norm() / expected.norm())}
+        correct = all(value <= TOLERANCES[dtype] for value in error.values())
+        rows[name] = {"error": error, "correct": correct, "extra_bytes": None}
     pairs = float((inputs.mask.sum(1).double() ** 2).sum()) * shape[1]
     work = Work(inputs.query.element_size() == 2, 2 * pairs * shape[3], 2 * inputs.query.nbytes, 0)
+    running = {name: call for name, call in calls.items() if "failure" not in rows[name]}
+    for name, row in measure.measure(running, device, measure.Plan(seconds, device.min_rounds)).items():
+        rows[name] = row if row.get("failure") else row | rows[name]
+        if device.is_gpu:
+            rows[name]["extra_bytes"] = row["peak_bytes"]
+        measure.add_bandwidth(row.get("kernels", []), work.kernel_bytes, rates["read_gbs"])
     result = {
-        "case": {"size": size, "dtype": dtype, "shape": shape},
+        "case": case,
         "title": "B={} H={} T={} d={} ".format(*shape) + f"{dtype}, ragged 40-100 %",
         "label": "significance",
         "floor": work.milliseconds(rates),
-        "providers": {
-            name: {
-                "ms": milliseconds[name],
-                "error": errors.get(name, {}),
-                "correct": all(error <= TOLERANCES[dtype] for error in errors.get(name, {}).values()),
-                "extra_bytes": None,
-            }
-            for name in calls
-        },
+        "providers": rows,
     }
-    for name, row in result["providers"].items():
+    for name, row in rows.items():
         row["ratio_to_eager"] = results.ratio(result, name, "eager")
     return result
 
@@ -144,52 +159,73 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--device", choices=accelerator.DEVICES, default="cpu", help=accelerator.DEVICE_HELP)
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: 2)")
     parser.add_argument("--sizes", nargs="+", choices=tuple(SHAPES),
                         help="default: base and long (--device cuda: gpu)")
     parser.add_argument("--dtypes", nargs="+", choices=tuple(DTYPES), default=("float32", "bfloat16"))
     parser.add_argument("--seconds", type=float, default=6.0, help="time for each case (default: 6)")
     parser.add_argument("--output", type=Path, help="default: benchmarks/results/significance_<device>.json")
+    results.add_options(parser)
     return parser.parse_args(arguments)
+
+
+def run(options: argparse.Namespace, console, device: accelerator.Device, saved: Run) -> None:
+    """Measure all cases; what there is is saved after each."""
+    content = saved.content
+    cases = [{"size": size, "dtype": dtype, "shape": SHAPES[size]}
+             for size in options.sizes for dtype in options.dtypes]  # fmt: skip
+    with tables.make_progress(console) as progress:
+        task = progress.add_task("rates of the machine", total=1 + len(cases) + len(PROVIDERS))
+        rates = content["rates"] = machine.measure_rates(device, options.threads)
+        content["bars"] = []
+        for case in cases:
+            label = f"{case['size']} {case['dtype']}"
+            progress.update(task, advance=1, description=label)
+            if not saved.has(case) and saved.may_start(label):
+                saved.results.append(measure_case(case, device, options.seconds, rates, saved.lost()))
+                saved.save()
+        for name in () if device.is_gpu else PROVIDERS:
+            progress.update(task, advance=1, description=f"memory of {name}")
+            found = [result for result in saved.results if not result["providers"][name].get("failure")]
+            peaks = memory.peaks("benchmarks.significance_bench", name, [result["case"] for result in found],
+                                 threads=options.threads) if found else []  # fmt: skip
+            for result, peak in zip(found, peaks, strict=True):
+                result["providers"][name]["extra_bytes"] = peak
+        progress.update(task, advance=1, description="done")
+    content["bars"] = [] if device.is_gpu else bars(saved.results, options.threads)
+    saved.save()
 
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse_arguments(arguments)
     console = tables.make_console()
-    if options.device == "cuda" and not torch.cuda.is_available():
-        console.print("--device cuda: torch sees no CUDA device here")
+    device = accelerator.get(options.device)
+    missing = device.missing()
+    if missing:
+        console.print(f"--device {options.device}: {missing}")
         return 2
+    if options.device == "dry-run":
+        options.sizes, options.seconds = ("tiny",), 0.0
     options.sizes = options.sizes or (("gpu",) if options.device == "cuda" else ("base", "long"))
     torch.set_num_threads(options.threads)
-    description = machine.describe(options.device, options.threads)
-    found = []
-    with tables.make_progress(console) as progress:
-        total = 1 + len(options.sizes) * len(options.dtypes) + len(PROVIDERS)
-        task = progress.add_task("rates of the machine", total=total)
-        rates = machine.measure_rates(options.device, options.threads)
-        for size in options.sizes:
-            for dtype in options.dtypes:
-                progress.update(task, advance=1, description=f"{size} {dtype}")
-                found.append(measure(size, dtype, options, rates))
-        for name in PROVIDERS:
-            progress.update(task, advance=1, description=f"memory of {name}")
-            cases = [result["case"] for result in found]
-            peaks = memory.peaks("benchmarks.significance_bench", name, cases, device=options.device,
-                                 threads=options.threads)  # fmt: skip
-            for result, peak in zip(found, peaks, strict=True):
-                result["providers"][name]["extra_bytes"] = peak
-        progress.update(task, advance=1, description="done")
-    content = {"machine": description, "rates": rates, "results": found}
-    content["bars"] = bars(found, options.threads) if options.device == "cpu" else []
-    tables.print_results(console, found)
-    console.print(tables.rates_text(rates), soft_wrap=True)
+    output = options.output or results.FOLDER / f"significance_{options.device}.json"
+    saved = Run(output, machine.describe(device, options.threads), options.seconds_total, options.resume)
+    try:
+        run(options, console, device, saved)
+    except accelerator.DeviceLostError as lost:
+        saved.goes_on(lost)
+    content = saved.content
+    tables.print_results(console, content["results"])
+    tables.print_kernels(console, content["results"])
+    console.print(tables.rates_text(content["rates"]), soft_wrap=True)
     if content["bars"]:
         tables.print_bars(console, content["bars"])
-    output = options.output or results.FOLDER / f"significance_{options.device}.json"
-    results.write_json(output, content)
+    tables.print_left_out(console, content)
     console.print(f"written: {output}", soft_wrap=True)
-    return 0 if all(result["providers"]["ours"]["correct"] for result in found) else 1
+    right = [row["correct"] for result in content["results"]
+             for name, row in result["providers"].items() if name.startswith("ours")]  # fmt: skip
+    return 0 if right and all(right) else 1
 
 
 if __name__ == "__main__":

@@ -3,12 +3,12 @@
 Full-size wav2vec2-base and bert-base with random weights, in three variants: `plain`, the student with SDPA and the
 mean-pooled L1 loss, without priors: the floor; `eager`, PAD as one would write it, `output_attentions=True` and a
 loss in PyTorch; `ours`, priors recorded on the way and pad_loss. Dropout is that of the two configs. Before timing,
-the losses and priors of `eager` and `ours` are checked against each other without dropout.
+the losses and priors of `eager` and `ours` are checked against each other without dropout. A variant that fails is
+shown with its error.
 """
 
 import argparse
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -24,8 +24,9 @@ from transformers import BertConfig, BertModel, Wav2Vec2Config, Wav2Vec2Model
 
 import pad.significance
 import pad_kernels
-from benchmarks import machine, memory, providers, results, tables, timing
+from benchmarks import accelerator, machine, measure, memory, providers, results, tables, timing
 from benchmarks.cases import Inputs
+from benchmarks.results import Run
 from pad.models import FrameLayout
 from pad.significance import record_significance
 
@@ -46,7 +47,9 @@ class Case:
         return f"{self.seconds} s x {self.batch}"
 
 
-CASES = {case.label: case for case in (Case(5, 4), Case(10, 4), Case(20, 2), Case(30, 1))}
+# The last is that of a dry run; the one before fills a GPU.
+CASES = {case.label: case for case in (Case(5, 4), Case(10, 4), Case(20, 2), Case(30, 1), Case(15, 32), Case(1, 2))}
+TINY = "1 s x 2"
 
 
 class Step:
@@ -56,7 +59,8 @@ class Step:
         torch.manual_seed(0)
         few = {"hidden_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}
         sizes = few if small else {}
-        student = Wav2Vec2Config(**sizes, apply_spec_augment=False, layerdrop=0.0)
+        convolutions = {"conv_dim": (32,) * 7, "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 4}
+        student = Wav2Vec2Config(**sizes, **(convolutions if small else {}), apply_spec_augment=False, layerdrop=0.0)
         self.student = Wav2Vec2Model(student).to(device).train()
         self.teacher = BertModel(BertConfig(**sizes)).to(device).eval().requires_grad_(False)
         self.optimizer = torch.optim.AdamW(self.student.parameters(), lr=1e-5)
@@ -72,7 +76,6 @@ class Step:
         self.text_mask = self.attention_mask.clone()
         self.text_mask[:, 0] = False  # [CLS]
         self.autocast = partial(torch.autocast, device, torch.bfloat16, enabled=precision == "bfloat16")
-        self.in_loss = 0.0
 
     def _attend_by(self, implementation: str) -> None:
         self.student.config._attn_implementation = self.teacher.config._attn_implementation = implementation
@@ -131,16 +134,19 @@ class Step:
         self.student.train()
         return float((found - wanted).abs() / wanted.abs())
 
-    def parts(self) -> dict[str, float]:
-        """Seconds of a step of ours spent in the significance priors and in pad_loss, forward and backward."""
+    def parts(self, device: accelerator.Device) -> dict[str, float]:
+        """Seconds of a step of ours spent in the significance priors and in pad_loss, forward and backward.
+
+        On a GPU each part is waited for, so its launches count with it.
+        """
         seconds = {"significance": 0.0, "loss": 0.0}
+        clock = device.wall_seconds if device.is_gpu else device.seconds
         inner = pad.significance.significance
 
         def timed(*arguments, **options):
-            begin = time.perf_counter()
-            result = inner(*arguments, **options)
-            seconds["significance"] += time.perf_counter() - begin
-            return result
+            result = []
+            seconds["significance"] += clock(lambda: result.append(inner(*arguments, **options)))
+            return result[0]
 
         pad.significance.significance = timed
         try:
@@ -151,10 +157,10 @@ class Step:
         finally:
             pad.significance.significance = inner
         speech, prior, text_prior = speech.requires_grad_(), record.prior(), of_text.prior()
-        begin = time.perf_counter()
-        loss = pad_kernels.pad_loss(speech, text, self.frame_mask, self.text_mask, prior, text_prior, temperature=0.0)
-        loss.backward()
-        seconds["loss"] = time.perf_counter() - begin
+        masks_and_priors = self.frame_mask, self.text_mask, prior, text_prior
+        seconds["loss"] = clock(
+            lambda: pad_kernels.pad_loss(speech, text, *masks_and_priors, temperature=0.0).backward()
+        )
         return seconds
 
 
@@ -170,36 +176,47 @@ def _from_maps(attentions, mask: Tensor) -> Tensor:
 VARIANTS = ("plain", "eager", "ours")
 
 
-def workload(provider: str, case: dict, device: str) -> Callable[[], object]:
+def workload(provider: str, case: dict) -> Callable[[], object]:
     """The call to measure, from the plain data a child process is given."""
-    step = Step(Case(case["seconds"], case["batch"]), device, case["precision"], case["small"])
+    step = Step(Case(case["seconds"], case["batch"]), "cpu", case["precision"], case["small"])
     return lambda: step.run(provider)
 
 
-def measure(case: Case, options: argparse.Namespace) -> dict:
-    """Check, time and take apart one case."""
-    step = Step(case, options.device, options.precision, options.small)
-    error = step.error()
-    calls = {name: partial(step.run, name) for name in VARIANTS}
-    milliseconds = timing.round_robin(calls, seconds=1e-6, min_rounds=options.rounds, device=options.device)
+def measure_case(case: Case, options: argparse.Namespace, device: accelerator.Device, lost: set[str]) -> dict:
+    """Check, time and take apart one case, without the variants that have lost the GPU before."""
+    step = Step(case, device.tensors, options.precision, options.small)
+    error, failure = timing.attempt("ours", step.error, device)
+    calls = {name: partial(step.run, name) for name in VARIANTS if name not in lost}
+    seconds = options.seconds if device.is_gpu else 1e-6
+    why = "a whole step is not captured: its optimizer counts on the CPU"
+    plan = measure.Plan(seconds, options.rounds, profiled=lambda name: name == "ours", not_captured=why)
+    rows = {name: measure.failed_row("left out: the GPU was lost with it in an earlier case") for name in VARIANTS}
+    rows |= measure.measure(calls, device, plan)
+    for row in rows.values():
+        measure.add_bandwidth(row.get("kernels", []), lambda name: None, 1.0)
     result = {
         "case": asdict(case) | {"precision": options.precision, "small": options.small},
         "label": case.label,
         "frames": step.frame_mask.shape[1],
         "tokens": step.text_mask.shape[1],
         "error": error,
-        "correct": error <= TOLERANCE,
-        "variants": {name: {"ms": milliseconds[name], "peak_bytes": None} for name in VARIANTS},
+        "correct": failure is None and error <= TOLERANCE,
+        "variants": rows,
     }
-    if options.device == "cpu":
-        result["parts_ms"] = {name: 1e3 * seconds for name, seconds in step.parts().items()}
+    if failure is not None:
+        result["check_failure"] = failure
+    parts, failure = timing.attempt("ours", lambda: step.parts(device), device)
+    if failure is None:
+        result["parts_ms"] = {name: 1e3 * seconds for name, seconds in parts.items()}
     return result
 
 
 def relative(result: dict, variant: str, base: str) -> float | None:
     """Time of a variant over that of another; None where the result is wrong."""
-    rows = result["variants"]
-    return rows[variant]["ms"]["p50"] / rows[base]["ms"]["p50"] if result["correct"] else None
+    rows = [result["variants"][name] for name in (variant, base)]
+    if not result["correct"] or any(row["ms"] is None for row in rows):
+        return None
+    return rows[0]["ms"]["p50"] / rows[1]["ms"]["p50"]
 
 
 def added_memory(result: dict) -> float | None:
@@ -230,58 +247,89 @@ def bars(found: list[dict]) -> list[dict]:
 
 def print_table(console, found: list[dict]) -> None:
     """A row for each case and variant."""
+    on_gpu = any("wall_ms" in row for result in found for row in result["variants"].values())
     table = Table(title="distillation step")
-    for column in ("audio", "variant", "p20 ms", "p50 ms", "p80 ms", "x plain", "peak MB"):
+    for column in ("audio", "variant", "p20 ms", "p50 ms", "p80 ms", *(("wall ms",) if on_gpu else ()), "x plain",
+                   "peak MB"):  # fmt: skip
         table.add_column(column, justify="left" if column in ("audio", "variant") else "right")
     for result in found:
         for name, row in result["variants"].items():
             ratio = relative(result, name, "plain")
-            table.add_row(result["label"], name, *(tables.number(row["ms"][p]) for p in ("p20", "p50", "p80")),
-                          "wrong" if ratio is None else tables.number(ratio),
+            verdict = "failed" if row.get("failure") else "-" if result["correct"] else "wrong"
+            table.add_row(result["label"], name, *(tables.median(row, "ms", p) for p in ("p20", "p50", "p80")),
+                          *((tables.median(row, "wall_ms"),) if on_gpu else ()),
+                          verdict if ratio is None else tables.number(ratio),
                           tables.megabytes(row["peak_bytes"]))  # fmt: skip
         table.add_section()
     console.print(table)
+    for result in found:
+        difference = f"relative difference of the losses {tables.number(result['error'], 2)}"
+        checked = result.get("check_failure") or difference
+        console.print(f"{result['label']}: {checked}", soft_wrap=True, markup=False)
+    tables.print_failures(console, found)
+
+
+def run(options: argparse.Namespace, console, device: accelerator.Device, saved: Run) -> None:
+    """Measure all cases; what there is is saved after each."""
+    with tables.make_progress(console) as progress:
+        task = progress.add_task("", total=len(options.cases) + len(VARIANTS))
+        for label in options.cases:
+            progress.update(task, description=label)
+            case = asdict(CASES[label]) | {"precision": options.precision, "small": options.small}
+            if not saved.has(case) and saved.may_start(label):
+                saved.results.append(measure_case(CASES[label], options, device, saved.lost()))
+                saved.save()
+            progress.advance(task)
+        for name in () if device.is_gpu else VARIANTS:
+            progress.update(task, description=f"memory of {name}")
+            found = [result for result in saved.results if not result["variants"][name].get("failure")]
+            cases = [result["case"] for result in found]
+            peaks = memory.peaks("benchmarks.step_bench", name, cases, threads=options.threads) if found else []
+            for result, peak in zip(found, peaks, strict=True):
+                result["variants"][name]["peak_bytes"] = peak
+            progress.advance(task)
+    saved.content["bars"] = [] if options.small or device.is_gpu else bars(saved.results)
+    saved.save()
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--device", choices=accelerator.DEVICES, default="cpu", help=accelerator.DEVICE_HELP)
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: 2)")
-    parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES))
+    parser.add_argument("--cases", nargs="+", choices=list(CASES), help="default: 5 s x 4 to 30 s x 1")
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--rounds", type=int, default=5, help="steps of each variant (default: 5)")
+    parser.add_argument("--rounds", type=int, default=5, help="steps of each variant, at least (default: 5)")
+    parser.add_argument("--seconds", type=float, default=4.0, help="on a GPU, time for each case (default: 4)")
     parser.add_argument("--small", action="store_true", help="tiny models: a test of the benchmark itself")
     parser.add_argument("--output", type=Path, help="default: benchmarks/results/step_<device>.json")
+    results.add_options(parser)
     options = parser.parse_args(arguments)
     console = tables.make_console()
-    if options.device == "cuda" and not torch.cuda.is_available():
-        console.print("--device cuda: torch sees no CUDA device here")
+    device = accelerator.get(options.device)
+    missing = device.missing()
+    if missing:
+        console.print(f"--device {options.device}: {missing}")
         return 2
+    options.cases = options.cases or list(CASES)[:4]
+    if options.device == "dry-run":
+        options.cases, options.seconds, options.rounds, options.small = [TINY], 0.0, 1, True
     torch.set_num_threads(options.threads)
-    content = {"machine": machine.describe(options.device, options.threads), "results": []}
-    found = content["results"]
-    with tables.make_progress(console) as progress:
-        task = progress.add_task("", total=len(options.cases) + len(VARIANTS))
-        for label in options.cases:
-            progress.update(task, description=label)
-            found.append(measure(CASES[label], options))
-            progress.advance(task)
-        for name in VARIANTS:
-            progress.update(task, description=f"memory of {name}")
-            cases = [result["case"] for result in found]
-            peaks = memory.peaks("benchmarks.step_bench", name, cases, device=options.device, threads=options.threads)
-            for result, peak in zip(found, peaks, strict=True):
-                result["variants"][name]["peak_bytes"] = peak
-            progress.advance(task)
-    content["bars"] = bars(found) if not options.small and options.device == "cpu" else []
-    print_table(console, found)
-    if content["bars"]:
-        tables.print_bars(console, content["bars"])
     output = options.output or results.FOLDER / f"step_{options.device}.json"
-    results.write_json(output, content)
+    saved = Run(output, machine.describe(device, options.threads), options.seconds_total, options.resume)
+    try:
+        run(options, console, device, saved)
+    except accelerator.DeviceLostError as lost:
+        saved.goes_on(lost)
+    found = saved.results
+    print_table(console, found)
+    tables.print_kernels(console, found, most=24)
+    if saved.content["bars"]:
+        tables.print_bars(console, saved.content["bars"])
+    tables.print_left_out(console, saved.content)
     console.print(f"written: {output}", soft_wrap=True)
-    return 0 if all(result["correct"] for result in found) else 1
+    whole = found and all(result["correct"] and result["variants"]["ours"]["ms"] for result in found)
+    return 0 if whole else 1
 
 
 if __name__ == "__main__":

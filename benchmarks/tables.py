@@ -26,7 +26,7 @@ def megabytes(count: float | None) -> str:
 def make_console() -> Console:
     """As wide as the terminal; where output goes to a file, wide enough for the tables."""
     console = Console()
-    return console if console.is_terminal else Console(width=120)
+    return console if console.is_terminal else Console(width=150)
 
 
 def make_progress(console: Console) -> Progress:
@@ -41,33 +41,87 @@ def make_progress(console: Console) -> Progress:
 
 
 def print_results(console: Console, results: list[dict]) -> None:
-    """One table per title; a provider whose result is wrong gets its error instead of a ratio."""
+    """One table per title; a provider whose result is wrong gets its error instead of a ratio.
+
+    Results of a GPU have more columns: wall time of the call and replay of its CUDA graph.
+    """
     groups: dict[str, list[dict]] = {}
     for result in results:
         groups.setdefault(result["title"], []).append(result)
+    on_gpu = any("wall_ms" in row for result in results for row in result["providers"].values())
     for title, members in groups.items():
         table = Table(title=title)
         for column in ("", "provider"):
             table.add_column(column, justify="left")
-        for column in ("p20 ms", "p50 ms", "p80 ms", "x eager", "x floor", "extra MB", "error"):
+        names = ("p20 ms", "p50 ms", "p80 ms", *(("wall ms", "graph ms") if on_gpu else ()))
+        for column in (*names, "x eager", "x floor", "extra MB", "error"):
             table.add_column(column, justify="right", no_wrap=True)
         for result in members:
             for provider, row in result["providers"].items():
                 table.add_row(
                     result["label"],
                     provider,
-                    *(number(row["ms"][p]) for p in ("p20", "p50", "p80")),
-                    number(row["ratio_to_eager"]),
+                    *(median(row, "ms", p) for p in ("p20", "p50", "p80")),
+                    *((median(row, "wall_ms"), median(row, "graph_ms")) if on_gpu else ()),
+                    number(row.get("ratio_to_eager")),
                     number(row["ms"]["p50"] / result["floor"]["floor"] if row["correct"] else None),
                     megabytes(row["extra_bytes"]),
                     worst_error(row),
                 )
             table.add_section()
         console.print(table)
+    print_failures(console, results)
+
+
+def median(row: dict, column: str, percentile: str = "p50") -> str:
+    """A time of a row, or a dash where there is none."""
+    times = row.get(column)
+    return "-" if times is None else number(times[percentile])
+
+
+def print_failures(console: Console, results: list[dict]) -> None:
+    """What each provider failed with, each error once."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for result in results:
+        for name, row in result.get("providers", result.get("variants", {})).items():
+            reasons = [row["failure"]] if row.get("failure") else []
+            reasons += [f"{column}: {reason}" for column, reason in row.get("errors", {}).items()]
+            for reason in reasons:
+                found.setdefault((name, reason), []).append(result["label"])
+    for (name, reason), labels in found.items():
+        console.print(f"{name}: {reason} ({len(labels)} x, first: {labels[0]})", soft_wrap=True, markup=False)
+
+
+def print_kernels(console: Console, results: list[dict], provider: str = "ours", most: int = 12) -> None:
+    """The kernels of one provider, a table for each case."""
+    for result in results:
+        kernels = result.get("providers", result.get("variants", {})).get(provider, {}).get("kernels")
+        if not kernels:
+            continue
+        total = sum(kernel["us"] for kernel in kernels)
+        launches = sum(kernel["calls"] for kernel in kernels)
+        table = Table(title=f"{result.get('title', '')} {result['label']}, {provider}: {launches:.0f} launches, "
+                            f"{number(total, 4)} us")  # fmt: skip
+        table.add_column("kernel", overflow="ellipsis", no_wrap=True, max_width=70)
+        for column in ("calls", "us", "GB/s", "share of floor"):
+            table.add_column(column, justify="right")
+        for kernel in kernels[:most]:
+            share = kernel.get("floor_share")
+            table.add_row(kernel["name"], number(kernel["calls"]), number(kernel["us"]), number(kernel.get("gbs")),
+                          "-" if share is None else f"{100 * share:.0f} %")  # fmt: skip
+        console.print(table)
+
+
+def print_left_out(console: Console, content: dict) -> None:
+    """Cases for which there was no time."""
+    if content["left_out"]:
+        console.print(f"left out, the time was used up: {'; '.join(content['left_out'])}", soft_wrap=True)
 
 
 def worst_error(row: dict) -> str:
     """The largest relative error of a provider, marked where it is beyond the tolerance."""
+    if row.get("failure"):
+        return "unavailable" if row.get("unavailable") else "failed"
     if not row["error"]:
         return "-"
     return f"{max(row['error'].values()):.0e}" + ("" if row["correct"] else " WRONG")

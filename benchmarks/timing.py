@@ -2,62 +2,76 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import torch
 
+from .accelerator import Call, Device, DeviceLostError
+
 PERCENTILES = (20, 50, 80)
-CACHE_BYTES = 256 * 2**20
-# The GPU waits about a millisecond, in which Python gets ahead: its launches are not what is measured.
-GPU_LEAD_CYCLES = 2_000_000
 
 
-def _seconds_cpu(function: Callable[[], object]) -> float:
-    begin = time.perf_counter()
-    function()
-    return time.perf_counter() - begin
+@dataclass
+class Timings:
+    """By name: milliseconds (see `summarize`), and the error of each function that failed."""
+
+    milliseconds: dict[str, dict[str, float]] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
 
 
-def seconds_on_gpu(function: Callable[[], object], cache: torch.Tensor | None = None) -> float:
-    """Time that the GPU takes; `cache`: memory to overwrite before, so that nothing is found in the GPU's caches."""
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    if cache is not None:
-        cache.zero_()
-    torch.cuda._sleep(GPU_LEAD_CYCLES)
-    begin.record()
-    function()
-    end.record()
-    end.synchronize()
-    return begin.elapsed_time(end) / 1e3
+def attempt(name: str, call: Callable[[], object], device: Device) -> tuple[object, str | None]:
+    """Result of a call and None, or None and its error in a line; DeviceLostError if the device is lost with it."""
+    try:
+        return call(), None
+    except Exception as error:  # whatever a compiler, a driver or a package may raise
+        lines = str(error).strip().splitlines() or [""]
+        failure = f"{type(error).__name__}: {lines[0]}"[:400]
+    try:  # outside of the handler, which would keep the failed call's tensors alive
+        device.recover()
+    except Exception as error:
+        raise DeviceLostError(name, failure) from error
+    return None, failure
 
 
 def round_robin(
-    functions: dict[str, Callable[[], object]],
+    functions: dict[str, Call],
+    device: Device,
     *,
     seconds: float,
+    measure: Callable[[Call], float] | None = None,
     min_rounds: int = 5,
     max_rounds: int = 200,
-    device: str = "cpu",
-    on_round: Callable[[float], None] = lambda share: None,
-) -> dict[str, dict[str, float]]:
+) -> Timings:
     """Time each function once per round, starting each round one further, for about `seconds` in all.
 
-    Returns milliseconds at the 20th, 50th and 80th percentile and the number of rounds, by name. Results are
-    freed before the next call; on CUDA the caches are overwritten before each one.
+    `measure`: seconds of a call; by default the device's. Results are freed before the next call. A function that
+    fails takes no further part.
     """
-    cache = torch.empty(CACHE_BYTES, dtype=torch.uint8, device=device) if device == "cuda" else None
-    names = list(functions)
-    for name in names:
-        functions[name]()
-    samples: dict[str, list[float]] = {name: [] for name in names}
+    measure = measure or device.seconds
+    found = Timings()
+    samples: dict[str, list[float]] = {name: [] for name in functions}
+
+    def run(name: str, call: Callable[[], object]) -> object:
+        result, failure = attempt(name, call, device)
+        if failure is not None:
+            found.failures[name] = failure
+        return result
+
+    for name, function in functions.items():
+        run(name, function)
     begin, rounds = time.perf_counter(), 0
     while rounds < min_rounds or (rounds < max_rounds and time.perf_counter() - begin < seconds):
+        names = [name for name in functions if name not in found.failures]
+        if not names:
+            break
         for offset in range(len(names)):
             name = names[(rounds + offset) % len(names)]
-            run = functions[name]
-            samples[name].append(_seconds_cpu(run) if cache is None else seconds_on_gpu(run, cache))
+            sample = run(name, lambda function=functions[name]: measure(function))
+            if sample is not None:
+                samples[name].append(sample)
         rounds += 1
-        on_round(min(1.0, max(rounds / max_rounds, (time.perf_counter() - begin) / seconds)))
-    return {name: summarize(values) for name, values in samples.items()}
+    found.milliseconds = {name: summarize(samples[name]) for name in functions if name not in found.failures}
+    return found
 
 
 def summarize(seconds: list[float]) -> dict[str, float]:

@@ -7,14 +7,15 @@ import torch
 from torch import Tensor
 
 from .cases import Case, Inputs, make_inputs
-from .providers import Loss, make_provider, reference
+from .providers import Loss, Provider, make_provider, reference
 
 # Largest relative error of the loss, and of each gradient in norm, against float64 on the same inputs.
 TOLERANCES = {"float32": 1e-5, "bfloat16": 1e-2, "float16": 1e-2}
 
 
-def make_call(loss: Loss, inputs: Inputs, case: Case) -> Callable[[], object]:
+def make_call(provider: Provider, inputs: Inputs, case: Case) -> Callable[[], object]:
     """The loss without a graph, or the loss and fresh gradients of speech and text."""
+    loss, inputs = provider.loss, provider.prepare(inputs)
     if not case.backward:
 
         def forward():
@@ -41,9 +42,21 @@ def value_and_gradients(loss: Loss, inputs: Inputs, case: Case) -> tuple[Tensor,
     return value.detach(), *torch.autograd.grad(value, (leaves.speech, leaves.text))
 
 
-def truth(inputs: Inputs, case: Case) -> tuple[Tensor, ...]:
-    """Loss and gradients of the reference in float64."""
-    return value_and_gradients(reference, inputs.double(), case)
+def truth(
+    inputs: Inputs, case: Case, definition: Loss = reference, utterances: int | None = None
+) -> tuple[Tensor, ...]:
+    """Loss and gradients in float64; so many `utterances` at a time where memory is short (None: all)."""
+    if utterances is None:
+        return value_and_gradients(definition, inputs.double(), case)
+    batch = inputs.speech.shape[0]
+    parts = []
+    for first in range(0, batch, utterances):
+        part = Inputs(*(None if x is None else x[first : first + utterances] for x in inputs))
+        # Every utterance of a case has a token and a unit, so the loss is the mean over all of them.
+        share = part.speech.shape[0] / batch
+        parts.append([share * x for x in value_and_gradients(definition, part.double(), case)])
+    losses, *gradients = zip(*parts, strict=True)
+    return torch.stack(losses).sum(), *(torch.cat(x) for x in gradients)
 
 
 def errors(found: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> dict[str, float]:
@@ -60,8 +73,8 @@ def within_tolerance(error: dict[str, float], dtype: str) -> bool:
     return all(value <= TOLERANCES[dtype] for value in error.values())
 
 
-def workload(provider: str, case: dict, device: str) -> Callable[[], object]:
+def workload(provider: str, case: dict) -> Callable[[], object]:
     """The call to measure, from the plain data a child process is given."""
     case = Case(**{field.name: case[field.name] for field in fields(Case)})
     torch._dynamo.reset()
-    return make_call(make_provider(provider, device), make_inputs(case, device), case)
+    return make_call(make_provider(provider, "cpu"), make_inputs(case), case)

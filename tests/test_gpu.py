@@ -8,45 +8,45 @@ from pathlib import Path
 
 import pytest
 import torch
+from gpu_device import DEVICE, DRY_RUN, GPU, few, needs_gpu, serving, sized, times, to_device
 from inputs import KINDS, Inputs, make_inputs, relative_error
 from test_alignment import check, random_grad, run
 from test_significance import make as make_significance
 from test_significance import row_normalizer
 
-import pad_kernels
-from pad_kernels import PADLoss, backends, pad_loss, select_spans, significance
+from pad_kernels import PADLoss, pad_loss, select_spans, significance
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device"),
-]
+pytestmark = needs_gpu
 
 # Batch, frames, tokens, width: those of the benchmark; odd; more tokens than any tile.
 SIZES = [(32, 750, 48, 768), (8, 1500, 128, 1024), (128, 250, 24, 768), (3, 777, 301, 520), (1, 1, 1, 8)]
+SIZES = [sized(*SIZES[0])] if DRY_RUN else SIZES
+# One case of each path of the CUDA kernels: the sanitizers take minutes.
+SANITIZED = "test_masks and native" + ("" if DRY_RUN else " and bfloat16 and ragged")
+SIGNIFICANCE_SIZES = [(32, 12, 750, 64), (2, 3, 3001, 80), (1, 2, 513, 256)]
 LEVELS = ("global", "token", "span")
 BAR = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 1e-2}
-DTYPES = pytest.mark.parametrize("dtype", BAR, ids=lambda dtype: str(dtype)[6:])
+DTYPES = pytest.mark.parametrize("dtype", few(BAR), ids=lambda dtype: str(dtype)[6:])
 TEMPERATURES = pytest.mark.parametrize("temperature", [0.0, 0.1], ids=["hard", "soft"])
 SPANS = pytest.mark.parametrize("spans", [False, True], ids=["frames", "spans"])
 
 
 def on_gpu(inputs: Inputs) -> Inputs:
-    return Inputs(*(None if x is None else x.cuda() for x in inputs))
+    return Inputs(*(None if x is None else x.to(DEVICE) for x in inputs))
 
 
 @pytest.fixture(params=["native", "triton"])
 def gpu(request) -> str:
     """Each backend that computes the alignment on this GPU."""
-    why = backends.reason_against("alignment_forward", request.param, torch.device("cuda", 0), torch.float32)
-    if why:
-        pytest.skip(why)
+    if request.param not in serving("alignment_forward"):
+        pytest.skip(f"{request.param} does not serve this GPU")
     return request.param
 
 
 def batch_of(frames, tokens, width, batch, dtype=torch.bfloat16, seed=0):
     """The arguments of pad_loss: ragged, NaN in the padding, on the GPU."""
-    inputs = on_gpu(make_inputs(batch, frames, tokens, width, dtype=dtype, seed=seed))
-    prior = torch.rand(batch, tokens, device="cuda") * inputs.token_mask
+    inputs = on_gpu(make_inputs(*sized(batch, frames, tokens, width), dtype=dtype, seed=seed))
+    prior = torch.rand(inputs.token_mask.shape, device=DEVICE) * inputs.token_mask
     return inputs.speech, inputs.text, inputs.frame_prior > 0, inputs.token_mask, inputs.frame_prior, prior
 
 
@@ -60,10 +60,11 @@ def test_alignment_at_real_sizes(gpu, dtype, size, spans, temperature):
 
 @TEMPERATURES
 @SPANS
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", few(KINDS))
 @DTYPES
 def test_masks(gpu, dtype, kind, spans, temperature):
-    inputs = make_inputs(4, 300, 70, 128, kind=kind, units=90 if spans else None, dtype=dtype, seed=4)
+    shape = sized(4, 300, 70, 128)
+    inputs = make_inputs(*shape, kind=kind, units=shape[2] + 20 if spans else None, dtype=dtype, seed=4)
     check(on_gpu(inputs), temperature, gpu)
 
 
@@ -71,17 +72,18 @@ def test_masks(gpu, dtype, kind, spans, temperature):
 @DTYPES
 def test_gradients_where_a_product_follows_a_product(gpu, dtype, spans):
     """Triton 3.4.0 to 3.6 feeds the transpose of a product wrongly to another product on Hopper."""
-    check(on_gpu(make_inputs(4, 512, 64, 256, kind="full", units=256 if spans else None, dtype=dtype)), 0.1, gpu)
+    shape = sized(4, 512, 64, 256)
+    check(on_gpu(make_inputs(*shape, kind="full", units=4 * shape[2] if spans else None, dtype=dtype)), 0.1, gpu)
 
 
 @pytest.mark.parametrize("given", [False, True], ids=["computed", "given"])
-@pytest.mark.parametrize("shape", [(32, 12, 750, 64), (2, 3, 3001, 80), (1, 2, 513, 256)], ids=str)
+@pytest.mark.parametrize("shape", [(2, 2, 40, 16)] if DRY_RUN else SIGNIFICANCE_SIZES, ids=str)
 @DTYPES
 def test_significance(dtype, shape, given):
-    query, key, mask = (x.cuda() for x in make_significance(*shape, dtype=dtype))
+    query, key, mask = to_device(*make_significance(*shape, dtype=dtype))
     scale = shape[3] ** -0.5
     normalizer = row_normalizer(query, key, mask, scale) if given else None
-    if not pad_kernels.info.report()["ops"]["cuda"]["significance"][0] == "triton":
+    if "triton" not in serving("significance"):
         pytest.skip("triton does not serve this GPU")
     found = significance(query, key, mask, lse=normalizer, backend="triton")
     expected = torch.cat([significance(q[None].double(), k[None].double(), m[None], backend="reference")
@@ -94,7 +96,7 @@ def test_select_spans_as_on_the_cpu(anchors):
     prior = torch.rand(16, 1500, generator=torch.Generator().manual_seed(0))
     counts = torch.randint(1, 129, (16,), generator=torch.Generator().manual_seed(1))
     mask = torch.arange(1500) < torch.linspace(600, 1500, 16)[:, None]
-    found = select_spans(prior.cuda(), mask.cuda(), counts.cuda(), anchors=anchors)
+    found = select_spans(*to_device(prior, mask, counts), anchors=anchors)
     expected = select_spans(prior, mask, counts, anchors=anchors)
     assert all(torch.equal(one.cpu(), other) for one, other in zip(found, expected))
 
@@ -119,9 +121,10 @@ def test_loss_against_the_reference(dtype, level):
 @TEMPERATURES
 @SPANS
 def test_twenty_runs_give_the_same_bits(gpu, spans, temperature):
-    inputs = on_gpu(make_inputs(16, 750, 48, 768, units=144 if spans else None, dtype=torch.bfloat16))
+    shape = sized(16, 750, 48, 768)
+    inputs = on_gpu(make_inputs(*shape, units=3 * shape[2] if spans else None, dtype=torch.bfloat16))
     first = run(inputs, temperature, gpu, random_grad(inputs))
-    for _ in range(19):
+    for _ in range(times(19)):
         again = run(inputs, temperature, gpu, random_grad(inputs))
         assert all(torch.equal(one, other) for one, other in zip(first, again))
 
@@ -136,23 +139,15 @@ def test_cuda_graph(level):
         loss = pad_loss(speech, text, *arguments[2:], level=level)
         return loss, *torch.autograd.grad(loss, (speech, text))
 
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            step()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = step()
+    captured, replay = GPU.capture(step)
     for buffer, fresh in zip(arguments, batch_of(300, 32, 256, 4, seed=1)):
         buffer.data.copy_(fresh)
-    graph.replay()
+    replay()
     for one, other in zip(captured, step()):
         assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("level", few(LEVELS))
 def test_compiled(level):
     arguments = batch_of(300, 32, 256, 4)
     module = PADLoss(level=level)
@@ -162,7 +157,7 @@ def test_compiled(level):
 
 def test_autocast():
     arguments = batch_of(300, 32, 256, 4, torch.float32)
-    with torch.autocast("cuda", torch.bfloat16):
+    with torch.autocast(DEVICE, torch.bfloat16):
         loss = pad_loss(*arguments)
     assert loss.dtype == torch.float32 and relative_error(loss, pad_loss(*arguments)) <= 1e-2
 
@@ -170,11 +165,8 @@ def test_autocast():
 def test_another_stream_than_the_default():
     arguments = batch_of(750, 48, 768, 8)
     expected = pad_loss(*arguments)
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
+    with GPU.another_stream():
         found = pad_loss(*arguments)
-    stream.synchronize()
     assert torch.equal(found, expected)
 
 
@@ -183,11 +175,8 @@ def test_no_wait_for_the_gpu(level):
     arguments = batch_of(300, 32, 256, 4)
     speech = arguments[0].requires_grad_()
     pad_loss(*arguments, level=level).backward()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with GPU.no_waiting():
         pad_loss(speech, *arguments[1:], level=level).backward()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.parametrize("level", ["token", "span"])
@@ -195,13 +184,12 @@ def test_memory_beyond_inputs_and_gradients(level):
     """Far from the matrix of similarities, let alone normalised or pooled copies of the speech."""
     arguments = batch_of(1500, 128, 1024, 8)
     speech, text = (x.requires_grad_() for x in arguments[:2])
-    pad_loss(*arguments, level=level, temperature=0.0).backward()
-    speech.grad = text.grad = None
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    pad_loss(*arguments, level=level, temperature=0.0).backward()
-    extra = torch.cuda.max_memory_allocated() - before - speech.nbytes - text.nbytes
+
+    def step():
+        return torch.autograd.grad(pad_loss(*arguments, level=level, temperature=0.0), (speech, text))
+
+    step()
+    extra = GPU.peak_bytes(step) - speech.nbytes - text.nbytes
     assert extra < 3 * text.nbytes
 
 
@@ -214,22 +202,21 @@ def test_ten_thousand_steps_without_growth(level):
     def steps(count):
         for _ in range(count):
             (speech.grad,) = torch.autograd.grad(pad_loss(*arguments, level=level), speech)
-        torch.cuda.synchronize()
-        free, _ = torch.cuda.mem_get_info()
-        return torch.cuda.memory_allocated(), free
+        return GPU.memory_in_use()
 
-    allocated, free = steps(100)
-    allocated_after, free_after = steps(10_000)
+    allocated, free = steps(times(100))
+    allocated_after, free_after = steps(times(10_000))
     assert allocated_after == allocated and free - free_after < 1 << 20
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("tool", ["memcheck", "racecheck"])
+@pytest.mark.parametrize("tool", few(["memcheck", "racecheck"]))
 def test_compute_sanitizer(tool):
     """The CUDA kernels once more, under NVIDIA's own checker."""
     sanitizer = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
-    if not Path(sanitizer).exists():
+    if not DRY_RUN and not Path(sanitizer).exists():
         pytest.skip("compute-sanitizer is not installed")
-    tests = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", __file__, "-k", "test_masks and native and ragged"]
-    done = subprocess.run([sanitizer, "--tool", tool, "--error-exitcode", "7", *tests], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-4000:]
+    under = [] if DRY_RUN else [sanitizer, "--tool", tool, "--error-exitcode", "7"]
+    tests = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", __file__, "-k", SANITIZED]
+    done = subprocess.run([*under, *tests], capture_output=True, text=True)
+    assert done.returncode == 0 and "passed" in done.stdout, done.stdout[-4000:]

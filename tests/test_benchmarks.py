@@ -1,0 +1,208 @@
+"""The benchmarks themselves: what a failure does to a run, how results are kept, and what the dry run stands in for."""
+
+import inspect
+import json
+import sys
+import types
+
+import pytest
+import torch
+
+pytest.importorskip("rich")
+
+from benchmarks import accelerator, align_bench, measure, peers, providers, results, summary, timing, workloads  # noqa: E402
+from benchmarks.cases import Case, make_inputs  # noqa: E402
+
+CASE = Case("tiny", "token", "hard", "forward+backward", "float32")
+
+
+class Lost(accelerator.DryRun):
+    """A GPU that answers no more after a failure."""
+
+    def recover(self):
+        raise RuntimeError("illegal memory access")
+
+
+def fail(*arguments):
+    raise torch.OutOfMemoryError("no memory\nand a long story")
+
+
+def public(cls):
+    return {name: list(inspect.signature(member).parameters) for name, member in inspect.getmembers(cls, callable)
+            if not name.startswith("_")}  # fmt: skip
+
+
+def test_the_dry_run_answers_all_that_a_gpu_is_asked():
+    assert public(accelerator.DryRun) == public(accelerator.Cuda)
+
+
+def test_a_failure_ends_one_function_alone():
+    found = timing.round_robin({"good": lambda: None, "bad": fail}, accelerator.Cpu(), seconds=0, min_rounds=3)
+    assert found.failures == {"bad": "OutOfMemoryError: no memory"}
+    assert found.milliseconds.keys() == {"good"} and found.milliseconds["good"]["rounds"] == 3
+
+
+def test_a_function_that_fails_later_takes_no_further_part():
+    calls = []
+
+    def third_time():
+        calls.append(1)
+        if len(calls) == 3:
+            fail()
+
+    found = timing.round_robin({"bad": third_time, "good": lambda: None}, accelerator.Cpu(), seconds=0, min_rounds=5)
+    assert len(calls) == 3 and found.failures.keys() == {"bad"} and found.milliseconds.keys() == {"good"}
+
+
+def test_a_lost_gpu_is_named_with_who_lost_it():
+    with pytest.raises(accelerator.DeviceLostError) as raised:
+        timing.round_robin({"bad": fail}, Lost(), seconds=0)
+    assert raised.value.provider == "bad" and "no memory" in raised.value.reason
+
+
+def test_columns_of_a_gpu():
+    """Each measured apart: what cannot be captured has all the others."""
+
+    class NoGraphs(accelerator.DryRun):
+        def capture(self, call):
+            fail()
+
+    plan = measure.Plan(0, 1, own_graphs=frozenset({"compiled"}))
+    rows = measure.measure({"ours": lambda: torch.ones(8).exp(), "compiled": lambda: None}, NoGraphs(), plan)
+    assert rows["ours"]["graph_ms"] is None and "no memory" in rows["ours"]["errors"]["graph_ms"]
+    assert rows["ours"]["ms"]["rounds"] == rows["ours"]["wall_ms"]["rounds"] == 1
+    assert rows["ours"]["peak_bytes"] == 0 and rows["compiled"]["peak_bytes"] is None
+    assert rows["compiled"]["errors"]["graph_ms"] == measure.REPLAYS_GRAPHS_ITSELF
+    kernels = {kernel["name"]: kernel for kernel in rows["ours"]["kernels"]}
+    assert kernels["aten::exp"]["calls"] == 1 and kernels["aten::exp"]["us"] > 0
+
+
+def test_bandwidth_where_the_traffic_is_known():
+    kernels = [{"name": "tile_kernel", "us": 10.0}, {"name": "other", "us": 1.0}]
+    measure.add_bandwidth(kernels, {"tile_kernel": 1.5e7, "other": None}.get, read_gbs=3000.0)
+    assert kernels[0]["gbs"] == 1500 and kernels[0]["floor_share"] == 0.5 and kernels[1]["gbs"] is None
+
+
+def test_a_captured_call_of_the_dry_run_is_replayed_on_new_data():
+    source = torch.ones(3)
+    result, replay = accelerator.DryRun().capture(lambda: (source * 2, source.sum()))
+    source.fill_(5)
+    replay()
+    assert result[0].tolist() == [10, 10, 10] and result[1] == 15
+
+
+@pytest.fixture
+def run_align(tmp_path, capsys):
+    def run(*arguments):
+        output = tmp_path / "align.json"
+        code = align_bench.main(["--device", "dry-run", "--levels", "token", "--modes", "hard", "--dtypes", "float32",
+                                 "--directions", "forward+backward", "--output", str(output), *arguments])  # fmt: skip
+        return code, json.loads(output.read_text()), capsys.readouterr().out
+
+    return run
+
+
+def test_a_provider_that_fails_is_a_row_with_its_error(run_align, monkeypatch):
+    monkeypatch.setitem(providers._FIXED, "ours-triton", fail)
+    code, content, printed = run_align("--providers", "ours-triton", "eager", "ours")
+    (rows,) = (result["providers"] for result in content["results"])
+    assert rows["ours-triton"]["failure"] == "OutOfMemoryError: no memory" and rows["ours-triton"]["ms"] is None
+    assert rows["ours"]["correct"] and rows["ours"]["ratio_to_eager"] > 0
+    assert code == 1 and "no memory" in printed
+
+
+def test_a_wrong_provider_gets_no_ratio(run_align, monkeypatch):
+    monkeypatch.setitem(providers._FIXED, "ours-native", lambda *a: 1.001 * providers.ours(*a))
+    code, content, _ = run_align("--providers", "eager", "ours-native")
+    row = content["results"][0]["providers"]["ours-native"]
+    assert row["ms"] and not row["correct"] and row["ratio_to_eager"] is None and code == 1
+
+
+def test_packages_that_are_not_installed_are_rows_and_no_failure(run_align, monkeypatch):
+    for module in ("late_interaction_kernels", "flash_maxsim"):
+        monkeypatch.setitem(sys.modules, module, None)
+    code, content, _ = run_align("--providers", "ours", *peers.PEERS)
+    rows = content["results"][0]["providers"]
+    assert code == 0 and all(rows[name]["unavailable"] and rows[name]["ms"] is None for name in peers.PEERS)
+
+
+def test_packages_that_are_installed_are_checked_by_their_own_definition(run_align, monkeypatch):
+    package = types.ModuleType("late_interaction_kernels")
+    package.maxsim_pairs = peers._plain
+    monkeypatch.setitem(sys.modules, "late_interaction_kernels", package)
+    _, content, _ = run_align("--providers", "ours", "late-interaction-kernels")
+    assert content["results"][0]["providers"]["late-interaction-kernels"]["correct"]
+    package.maxsim_pairs = lambda *a: 1.01 * peers._plain(*a)
+    _, content, _ = run_align("--providers", "ours", "late-interaction-kernels")
+    assert not content["results"][0]["providers"]["late-interaction-kernels"]["correct"]
+
+
+def test_peers_compute_the_hard_token_level():
+    inputs = make_inputs(CASE).double()
+    found, expected = peers.definition(peers.prepare(inputs), "token", 0.0), providers.reference(inputs, "token", 0.0)
+    assert abs(found - expected) < 1e-6
+
+
+def test_what_there_was_no_time_for_is_said(run_align):
+    _, content, printed = run_align("--providers", "ours", "--seconds-total", "0")
+    assert content["results"] == [] and content["left_out"] == ["tiny float32 token hard forward+backward"]
+    assert "left out" in printed and "tiny float32 token hard" in printed
+
+
+def test_a_run_goes_on_in_a_new_process_without_who_lost_the_gpu(run_align, monkeypatch, tmp_path):
+    started = []
+
+    def execv(program, arguments):
+        started.append(arguments)
+        raise SystemExit(0)
+
+    monkeypatch.setattr(results.os, "execv", execv)
+    monkeypatch.setattr(accelerator, "DEVICES", accelerator.DEVICES | {"dry-run": Lost})
+    monkeypatch.setitem(providers._FIXED, "ours-native", fail)
+    with pytest.raises(SystemExit):
+        run_align("--providers", "eager", "ours", "ours-native")
+    kept = json.loads((tmp_path / "align.json").read_text())
+    assert started[0][-1] == "--resume" and kept["lost"][0]["provider"] == "ours-native" and kept["results"] == []
+    _, content, _ = run_align("--providers", "eager", "ours", "ours-native", "--resume")
+    rows = content["results"][0]["providers"]
+    assert rows["ours"]["ms"] and "lost" in rows["ours-native"]["failure"]
+    _, again, _ = run_align("--providers", "eager", "ours", "ours-native", "--resume")
+    assert again["results"] == content["results"]
+
+
+def test_a_file_is_whole_or_the_one_before(tmp_path, monkeypatch):
+    path = tmp_path / "results.json"
+    run = results.Run(path, {})
+    run.save()
+    before = path.read_text()
+    run.results.append({"case": object()})  # what json cannot write
+    with pytest.raises(TypeError):
+        run.save()
+    assert path.read_text() == before
+
+
+@pytest.mark.parametrize("level, mode", [("token", "hard"), ("span", "soft"), ("global", "")])
+@pytest.mark.parametrize("utterances", [1, 3])
+def test_the_reference_in_parts_is_that_of_the_batch(level, mode, utterances):
+    case = Case("small", level, mode, "forward+backward", "float32")
+    inputs = make_inputs(case)
+    whole, parts = workloads.truth(inputs, case), workloads.truth(inputs, case, utterances=utterances)
+    assert max(workloads.errors(parts, whole).values()) < 1e-12
+
+
+def test_the_table_of_a_run(tmp_path, capsys):
+    steps = tmp_path / "steps.tsv"
+    tests = {"passed": 3, "failed": 0, "skipped": 0, "failures": [], "reasons": {}}
+    (tmp_path / "tests.json").write_text(json.dumps({"triton": tests, "native": tests | {"passed": 0, "skipped": 2}}))
+
+    def code(*lines):
+        steps.write_text("".join("\t".join(line) + "\n" for line in lines))
+        return summary.main([str(steps), str(tmp_path)])
+
+    good, build = ("triton", "9", "ok"), ("build", "2", "ok")
+    assert code(build, good) == 0
+    assert code(build, good, ("losses", "0", "left out")) == summary.LEFT_OUT
+    assert code(build, good, ("losses", "90", "out of time")) == summary.FAILED
+    assert code(build, good, ("native", "5", "ok")) == summary.FAILED
+    assert "no test ran" in capsys.readouterr().out
+    assert code() == summary.FAILED
