@@ -18,16 +18,17 @@ from transformers import set_seed
 from transformers.utils import logging
 
 from benchmarks import machine, results
-from pad.batching import Collator, SpeechTextDataset
-from pad.demo.config import DemoConfig
+from pad.demo.config import DemoRecipe
 from pad.demo.corpus import SAMPLING_RATE
 from pad.demo.judge import Judge, build_corpus
 from pad.demo.run import distil_on, teacher_folder, warm_up_on
 from pad.demo.student import new_student
-from pad.evaluation import encode, mean_states, unit_hit_rate
+from pad.evaluate.probe import mean_states
+from pad.evaluate.words import encode, unit_hit_rate
 from pad.models import FrameLayout, load_teacher, width
-from pad.objective import PRESETS, objective
-from pad.teacher import Teacher
+from pad.step.collate import Collator, SpeechTextDataset
+from pad.step.objective import PRESETS, objective
+from pad.step.teacher import Teacher
 
 UNDISTILLED = "undistilled"
 # Two names of one objective are run once.
@@ -39,7 +40,7 @@ RUNS = [*DIFFERENT, "pad-tlocal-soft:0", "pad-tlocal-soft:1"]
 class Seed:
     """One seed's corpus, student and teacher, made once for all presets."""
 
-    def __init__(self, config: DemoConfig, scratch: Path):
+    def __init__(self, config: DemoRecipe, scratch: Path):
         self.config, self.scratch = config, scratch
         set_seed(config.seed)
         self.corpus = build_corpus(config, scratch / "speech", lambda count=1: None)
@@ -112,7 +113,7 @@ def main() -> None:
         missing = [name for name in (UNDISTILLED, *arguments.presets) if (number, name) not in done]
         if not missing:
             continue
-        config = replace(DemoConfig(seed=number), steps=arguments.steps, commands_per_intent=60)
+        config = replace(DemoRecipe(seed=number), steps=arguments.steps, commands_per_intent=60)
         with tempfile.TemporaryDirectory() as scratch:
             seed = Seed(config, Path(scratch))
             for name in missing:

@@ -22,12 +22,12 @@ from rich.table import Table
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel, Wav2Vec2Config, Wav2Vec2Model
 
-import pad.significance
+import pad.priors.attention
 import pad_kernels
 from benchmarks import machine, memory, providers, results, tables, timing
 from benchmarks.cases import Inputs
+from pad import record_significance
 from pad.models import FrameLayout
-from pad.significance import record_significance
 
 RATE = 16000
 TOKENS_PER_SECOND = 3.2
@@ -72,7 +72,6 @@ class Step:
         self.text_mask = self.attention_mask.clone()
         self.text_mask[:, 0] = False  # [CLS]
         self.autocast = partial(torch.autocast, device, torch.bfloat16, enabled=precision == "bfloat16")
-        self.in_loss = 0.0
 
     def _attend_by(self, implementation: str) -> None:
         self.student.config._attn_implementation = self.teacher.config._attn_implementation = implementation
@@ -134,7 +133,7 @@ class Step:
     def parts(self) -> dict[str, float]:
         """Seconds of a step of ours spent in the significance priors and in pad_loss, forward and backward."""
         seconds = {"significance": 0.0, "loss": 0.0}
-        inner = pad.significance.significance
+        inner = pad.priors.attention.significance
 
         def timed(*arguments, **options):
             begin = time.perf_counter()
@@ -142,14 +141,14 @@ class Step:
             seconds["significance"] += time.perf_counter() - begin
             return result
 
-        pad.significance.significance = timed
+        pad.priors.attention.significance = timed
         try:
             with torch.no_grad(), record_significance(self.student, self.frame_mask) as record:
                 speech = self.student(self.samples).last_hidden_state
             with record_significance(self.teacher, self.text_mask) as of_text:
                 text = self._read().last_hidden_state
         finally:
-            pad.significance.significance = inner
+            pad.priors.attention.significance = inner
         speech, prior, text_prior = speech.requires_grad_(), record.prior(), of_text.prior()
         begin = time.perf_counter()
         loss = pad_kernels.pad_loss(speech, text, self.frame_mask, self.text_mask, prior, text_prior, temperature=0.0)

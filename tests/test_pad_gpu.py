@@ -9,8 +9,8 @@ from test_pad_distill import losses, models, speech  # noqa: E402, F401
 from test_pad_significance import from_maps, speech_batch, speech_model  # noqa: E402
 from transformers import BertConfig, BertModel  # noqa: E402
 
+from pad import record_significance  # noqa: E402
 from pad.cli import main  # noqa: E402
-from pad.significance import record_significance  # noqa: E402
 
 DEVICE = "cuda"
 pytestmark = [

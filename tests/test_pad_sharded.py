@@ -8,7 +8,7 @@ pytest.importorskip("transformers")
 
 from transformers import Wav2Vec2Config, Wav2Vec2Model  # noqa: E402
 
-from pad.significance import record_significance  # noqa: E402
+from pad import record_significance  # noqa: E402
 from pad_kernels import pad_loss  # noqa: E402
 
 PROCESSES = 2

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from pathlib import Path
 
 from pad.errors import UserError
-from pad.settings import write_whole
+from pad.files import write_json
 
 POLICIES = ("raise", "skip")
 
@@ -64,4 +63,4 @@ class Report:
     def save(self, path: str | Path) -> None:
         """Write the counts and messages as JSON."""
         record = {"on_error": self.on_error, "left_out": dict(self.counts), "messages": self.messages}
-        write_whole(Path(path), json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+        write_json(Path(path), record)

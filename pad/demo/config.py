@@ -8,7 +8,7 @@ from pad.settings import Settings
 
 
 @dataclass
-class DemoCommand(Settings):
+class DemoConfig(Settings):
     """The whole method on synthetic speech, in minutes, without downloads: a student, a control, their scores."""
 
     quick: bool = False
@@ -26,7 +26,7 @@ class DemoCommand(Settings):
 
 
 @dataclass(frozen=True)
-class DemoConfig:
+class DemoRecipe:
     """Sizes are numbers of utterances unless they say otherwise."""
 
     seed: int = 0
@@ -44,7 +44,7 @@ class DemoConfig:
     temperature: float = 0.1
 
     @classmethod
-    def quick(cls, seed: int) -> DemoConfig:
+    def quick(cls, seed: int) -> DemoRecipe:
         """Small enough for a test of the machinery; its scores are lower."""
         return cls(
             seed=seed,

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import torch
 
-from pad.batching import Collator, SpeechTextDataset
-from pad.demo.config import DemoConfig
+from pad.demo.config import DemoRecipe
 from pad.demo.corpus import SAMPLING_RATE, SpokenSentence, speak
 from pad.demo.sentences import INTENTS, commands, free_sentences
-from pad.evaluation import Encoded, encode, linear_probe, mean_states, word_embeddings, word_hit_rate
-from pad.teacher import Teacher
+from pad.evaluate.probe import linear_probe, mean_states
+from pad.evaluate.words import Encoded, encode, word_embeddings, word_hit_rate
+from pad.step.collate import Collator, SpeechTextDataset
+from pad.step.teacher import Teacher
 
 SPLITS = ("train", "dev", "test")
 
@@ -26,7 +27,7 @@ class Corpus:
     commands: dict[str, list[SpokenSentence]]
 
 
-def build_corpus(config: DemoConfig, folder: Path, progress) -> Corpus:
+def build_corpus(config: DemoRecipe, folder: Path, progress) -> Corpus:
     """Synthesise everything; progress is called with the number of utterances done."""
     source = random.Random(config.seed)
     held_out = config.held_out_sentences
@@ -46,7 +47,7 @@ def build_corpus(config: DemoConfig, folder: Path, progress) -> Corpus:
     )
 
 
-def corpus_size(config: DemoConfig) -> int:
+def corpus_size(config: DemoRecipe) -> int:
     """Number of utterances of a corpus."""
     commands_of_all = config.commands_per_intent + 2 * config.held_out_per_intent
     return config.free_sentences + 2 * config.held_out_sentences + len(INTENTS) * commands_of_all

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import random
 import shutil
 import tempfile
@@ -16,23 +15,24 @@ import torch
 from tqdm import tqdm
 from transformers import set_seed
 
-from pad.batching import Collator, SpeechTextDataset
-from pad.checkpoints import save_student
-from pad.config import DistillConfig
 from pad.data import read_audio
 from pad.demo import recordings as real_recordings
-from pad.demo.config import DemoConfig
+from pad.demo.config import DemoRecipe
 from pad.demo.corpus import SAMPLING_RATE
 from pad.demo.judge import Corpus, Judge, build_corpus, corpus_size
 from pad.demo.pictures import draw_all
 from pad.demo.report import figures, summary
 from pad.demo.student import new_student, warm_up
+from pad.distill.checkpoints import save_student
+from pad.distill.config import DistillConfig
+from pad.distill.progress import show_progress
+from pad.distill.trainer import DistillationTrainer, training_arguments
 from pad.errors import UserError
+from pad.files import write_json
 from pad.models import FrameLayout, load_teacher, width
-from pad.objective import objective
-from pad.progress import show_progress
-from pad.teacher import Teacher
-from pad.trainer import DistillationTrainer, training_arguments
+from pad.step.collate import Collator, SpeechTextDataset
+from pad.step.objective import objective
+from pad.step.teacher import Teacher
 from pad.versions import versions
 
 STUDENTS = ("undistilled", "distilled", "shuffled")
@@ -55,7 +55,7 @@ def run_demo(
         )
     if (folder / "report.json").is_file():
         print(f"{folder} holds an earlier demo; this one takes its place when it is done")
-    config = DemoConfig.quick(seed) if quick else DemoConfig(seed=seed)
+    config = DemoRecipe.quick(seed) if quick else DemoRecipe(seed=seed)
     found = real_recordings.find(recordings)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
@@ -63,7 +63,7 @@ def run_demo(
         results.mkdir()
         report = _Demo(config, Path(scratch), results, real_recordings.load(found) if found else []).run()
         report["quick"] = quick
-        (results / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+        write_json(results / "report.json", report)
         if folder.exists():
             shutil.rmtree(folder)
         results.rename(folder)
@@ -72,7 +72,7 @@ def run_demo(
 
 
 class _Demo:
-    def __init__(self, config: DemoConfig, scratch: Path, results: Path, recordings: list):
+    def __init__(self, config: DemoRecipe, scratch: Path, results: Path, recordings: list):
         self.config, self.scratch, self.results, self.recordings = config, scratch, results, recordings
         self.seconds: dict[str, float] = {}
 
@@ -133,7 +133,7 @@ class _Demo:
         )  # fmt: skip
 
 
-def warm_up_on(student, corpus: Corpus, config: DemoConfig, progress) -> list[float]:
+def warm_up_on(student, corpus: Corpus, config: DemoRecipe, progress) -> list[float]:
     """Warm a student up on the sound of a corpus; progress is called after every step, the losses are given."""
     heard = corpus.free["train"][: config.warm_up_utterances]
     waveforms = [read_audio(item.audio) for item in heard]
@@ -145,7 +145,7 @@ def warm_up_on(student, corpus: Corpus, config: DemoConfig, progress) -> list[fl
 
 
 def distil_on(
-    student, spoken: list, transcripts: list[str], collator, teacher, goal, config: DemoConfig, scratch: Path,
+    student, spoken: list, transcripts: list[str], collator, teacher, goal, config: DemoRecipe, scratch: Path,
     title: str,
 ) -> list[float]:  # fmt: skip
     """Distill into a student in place, by `pad distill`'s trainer; gives the loss of each step."""
