@@ -20,7 +20,7 @@ from transformers.utils import logging
 from benchmarks import machine, results
 from pad.demo.config import DemoRecipe
 from pad.demo.corpus import SAMPLING_RATE
-from pad.demo.judge import Judge, build_corpus
+from pad.demo.evaluator import Evaluator, build_corpus
 from pad.demo.run import distil_on, teacher_folder, warm_up_on
 from pad.demo.student import new_student
 from pad.evaluate.probe import mean_states
@@ -72,17 +72,17 @@ class Seed:
                 self.scratch / preset, f"seed {self.config.seed}, {preset}",
             )  # fmt: skip
         seconds = time.perf_counter() - started
-        judge = Judge(self.corpus, [], self.collator, self.teacher(False), goal)
+        evaluator = Evaluator(self.corpus, [], self.collator, self.teacher(False), goal)
         free = self.corpus.free["test"]
         heard = encode(student, self.collator, SpeechTextDataset(free, SAMPLING_RATE), with_prior=True)
-        spoken = {split: judge.encode(student, self.corpus.commands[split]) for split in ("train", "dev", "test")}
-        words, embeddings = [item.words for item in free], [judge.words_of(item.transcript) for item in free]
-        probe = judge.probe({split: mean_states(frames) for split, frames in spoken.items()})
+        spoken = {split: evaluator.encode(student, self.corpus.commands[split]) for split in ("train", "dev", "test")}
+        words, embeddings = [item.words for item in free], [evaluator.words_of(item.transcript) for item in free]
+        probe = evaluator.probe({split: mean_states(frames) for split, frames in spoken.items()})
         return {
             "seed": self.config.seed,
             "preset": preset,
             "probe_accuracy": probe["accuracy"],
-            "frame_hits": judge.hits(heard, free),
+            "frame_hits": evaluator.hits(heard, free),
             "unit_hits": {
                 name: unit_hit_rate(heard, words, embeddings, PRESETS[name])
                 for name in ("pad-slocal", "no-prior", "no-span-pool", "pad-tlocal", "tlocal")

@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import reduce
 from operator import or_
-from typing import Annotated
+from typing import Annotated, Any
 
 from pad import __version__
 from pad.align.command import ALIGN
@@ -47,16 +47,16 @@ def _parse(arguments: list[str]) -> tuple[Command, Settings]:
 
     path, arguments = _take_config(arguments)
     command = _named(arguments[:1])
-    values = {}
+    values: dict[str, Any] = {}
     if command is not None and path is not None:
         values = read_settings(command.settings, path)
     if command is not None and command.options is not None:
         _check_words(command.options, values, arguments[1:])
 
-    def taken(each: Command) -> object:
+    def taken(each: Command) -> Any:
         """The annotated class of a command's options."""
         kind = each.options or each.settings
-        default = tyro.MISSING_NONPROP
+        default: Any = tyro.MISSING_NONPROP
         if each is command and values:
             missing = {name: tyro.MISSING for name in required(kind) if name not in values}
             default = kind(**missing, **values)
@@ -69,7 +69,7 @@ def _parse(arguments: list[str]) -> tuple[Command, Settings]:
     # Before or after the name of a task: the options of `pad evaluate` stand in either place.
     style = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes, tyro.conf.CascadeSubcommandArgs)
     union = reduce(or_, map(taken, COMMANDS))
-    found = tyro.cli(union, prog="pad", description=_DESCRIPTION, args=arguments, config=style)
+    found: Any = tyro.cli(union, prog="pad", description=_DESCRIPTION, args=arguments, config=style)
     chosen = next(each for each in COMMANDS if type(found) in (each.settings, each.options))
     return chosen, found.settings() if isinstance(found, Options) else found
 

@@ -1,4 +1,4 @@
-"""What a run says while it goes on: lines, and progress bars that are out of the way of an error's line."""
+"""What a run prints: lines, and progress bars that do not hide an error message."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from tqdm import tqdm
 
 
 def first_process() -> bool:
-    """Whether this is the process, of those that train together, that writes and speaks."""
+    """Whether this is the one of several training processes that writes files and prints."""
     return int(os.environ.get("RANK", 0)) == 0
 
 
 def say(line: str) -> None:
-    """Print a line, once however many processes there are."""
+    """Print a line, in the first process only."""
     if first_process():
         print(line, flush=True)
 
 
 @contextmanager
 def counting(title: str, unit: str) -> Iterator[Callable[[list], Iterator]]:
-    """A function that gives the items of a list one by one, with a bar that is gone afterwards."""
+    """A function that yields the items of a list, with a progress bar that disappears at the end."""
     with tqdm(desc=title, unit=unit, leave=False, disable=not first_process()) as bar:
 
         def counted(items: list) -> Iterator:

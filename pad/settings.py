@@ -22,7 +22,7 @@ class Settings:
     """Base of the settings of each command."""
 
     def check(self) -> None:
-        """Raise UserError for a value that makes no sense, by its name."""
+        """Raise UserError that names a setting whose value makes no sense."""
 
     def expect(self, name: str, holds: bool, expected: str) -> None:
         """Raise UserError that names a setting and its value unless `holds`."""

@@ -16,7 +16,7 @@ from test_pad_distill import losses, models, run, speech  # noqa: E402, F401
 from transformers import BertTokenizer, DebertaV2Config, DebertaV2Model  # noqa: E402
 
 from pad.align.picture import _anchors, draw  # noqa: E402
-from pad.align.utterance import aligned, look  # noqa: E402
+from pad.align.utterance import align_utterance, aligned  # noqa: E402
 from pad.cli import main  # noqa: E402
 from pad.data import read_audio  # noqa: E402
 from pad.demo import recordings  # noqa: E402
@@ -58,7 +58,7 @@ def test_priors_and_mode(models, speech):  # noqa: F811
     student, collator, teacher = parts(models, speech)
     student.train()
     item = recordings.load(speech)[0]
-    found = look(student, collator, teacher, PRESETS["pad-slocal"], read_audio(item.audio), item.transcript)
+    found = align_utterance(student, collator, teacher, PRESETS["pad-slocal"], read_audio(item.audio), item.transcript)
     assert student.training and student.config._attn_implementation == "sdpa"
     assert abs(float(found.speech_prior.sum()) - 1) < 1e-4 and abs(float(found.text_prior.sum()) - 1) < 1e-4
     assert len(found.tokens) == len(found.text_prior) == len(found.matrix)
@@ -99,8 +99,10 @@ def test_mistakes(models, speech, tmp_path, capsys):  # noqa: F811
         (wide, "64 and 96; choose two of one width, or give the map.safetensors"),
         ([*wide, "--linear-map", str(tmp_path / "map.safetensors")], "expected the shape (64, 96), got (96, 64)"),
         ([*wide, "--linear-map", str(tmp_path / "words.tsv")], "words.tsv is not one that distill has saved"),
-        (["--audio", audio, "--transcript", "good", "--teacher-mean", str(tmp_path / "mean.safetensors")],
-         "teacher_mean: expected the shape (64,), got (96,)"),
+        (
+            ["--audio", audio, "--transcript", "good", "--teacher-mean", str(tmp_path / "mean.safetensors")],
+            "teacher_mean: expected the shape (64,), got (96,)",
+        ),
         (["--audio", audio, "--transcript", "good", "--teacher-layer", "3"], "from -3 to 2, got 3"),
         (["--audio", audio, "--transcript", "good", "--output", ""], "output: expected the path of a file"),
     ]:
@@ -116,9 +118,9 @@ def test_teacher_as_the_student_was_distilled_from_it(models, speech, tmp_path, 
 
     def watched(student, collator, teacher, *rest):
         seen.append(teacher)
-        return look(student, collator, teacher, *rest)
+        return align_utterance(student, collator, teacher, *rest)
 
-    monkeypatch.setattr("pad.align.run.look", watched)
+    monkeypatch.setattr("pad.align.run.align_utterance", watched)
     audio = str(next(Path(speech).glob("*.wav")))
     options = ["--student", str(tmp_path / "run" / "student"), "--teacher", models["teacher"], "--teacher-layer", "1"]
     options += ["--teacher-mean", str(tmp_path / "run" / "teacher_mean.safetensors")]
@@ -135,9 +137,9 @@ def test_models_of_two_widths_with_their_map(models, speech):  # noqa: F811
     teacher = Teacher(*load_teacher(models["wide teacher"]), True)
     item, linear_map = recordings.load(speech)[0], torch.randn(64, 96, generator=torch.Generator().manual_seed(0))
     options = [PRESETS["pad-slocal"], read_audio(item.audio), item.transcript]
-    found = look(student, collator, teacher, *options, linear_map=linear_map)
+    found = align_utterance(student, collator, teacher, *options, linear_map=linear_map)
     assert len(found.tokens) == len(found.matrix) == len(found.text_prior)
-    assert found.loss != look(student, collator, teacher, *options, linear_map=linear_map.flip(0)).loss
+    assert found.loss != align_utterance(student, collator, teacher, *options, linear_map=linear_map.flip(0)).loss
 
 
 def test_teacher_whose_prior_cannot_be_recorded(models, speech, tmp_path, capsys):  # noqa: F811

@@ -386,9 +386,7 @@ def test_slots_of(text, slots):
 def test_slot_type_f1():
     references = [[("a", "X"), ("b", "Y")], [("a", "X")], [], [], [("a", "X"), ("a", "Z")]]
     hypotheses = [[("a", "Q"), ("c", "Y"), ("d", "")], [], [], [("a", "X")], [("a", "X")]]
-    assert slot_type_f1(hypotheses[:1], references[:1]) == pytest.approx(
-        2 * (1 / 3) * (1 / 2) / (1 / 3 + 1 / 2)
-    )
+    assert slot_type_f1(hypotheses[:1], references[:1]) == pytest.approx(2 * (1 / 3) * (1 / 2) / (1 / 3 + 1 / 2))
     scores = [slot_type_f1([found], [true]) for found, true in zip(hypotheses, references)]
     assert scores[1:] == [0.0, 1.0, 0.0, 1.0]
     assert slot_type_f1(hypotheses, references) == pytest.approx(sum(scores) / 5)
@@ -557,9 +555,7 @@ def test_resumed_run_gives_the_same_numbers(models, corpora, tmp_path, monkeypat
         stop_after(patch, stop)
         evaluate(config_of(models, tmp_path / "parts", **options))
     states = list((tmp_path / "parts").rglob("state.pt"))
-    assert (
-        len(states) == (stop % options["max_steps"] >= 4) and not (tmp_path / "parts/results.json").exists()
-    )
+    assert len(states) == (stop % options["max_steps"] >= 4) and not (tmp_path / "parts/results.json").exists()
     steps = []
     monkeypatch.setattr(
         training, "_Batches", lambda lengths, schedule, first, kind=training._Batches: steps.append(first)

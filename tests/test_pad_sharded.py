@@ -52,9 +52,7 @@ def sharded(rank: int, folder: str) -> None:
     fully_shard(student, mesh=mesh)
     prior, loss = step(student, rank)
     loss.backward()
-    gradients = {
-        name: value.grad.full_tensor() for name, value in student.named_parameters() if value.grad is not None
-    }
+    gradients = {name: value.grad.full_tensor() for name, value in student.named_parameters() if value.grad is not None}
     torch.save({"prior": prior, "loss": loss.detach(), "gradients": gradients}, f"{folder}/{rank}.pt")
     distributed.destroy_process_group()
 

@@ -10,7 +10,7 @@ from pad.settings import Settings
 
 @dataclass
 class AlignConfig(Settings):
-    """Draw how one utterance's speech and text align: log-mel, priors, spans, alignment matrix."""
+    """Draw how the speech and text of one utterance align: log-mel spectrogram, priors, spans, alignment matrix."""
 
     student: str
     """speech encoder: a transformers checkpoint folder or hub name"""
@@ -19,23 +19,23 @@ class AlignConfig(Settings):
     audio: str
     """audio file of the utterance"""
     transcript: str = ""
-    """what is said; empty: read from the .txt beside the audio"""
+    """transcript of the audio; empty: read the .txt file next to the audio"""
     words: str | None = None
-    """file of lines 'start, end, word' (tabs, seconds): true word times to draw"""
+    """file with true word times to draw, one word per line: start (s), tab, end (s), tab, word"""
     linear_map: str | None = None
-    """map.safetensors that distill --linear-map has saved, for models of two widths"""
+    """map.safetensors from pad distill --linear-map, for models of different widths"""
     teacher_layer: int = -1
-    """hidden state of the teacher that is its token embeddings, as in distill"""
+    """hidden state of the teacher to use as token embeddings, as in pad distill"""
     teacher_mean: str | None = None
-    """teacher_mean.safetensors that distill --center-teacher has saved, to be subtracted from the embeddings"""
+    """teacher_mean.safetensors from pad distill --center-teacher: subtracted from the teacher's embeddings"""
     output: str = "alignment"
-    """path of the pictures; .png and .svg are added"""
+    """path of the pictures, without the endings .png and .svg"""
     preset: str = "pad-slocal-soft"
-    """objective whose units and priors are drawn"""
+    """objective whose alignment units and priors are drawn"""
     temperature: float | None = None
-    """of the soft alignment; None: the preset's"""
+    """temperature of the soft alignment; 0: hard alignment; None: the value of the preset"""
 
     def check(self) -> None:
-        """Raise UserError for a value that makes no sense, by its name."""
-        self.expect("output", Path(self.output).name, "the path of a file")
+        """Raise UserError that names a setting whose value makes no sense."""
+        self.expect("output", Path(self.output).name != "", "the path of a file")
         self.expect("temperature", self.temperature is None or self.temperature >= 0, "0 or more")

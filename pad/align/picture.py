@@ -1,9 +1,10 @@
-"""The picture of one aligned utterance."""
+"""The picture of an aligned utterance."""
 
 from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,11 +48,11 @@ def draw(utterance: AlignedUtterance) -> Figure:
     _draw_sound(sound, utterance)
     if utterance.speech_prior is not None:
         prior = figure.add_subplot(grid[1, 0], sharex=matrix)
-        handles += _draw_speech_prior(prior, utterance)
+        handles += _draw_speech_prior(prior, utterance, utterance.speech_prior)
         prior.tick_params(labelbottom=False)
     handles += _draw_matrix(matrix, utterance, rows, figure.add_subplot(grid[-1, -1]))
     if utterance.text_prior is not None:
-        _draw_text_prior(figure.add_subplot(grid[-1, 1], sharey=matrix), utterance)
+        _draw_text_prior(figure.add_subplot(grid[-1, 1], sharey=matrix), utterance.text_prior)
     sound.tick_params(labelbottom=False)
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=8)
     objective = utterance.objective
@@ -63,14 +64,14 @@ def draw(utterance: AlignedUtterance) -> Figure:
 
 
 def _draw_sound(axes, utterance: AlignedUtterance) -> None:
-    """Log-mel energies; above them the words, each with a bar as long as it lasts."""
+    """Log-mel energies; above them the words, each with a bar that shows when it is spoken."""
     energies, step = log_mel(utterance.samples, utterance.sampling_rate)
     seconds = len(utterance.samples) / utterance.sampling_rate
     image = axes.imshow(energies, origin="lower", aspect="auto", cmap="magma", vmin=-70, vmax=0,
                         extent=(-step / 2, energies.shape[1] * step - step / 2, 0, _MELS))  # fmt: skip
     axes.set(xlim=(0, seconds), yticks=[], ylabel="log-mel")
     scale = axes.inset_axes((1.015, 0, 0.012, 1))
-    scale.set_in_layout(False)  # it lies above the text prior, which would make room for it
+    scale.set_in_layout(False)  # it is above the text prior, which would make room for it
     axes.figure.colorbar(image, cax=scale, label="dB")
     _small(axes)
     _small(scale)
@@ -84,25 +85,25 @@ def _draw_sound(axes, utterance: AlignedUtterance) -> None:
                   rotation=90 if crowded else 0)  # fmt: skip
 
 
-def _draw_speech_prior(axes, utterance: AlignedUtterance) -> list:
-    """The prior over its mean, and the anchors on it; gives what the legend names."""
-    values = utterance.speech_prior.numpy() * len(utterance.speech_prior)
+def _draw_speech_prior(axes, utterance: AlignedUtterance, prior: torch.Tensor) -> list:
+    """The prior relative to a uniform one, and the anchors; returns the entries of the legend."""
+    values = prior.numpy() * len(prior)
     centres = utterance.centres.numpy()
     uniform = axes.axhline(1.0, color="black", linewidth=0.8, linestyle=":", label="uniform prior")
     axes.fill_between(centres, 1.0, values, color=_BLUE, alpha=0.3, linewidth=0)
     axes.plot(centres, values, color=_BLUE, linewidth=0.9)
-    axes.set_ylabel("speech prior\nx frames", fontsize=8)
+    axes.set_ylabel("speech prior\n× frames", fontsize=8)
     axes.margins(y=0.12)
     _small(axes)
     if utterance.objective.level != "span":
         return [uniform]
     places = _anchors(utterance)
-    anchors = axes.plot(centres[places], values[places], "o", color=_BLUE, markersize=3.5, label="anchors of spans")
+    anchors = axes.plot(centres[places], values[places], "o", color=_BLUE, markersize=3.5, label="span anchors")
     return [uniform, *anchors]
 
 
 def _anchors(utterance: AlignedUtterance) -> list[int]:
-    """The frames around which the spans lie; a span at an edge is cut there, and not around its middle."""
+    """The anchor frames of the spans; a span at an edge is clipped there, so its anchor is not its middle."""
     scales = utterance.objective.scales
     width = max(1, math.floor(scales[0] * len(utterance.centres) / len(utterance.tokens) + 0.5))
     pairs = zip(utterance.start[:: len(scales)].tolist(), utterance.end[:: len(scales)].tolist())
@@ -110,38 +111,38 @@ def _anchors(utterance: AlignedUtterance) -> list[int]:
     return sorted({min(max(place + width // 2, 0), len(utterance.centres) - 1) for place in first})
 
 
-def _draw_text_prior(axes, utterance: AlignedUtterance) -> None:
-    """The prior of each token as a bar from the uniform one."""
-    values = utterance.text_prior.numpy() * len(utterance.text_prior)
+def _draw_text_prior(axes, prior: torch.Tensor) -> None:
+    """The prior of each token as a bar that starts at the uniform one."""
+    values = prior.numpy() * len(prior)
     axes.barh(range(len(values)), values - 1.0, left=1.0, color=_BLUE, alpha=0.6, height=0.7)
     axes.axvline(1.0, color="black", linewidth=0.8, linestyle=":")
-    axes.set_xlabel("text prior\nx tokens", fontsize=8)
+    axes.set_xlabel("text prior\n× tokens", fontsize=8)
     axes.margins(x=0.12)
     axes.tick_params(left=False, labelleft=False)
     _small(axes)
 
 
 def _draw_matrix(axes, utterance: AlignedUtterance, height: float, scale) -> list:
-    """Each token's weights over the frames, a box around the unit it is aligned with; gives what the legend names."""
+    """Each token's weights over the frames, with a box around its aligned unit; returns the entries of the legend."""
     weights = utterance.frame_matrix()
     weights = weights / weights.amax(dim=1, keepdim=True).clamp_min(1e-12)
     half, tokens = utterance.hop / 2, len(utterance.tokens)
     left, right = float(utterance.centres[0]) - half, float(utterance.centres[-1]) + half
     image = axes.imshow(weights, aspect="auto", cmap="Greys", vmin=0, vmax=1, interpolation="nearest",
                         extent=(left, right, tokens - 0.5, -0.5))  # fmt: skip
-    axes.figure.colorbar(image, cax=scale, label="weight (1: token's heaviest)")
+    axes.figure.colorbar(image, cax=scale, label="weight / largest of the token")
     _small(scale)
-    box = {"fill": False, "edgecolor": _ORANGE, "linewidth": 1.5}
+    box: dict[str, Any] = {"fill": False, "edgecolor": _ORANGE, "linewidth": 1.5}
     for row, unit in enumerate(utterance.unit.tolist()):
         if unit >= 0:
             start = float(utterance.centres[int(utterance.start[unit])]) - half
             end = float(utterance.centres[int(utterance.end[unit]) - 1]) + half
             axes.add_patch(Rectangle((start, row - 0.42), end - start, 0.84, **box))
     chosen = "span" if utterance.objective.level == "span" else "frame"
-    handles = [Patch(**box, label=f"{chosen} chosen for the token")]
+    handles = [Patch(**box, label=f"{chosen} aligned with the token")]
     for start, end, _ in utterance.words or ():
         for place in (start, end):
-            line = axes.axvline(place, color=_BLUE, linewidth=0.5, alpha=0.6, label="word's start or end")
+            line = axes.axvline(place, color=_BLUE, linewidth=0.5, alpha=0.6, label="word boundaries")
     if utterance.words:
         handles.append(line)
     axes.set(xlim=(0, len(utterance.samples) / utterance.sampling_rate), ylim=(tokens - 0.5, -0.5), xlabel="seconds")

@@ -1,4 +1,4 @@
-"""One utterance from settings to pictures."""
+"""`pad align`: from settings to pictures."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from pad.align.config import AlignConfig
 from pad.align.picture import draw, save
-from pad.align.utterance import look
+from pad.align.utterance import align_utterance
 from pad.data import read_audio
 from pad.errors import UserError
 from pad.models import FrameLayout, check_teacher_layer, load_student, load_teacher, width
@@ -20,10 +20,10 @@ from pad.step.teacher import Teacher
 
 
 def align_one(config: AlignConfig) -> list[Path]:
-    """Draw one utterance; gives the pictures' paths. Raises UserError."""
+    """Draw one utterance and return the paths of the pictures; raises UserError."""
     config.check()
     goal = objective(config.preset, config.temperature)
-    config.expect("preset", goal.level != "global", "a preset of the token or span level, which align")
+    config.expect("preset", goal.level != "global", "a preset of the token or span level")
     config.expect("audio", Path(config.audio).is_file(), "an audio file that exists")
     transcript = _transcript(config)
     words = None if config.words is None else _words(Path(config.words))
@@ -34,32 +34,32 @@ def align_one(config: AlignConfig) -> list[Path]:
     samples = read_audio(config.audio, extractor.sampling_rate)
     if len(samples) < layout.receptive_field:
         raise UserError(
-            f"audio: {config.audio} has {len(samples)} samples, expected at least {layout.receptive_field}, one frame"
+            f"audio: {config.audio} has {len(samples)} samples, expected at least {layout.receptive_field} (one frame)"
         )
-    check_teacher_layer(config, model)
+    check_teacher_layer(config, config.teacher_layer, model)
     teacher = Teacher(model, tokenizer, goal.text_prior, config.teacher_layer)
     if config.teacher_mean is not None:
         teacher.mean = _saved("teacher_mean", config.teacher_mean, "mean", (width(model),))
     collator = Collator(extractor, tokenizer, layout)
-    utterance = look(student, collator, teacher, goal, samples, transcript, words, linear_map)
+    utterance = align_utterance(student, collator, teacher, goal, samples, transcript, words, linear_map)
     output = Path(config.output)
     return save(draw(utterance), output.with_suffix("") if output.suffix in (".png", ".svg") else output)
 
 
 def _linear_map(path: str | None, of_student: int, of_teacher: int) -> torch.Tensor | None:
-    """The map from the teacher's width to the student's, None if they are one."""
+    """The map from the teacher's width to the student's, None if they are equal."""
     if path is None:
         if of_student != of_teacher:
             raise UserError(
-                f"student and teacher differ in width: {of_student} and {of_teacher}; choose two of one width, or give "
-                "the map.safetensors of the student's run as --linear-map"
+                f"student and teacher have different widths: {of_student} and {of_teacher}; "
+                "choose two of one width, or give the map.safetensors of the student's run as --linear-map"
             )
         return None
     return _saved("linear_map", path, "weight", (of_student, of_teacher))
 
 
 def _saved(setting: str, path: str, name: str, shape: tuple[int, ...]) -> torch.Tensor:
-    """A tensor that distill has saved beside the student."""
+    """A tensor that `pad distill` saved next to the student."""
     try:
         tensor = load_file(path)[name]
     except (OSError, SafetensorError, KeyError) as error:
@@ -78,12 +78,12 @@ def _transcript(config: AlignConfig) -> str:
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"transcript: none is given, and {beside} cannot be read: {error}") from error
     if not transcript:
-        raise UserError("transcript: it is empty; expected what is said")
+        raise UserError("transcript: it is empty; expected the words that are spoken")
     return transcript
 
 
 def _words(path: Path) -> list[tuple[float, float, str]]:
-    """Lines of start, end (seconds) and word, parted by tabs."""
+    """Lines of start, end (seconds) and word, separated by tabs."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:

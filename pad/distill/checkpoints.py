@@ -1,4 +1,4 @@
-"""An output folder that fits, whole checkpoints, a student saved whole, a run that stops when it is told to."""
+"""Checks of the output folder, complete checkpoints, saving of the student, and stopping on a signal."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from pad.settings import SETTINGS_FILE, check_same
 
 
 def last_whole_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint of a run that was written to its end; its state is the last file written."""
+    """The newest complete checkpoint of a run; its trainer state is the last file written."""
     found = []
     for path in folder.glob("checkpoint-*"):
         match = re.fullmatch(r"checkpoint-(\d+)", path.name)
@@ -43,9 +43,9 @@ def _state_step(path: Path) -> int | None:
 
 
 def check_output(config: DistillConfig) -> str | None:
-    """The checkpoint to go on from, None for a run from its start; raises UserError if the folder does not fit."""
+    """The checkpoint to resume from, None to start from step 0; raises UserError if the folder cannot be used."""
     output = Path(config.output)
-    # Of several processes the first makes the folder, perhaps before the others look.
+    # Of several processes, the first makes the folder, perhaps before the others check it.
     if first_process():
         _check_folder(output, config.resume)
     if not config.resume:
@@ -60,14 +60,14 @@ def check_output(config: DistillConfig) -> str | None:
 
 
 def _check_folder(output: Path, resume: bool) -> None:
-    """Raise UserError unless a run can write here: anew, or to go on with the run that is there."""
+    """Raise UserError unless a run can write here: a new one, or the one that is resumed."""
     try:
         if output.exists() and not output.is_dir():
             raise UserError(f"output: {output} is a file, expected a folder")
         if output.exists() and any(output.iterdir()):
             if not resume:
                 raise UserError(
-                    f"output: the folder {output} is not empty; choose another, or --resume to go on there"
+                    f"output: the folder {output} is not empty; choose another, or --resume to continue there"
                 )
             if not (output / SETTINGS_FILE).is_file():
                 raise UserError(f"resume: {output} holds no {SETTINGS_FILE}; expected a run's folder, or a new one")
@@ -80,7 +80,7 @@ def _check_folder(output: Path, resume: bool) -> None:
 
 @contextmanager
 def saving_to(output: Path) -> Iterator[None]:
-    """Make one error that names the folder of the several ways in which a full disk shows itself."""
+    """Turn the different errors that a full disk causes into one that names the folder."""
     try:
         yield
     except (OSError, SafetensorError, RuntimeError) as error:
@@ -96,17 +96,17 @@ def _is_of_full_disk(error: Exception) -> bool:
         return error.errno in (errno.ENOSPC, errno.EDQUOT)
     if isinstance(error, SafetensorError):
         return "No space left" in str(error) or "quota" in str(error)
-    # torch.save does not say why its file was not written.
+    # torch.save does not say why it could not write its file.
     return "PytorchStreamWriter failed" in str(error) or "unexpected pos" in str(error)
 
 
 def _nearest(path: Path) -> Path:
-    """The nearest of a path and its parents that exists."""
+    """The path itself or its nearest parent that exists."""
     return next(place for place in (path, *path.absolute().parents) if place.exists())
 
 
 def save_student(student, extractor, folder: Path, state_dict: dict | None = None) -> Path:
-    """Save a student and its feature extractor; the folder appears whole, under its name, or not at all."""
+    """Save a student and its feature extractor; the folder appears complete or not at all."""
     with whole_folder(folder) as partial:
         student.save_pretrained(partial, state_dict=state_dict)
         extractor.save_pretrained(partial)
@@ -114,7 +114,7 @@ def save_student(student, extractor, folder: Path, state_dict: dict | None = Non
 
 
 class StopOnSignal(TrainerCallback):
-    """At SIGTERM or the first Ctrl-C: finish the step, save a checkpoint, stop. The second Ctrl-C stops at once."""
+    """On SIGTERM or the first Ctrl-C, finish the step, save a checkpoint and stop. The second Ctrl-C stops at once."""
 
     def __init__(self):
         self.number = 0
@@ -131,7 +131,7 @@ class StopOnSignal(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         if args.world_size > 1:
-            # All processes save at the same step, whichever of them were told.
+            # All processes save at the same step, whichever of them got the signal.
             told = torch.tensor(self.number, device=args.device)
             distributed.all_reduce(told, distributed.ReduceOp.MAX)
             self.number = int(told)

@@ -1,4 +1,4 @@
-"""Pictures of one utterance's alignment while a student trains."""
+"""Pictures of one utterance's alignment during training."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import torch
 from transformers import PreTrainedModel, TrainerCallback
 from transformers.integrations import TensorBoardCallback
 
-from pad.align.utterance import look
+from pad.align.utterance import align_utterance
 from pad.step.collate import Collator
 from pad.step.objective import Objective
 from pad.step.teacher import Teacher
 
 
 class AlignmentPictures(TrainerCallback):
-    """Draws one utterance every so many steps: into tensorboard where Trainer logs to it, and as pictures/step-N.png.
+    """Draws one utterance every few steps: to pictures/step-N.png and .svg, and to tensorboard if Trainer logs there.
 
-    samples [T] at the student's rate, transcript: the utterance; folder: where `pictures` is made. The training
-    goes on as if nothing had happened: random state, mode and gradients are as before.
+    samples [T] at the student's rate, transcript: the utterance; folder: where `pictures` is made. Training is not
+    affected: random state, mode and gradients are left as they were.
     """
 
     def __init__(
@@ -38,7 +38,9 @@ class AlignmentPictures(TrainerCallback):
         student = next(module for module in model.modules() if isinstance(module, PreTrainedModel))
         devices = [args.device] if args.device.type == "cuda" else []
         with torch.random.fork_rng(devices), torch.autocast(args.device.type, enabled=False):
-            utterance = look(student, self.collator, self.teacher, self.objective, self.samples, self.transcript)
+            utterance = align_utterance(
+                student, self.collator, self.teacher, self.objective, self.samples, self.transcript
+            )
         figure = draw(utterance)
         save(figure, self.folder / "pictures" / f"step-{state.global_step}")
         for callback in self.trainer.callback_handler.callbacks:

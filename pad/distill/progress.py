@@ -8,7 +8,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 
 class LossBar(TrainerCallback):
-    """One bar over all steps with the running loss beside it."""
+    """A progress bar over all steps that shows the running loss."""
 
     def __init__(self, title: str, losses: list):
         self.title, self.losses, self.bar = title, losses, None
@@ -20,22 +20,20 @@ class LossBar(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         if state.global_step % args.logging_steps == 0 and self.losses:
             recent = self.losses[-int(args.logging_steps) :]
-            self.bar.set_postfix(
-                loss=f"{sum(float(loss) for loss in recent) / len(recent):.3f}", refresh=False
-            )
+            self.bar.set_postfix(loss=f"{sum(float(loss) for loss in recent) / len(recent):.3f}", refresh=False)
         self.bar.update(1)
 
     def on_train_end(self, args, state, control, **kwargs):
         self.close()
 
     def close(self) -> None:
-        """End the bar's line, after an error too."""
+        """Close the bar, also after an error."""
         if self.bar is not None:
             self.bar.close()
 
 
 def show_progress(trainer, title: str) -> LossBar:
-    """Replace the Trainer's own output by one bar."""
+    """Replace the Trainer's own output with one progress bar."""
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     bar = LossBar(title, trainer.step_losses)

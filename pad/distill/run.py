@@ -1,4 +1,4 @@
-"""One distillation run from settings to a saved student."""
+"""`pad distill`: from settings to a saved student."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ from pad.versions import versions
 
 
 def distill(config: DistillConfig) -> Path:
-    """Distill as the settings say; gives the folder of the student, a plain transformers checkpoint.
+    """Run a distillation and return the folder of the student, a plain transformers checkpoint.
 
-    Everything the user may have got wrong is checked before the output folder is made. Raises UserError, and
+    All input is checked before the output folder is made. Raises UserError for input that it cannot work with, and
     Stopped after a signal.
     """
     config.check()
@@ -63,7 +63,7 @@ def distill(config: DistillConfig) -> Path:
     check_tokens(tokenizer, dataset.transcripts[:200])
     teacher = Teacher(teacher_model, tokenizer, goal.text_prior, config.teacher_layer, config.teacher_cache)
     with stable_training(student, config.freeze_feature_encoder), saving_to(output), _left_as_found(output):
-        if main:  # first of all: a folder with settings can be resumed
+        if main:  # before anything else: a folder with settings can be resumed
             output.mkdir(parents=True, exist_ok=True)
             config.save(output / SETTINGS_FILE)
             write_json(output / "versions.json", versions())
@@ -80,9 +80,9 @@ def distill(config: DistillConfig) -> Path:
         say(f"{len(utterances)} utterances, {sum(item.duration for item in utterances) / 3600:.2f} h of speech")
         teacher_model.to(trainer.args.device)
         if config.center_teacher:
-            teacher.centre(dataset.transcripts, trainer.args.device)
+            mean = teacher.centre(dataset.transcripts, trainer.args.device)
             if main:
-                _save_tensor("mean", teacher.mean, output / "teacher_mean.safetensors")
+                _save_tensor("mean", mean, output / "teacher_mean.safetensors")
         bar = show_progress(trainer, "distilling")
         if config.pictures_every:
             trainer.add_callback(_pictures(trainer, dataset, collator, teacher, goal, config.pictures_every, output))
@@ -112,11 +112,11 @@ def _check_against_models(config: DistillConfig, goal, student, teacher) -> None
     """Raise UserError for settings that do not fit the models."""
     depth = student.config.num_hidden_layers
     config.expect("prior_layers", all(layer < depth for layer in config.prior_layers), f"layers below {depth}")
-    check_teacher_layer(config, teacher)
+    check_teacher_layer(config, config.teacher_layer, teacher)
     if not config.linear_map:
         check_widths(student, teacher)
     config.expect("pictures_every", not config.pictures_every or goal.level != "global" and not config.linear_map,
-                  "0 for a global objective or with a linear map, which have no alignment to draw")  # fmt: skip
+                  "0 with a global objective or a linear map, for which no alignment is drawn")  # fmt: skip
 
 
 def _read_speech(config: DistillConfig, min_samples: int, sampling_rate: int, report: Report) -> list[Utterance]:
@@ -139,17 +139,15 @@ def _save_memory(student) -> None:
 
 
 def _pictures(trainer, dataset, collator, teacher, goal, every_steps: int, output: Path):
-    """Of the first utterance that can be read."""
+    """Pictures of the first utterance that can be read."""
     from pad.distill.pictures import AlignmentPictures
 
     item = next(item for item in (dataset[number] for number in range(len(dataset))) if item is not None)
-    return AlignmentPictures(
-        trainer, collator, teacher, goal, item["samples"], item["transcript"], every_steps, output
-    )
+    return AlignmentPictures(trainer, collator, teacher, goal, item["samples"], item["transcript"], every_steps, output)
 
 
 def _save(model, extractor, folder: Path, state: dict) -> None:
-    """The student, and beside it the map where there is one."""
+    """Save the student and, next to it, the linear map if there is one."""
     if isinstance(model, StudentWithMap):
         _save_tensor("weight", state["map.weight"], folder.with_name("map.safetensors"))
         state = {name.removeprefix("student."): value for name, value in state.items() if name.startswith("student.")}
@@ -164,9 +162,9 @@ def _save_tensor(name: str, tensor: Tensor, path: Path) -> None:
 
 @contextmanager
 def _left_as_found(output: Path):
-    """Nothing of a new run stays behind if a UserError ends it before its first checkpoint.
+    """Remove the output of a new run if a UserError ends it before its first checkpoint.
 
-    Such as an audio file whose header is sound and whose samples are not.
+    An example is an audio file whose header can be read and whose samples cannot.
     """
     new = not output.exists() or not any(output.iterdir())
     try:
@@ -179,9 +177,9 @@ def _left_as_found(output: Path):
 
 @contextmanager
 def stable_training(student, freeze_feature_encoder: bool = False):
-    """For training, switch off what would blur the target: SpecAugment masks and dropped layers (ours).
+    """During training, switch off what would add noise to the target: SpecAugment and layer dropping (ours).
 
-    The student's config is as before afterwards.
+    The student's config is restored afterwards.
     """
     kept = {name: getattr(student.config, name) for name in ("apply_spec_augment", "layerdrop")
             if hasattr(student.config, name)}  # fmt: skip

@@ -1,4 +1,4 @@
-"""The training loop: transformers' Trainer around a student, with a frozen teacher beside it."""
+"""The training loop: transformers' Trainer with a student and a frozen teacher."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations.integration_utils import get_available_reporting_integrations
 
 from pad.distill.config import DistillConfig
 from pad.errors import UserError
 from pad.files import follow_umask
-from pad.models import FrameLayout
+from pad.models import FrameLayout, width
 from pad.step.collate import Collator, LengthBucketSampler, frame_mask
 from pad.step.objective import Objective
 from pad.step.teacher import Teacher
 
 
 class _SetEpoch(TrainerCallback):
-    """Tells the sampler which epoch begins; a run resumed amid an epoch included."""
+    """Tells the sampler which epoch begins, also when a run resumes in the middle of one."""
 
     def __init__(self, sampler: LengthBucketSampler):
         self.sampler = sampler
@@ -32,12 +32,12 @@ class _SetEpoch(TrainerCallback):
 
 
 class StudentWithMap(nn.Module):
-    """A student and a linear map from the teacher's width to its own, trained together, saved apart."""
+    """A student and a linear map from the teacher's width to its own; trained together, saved separately."""
 
-    def __init__(self, student: nn.Module, teacher_width: int):
+    def __init__(self, student: PreTrainedModel, teacher_width: int):
         super().__init__()
         self.student = student
-        self.map = nn.Linear(teacher_width, student.config.hidden_size, bias=False)
+        self.map = nn.Linear(teacher_width, width(student), bias=False)
 
     @property
     def config(self):
@@ -51,17 +51,18 @@ class StudentWithMap(nn.Module):
 class DistillationTrainer(Trainer):
     """Trains the student to minimise an objective against a teacher.
 
-    lengths: one number per training utterance, by which batches are made of utterances of similar length.
+    lengths: one number per training utterance, used to make batches of utterances of similar length.
     `step_losses` holds the loss of every batch since this process began to train (float32 scalars).
     """
 
-    loss_is_scaled_for_ga = False  # a mean over the batch: Trainer divides it when it accumulates gradients
+    loss_is_scaled_for_ga = False  # a mean over the batch: Trainer divides it when accumulating gradients
 
     def __init__(self, *args, teacher: Teacher, objective: Objective, lengths, **kwargs):
         super().__init__(*args, **kwargs)
-        self.teacher, self.objective = teacher, objective
+        self.teacher: Teacher = teacher
+        self.objective: Objective = objective
         self.model_accepts_loss_kwargs = False
-        # Of all processes together: each takes its part of the same order.
+        # Of all processes together: each takes its share of the same order.
         batch_size = self.args.train_batch_size * self.args.world_size
         self.sampler = LengthBucketSampler(lengths, batch_size, self.args.seed)
         self.add_callback(_SetEpoch(self.sampler))
@@ -71,17 +72,18 @@ class DistillationTrainer(Trainer):
         return self.sampler
 
     def _run_epoch(self, *args, **kwargs):
-        # A resumed run that was at its end would go one step further.
+        # A finished run that is resumed would take one step more.
         if self.state.global_step < self.state.max_steps:
             super()._run_epoch(*args, **kwargs)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)
         if self.args.should_save:
-            follow_umask(*Path(output_dir or self.args.output_dir).glob("*.safetensors"))
+            folder = self.args.output_dir if output_dir is None else output_dir
+            follow_umask(*Path(str(folder)).glob("*.safetensors"))
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """Objective of one batch as the Collator gives it."""
+        """The objective for one batch of the Collator."""
         loss, outputs = batch_loss(model, inputs, self.teacher, self.objective)
         if model.training:
             self.step_losses.append(loss.detach())
@@ -89,7 +91,7 @@ class DistillationTrainer(Trainer):
 
 
 def batch_loss(model, batch, teacher: Teacher, objective: Objective):
-    """(loss, student outputs) of one batch as the Collator gives it; model: a student, or one with its map."""
+    """(loss, student outputs) for one batch of the Collator; model: a student, or a StudentWithMap."""
     inputs = {name: batch[name] for name in ("input_values", "attention_mask") if name in batch}
     plain = getattr(model, "module", model)
     samples = torch.tensor(batch["input_values"].shape[1])
@@ -108,7 +110,7 @@ def batch_loss(model, batch, teacher: Teacher, objective: Objective):
 
 @torch.no_grad()
 def try_models(model, collator: Collator, teacher: Teacher, objective: Objective) -> None:
-    """Run a second of noise and a few words through both models; raises UserError for one that does not fit."""
+    """Run a second of noise and a few words through both models; raises UserError for a model that does not fit."""
     rate = collator.extractor.sampling_rate
     noise = np.random.default_rng(0).standard_normal(max(rate, collator.layout.receptive_field), dtype=np.float32)
     with _blaming("teacher", "BERT, RoBERTa or DistilBERT"):
@@ -121,7 +123,7 @@ def try_models(model, collator: Collator, teacher: Teacher, objective: Objective
 
 @contextmanager
 def _blaming(role: str, expected: str) -> Iterator[None]:
-    """A UserError that names a model in place of whatever it raises."""
+    """Turn any error of a model into a UserError that names its role."""
     try:
         yield
     except Exception as error:

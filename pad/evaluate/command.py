@@ -37,7 +37,7 @@ class EvaluateOptions(EvaluateConfig, Options):
     """
 
     data: str | None = None
-    """folder of the corpus of the task that is named: ic, er or sf"""
+    """with a task (ic, er or sf): folder of its corpus"""
     task: IC | ER | SF | All = field(default_factory=All)
 
     @property

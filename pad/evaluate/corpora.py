@@ -1,4 +1,4 @@
-"""Fluent Speech Commands and IEMOCAP as they lie on disk, and what all readers of this package give."""
+"""Fluent Speech Commands and IEMOCAP as they are stored on disk, and what all corpus readers return."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _TURN = re.compile(r"\[[^]]* - [^]]*\]\s+(\S+)\s+(\S+)\s+\[[^]]*\]")
 
 @dataclass(frozen=True)
 class Example:
-    """An audio file with its label: class numbers, or the characters and tags to spell; where: file:line."""
+    """An audio file with its label: class numbers, or characters and tags; where: file:line."""
 
     audio: Path
     label: tuple
@@ -33,7 +33,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Splits:
-    """What is trained on, what checkpoints and learning rates are chosen on, what is reported."""
+    """The data for training, for choosing checkpoints and learning rates, and for the reported scores."""
 
     train: list[Example]
     dev: list[Example]
@@ -45,7 +45,7 @@ def read_lines(path: Path, role: str) -> list[str]:
     try:
         return path.read_text(encoding="utf-8").rstrip("\n").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{role}: cannot read {path}: {error}; expected the corpus in its layout") from error
+        raise UserError(f"{role}: cannot read {path}: {error}; expected the corpus in its original layout") from error
 
 
 def _read_commands(path: Path) -> list[tuple[str, dict[str, str]]]:
@@ -71,9 +71,9 @@ def _read_commands(path: Path) -> list[tuple[str, dict[str, str]]]:
 def fluent_speech_commands(folder: Path) -> tuple[Splits, tuple[int, ...]]:
     """The splits of FOLDER/data/{train,valid,test}_data.csv, whose paths are relative to FOLDER.
 
-    Gives them with the number of values of action, object and location; an example's label is one number for
-    each, values numbered in alphabetical order of the training split. Raises UserError for what is missing or
-    malformed, and for a value that the training split does not have.
+    Returns them with the number of values of action, object and location. A label has one number for each; values are
+    numbered in the alphabetical order of the training split. Raises UserError for what is missing or malformed, and
+    for a value that the training split does not have.
     """
     rows = {name: _read_commands(folder / "data" / f"{name}_data.csv") for name in ("train", "valid", "test")}
     values = {slot: sorted({row[slot] for _, row in rows["train"]}) for slot in INTENT_SLOTS}
@@ -128,10 +128,8 @@ def iemocap(folder: Path) -> list[list[Example]]:
     return sessions
 
 
-def leave_one_session_out(
-    sessions: Sequence[Sequence[Example]], seed: int, dev_share: float = 0.2
-) -> list[Splits]:
-    """One fold a session, which is its test split; dev_share of the other sessions is dev, drawn by the seed.
+def leave_one_session_out(sessions: Sequence[Sequence[Example]], seed: int, dev_share: float = 0.2) -> list[Splits]:
+    """One fold per session, which is its test split; dev_share of the rest is dev, drawn by the seed.
 
     Raises UserError if that leaves nothing to train on.
     """
@@ -141,14 +139,14 @@ def leave_one_session_out(
         order = torch.randperm(len(rest), generator=torch.Generator().manual_seed(seed)).tolist()
         count = max(1, round(dev_share * len(rest)))
         if count == len(rest):
-            raise UserError(f"er: {len(rest)} utterance beside Session{held_out + 1}; expected 2 or more")
+            raise UserError(f"er: {len(rest)} utterance outside Session{held_out + 1}; expected 2 or more")
         dev, train = sorted(order[:count]), sorted(order[count:])
         folds.append(Splits([rest[place] for place in train], [rest[place] for place in dev], list(test)))
     return folds
 
 
 def durations(examples: Sequence[Example], shortest: float) -> list[float]:
-    """Seconds of each example's audio, which is read to its end: a bad file shows before hours of training.
+    """The duration of each example in seconds. All audio is decoded, so that a bad file shows before training.
 
     Raises UserError for a file that is missing, cannot be read or is shorter than `shortest` seconds.
     """

@@ -1,4 +1,4 @@
-"""A frozen speech encoder and its hidden states, those of an utterance independent of its batch."""
+"""A frozen speech encoder. The hidden states of an utterance do not depend on its batch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pad.step.collate import frame_mask
 
 
 class _RowByRow(nn.Module):
-    """Convolutions that see each row of a batch without its padding: their group norm spans all of time."""
+    """Runs convolutions on each row of a batch without its padding, because their group norm spans all of time."""
 
     def __init__(self, convolutions: nn.Module):
         super().__init__()
@@ -30,8 +30,8 @@ class _RowByRow(nn.Module):
 class Encoder:
     """A checkpoint, frozen: evaluation mode, no gradients, float32, no dropped layers, no masks.
 
-    role: the argument that named it, for messages. Raises UserError for what cannot be loaded, or gives other
-    hidden states than those SUPERB's heads weigh.
+    role: the setting that names it, for messages. Raises UserError for a model that cannot be loaded, or whose hidden
+    states do not fit SUPERB's heads.
     """
 
     def __init__(self, name: str, role: str, device: torch.device | str = "cpu"):
@@ -48,7 +48,7 @@ class Encoder:
         if getattr(config, "feat_extract_norm", None) == "group":
             self._convolutions = self.model.feature_extractor = _RowByRow(self.model.feature_extractor)
         self.model.to(self.device)
-        self([np.zeros(self.layout.receptive_field + 7 * self.layout.hop, dtype=np.float32)])  # its states are checked
+        self([np.zeros(self.layout.receptive_field + 7 * self.layout.hop, dtype=np.float32)])  # checks its states
 
     @property
     def sampling_rate(self) -> int:
@@ -57,7 +57,7 @@ class Encoder:
 
     @property
     def shortest(self) -> float:
-        """Seconds that one frame sees, with a sample to spare for resampled audio."""
+        """Seconds that one frame sees, plus one sample for resampled audio."""
         return (self.layout.receptive_field + 1) / self.sampling_rate
 
     @torch.no_grad()
@@ -77,19 +77,19 @@ class Encoder:
         if self._convolutions is not None:
             self._convolutions.lengths = samples.tolist()
         outputs = self.model(inputs, attention_mask=mask, output_hidden_states=True)
-        states = [*outputs.hidden_states[:-1], outputs.last_hidden_state]
-        if len(states) != self.layers:
+        layers = [*outputs.hidden_states[:-1], outputs.last_hidden_state]
+        if len(layers) != self.layers:
             raise UserError(
-                f"{self.role}: {self.name} gives {len(states)} hidden states; expected {self.layers}, "
+                f"{self.role}: {self.name} gives {len(layers)} hidden states; expected {self.layers}, "
                 "one before the first layer and one after each"
             )
-        counts = sorted({state.shape[1] for state in states})
+        counts = sorted({state.shape[1] for state in layers})
         if len(counts) > 1:
             raise UserError(
                 f"{self.role}: {self.name} gives hidden states of {' and '.join(map(str, counts))} frames for the "
                 "same speech; expected as many in each layer, as of wav2vec 2.0, HuBERT or WavLM"
             )
-        states = torch.stack(states, dim=1).float()
+        states = torch.stack(layers, dim=1).float()
         lengths = self.layout.frames(samples).to(self.device)
         real = frame_mask(lengths, states.shape[2])[:, None, :, None]
         return states.masked_fill_(~real, 0.0), lengths

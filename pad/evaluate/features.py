@@ -1,4 +1,4 @@
-"""Hidden states of whole corpora: their means over frames on disk, or all of them in memory."""
+"""Hidden states of whole corpora: means over frames, kept on disk, or all states, kept in memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is trained on the hidden states of a frozen encoder."""
+"""The heads that are trained on the hidden states of a frozen encoder."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 
 class LayerSum(nn.Module):
-    """Sum of the hidden states with learned weights, a softmax over the layers that starts even."""
+    """Sum of the hidden states with learned weights: a softmax over the layers, uniform at first."""
 
     def __init__(self, layers: int):
         super().__init__()
@@ -29,7 +29,7 @@ class LayerSum(nn.Module):
 class UtteranceHead(nn.Module):
     """Layer sum, projection, mean over frames, and a linear classifier for each label.
 
-    The sum and the projection are affine, so that the mean over frames may come first: it is what is taken.
+    The sum and the projection are affine, so the mean over frames may come first: the inputs are means.
     """
 
     def __init__(self, layers: int, width: int, classes: Sequence[int], projection: int = 256):
@@ -51,21 +51,17 @@ class SlotHead(nn.Module):
         super().__init__()
         self.layer_sum = LayerSum(layers)
         self.projection = nn.Linear(width, hidden)
-        self.recurrent = nn.LSTM(
-            hidden, hidden, num_layers=2, bidirectional=True, dropout=0.2, batch_first=True
-        )
+        self.recurrent = nn.LSTM(hidden, hidden, num_layers=2, bidirectional=True, dropout=0.2, batch_first=True)
         self.dropout = nn.Dropout(0.2)
         self.output = nn.Linear(2 * hidden, tokens)
         self.spec_augment = spec_augment
 
     def forward(self, states: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-        """States [B, layers, M, D] with so many real frames [B] to logits [B, M, tokens]."""
+        """States [B, layers, M, D] and numbers of real frames [B] to logits [B, M, tokens]."""
         features = self.layer_sum(states)
         if self.training and self.spec_augment:
             features = spec_augment(features)
-        packed = pack_padded_sequence(
-            self.projection(features), lengths.cpu(), batch_first=True, enforce_sorted=False
-        )
+        packed = pack_padded_sequence(self.projection(features), lengths.cpu(), batch_first=True, enforce_sorted=False)
         output, _ = pad_packed_sequence(self.recurrent(packed)[0], batch_first=True)
         return self.output(self.dropout(output))
 

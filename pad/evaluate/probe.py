@@ -1,4 +1,4 @@
-"""A linear probe: what a linear classifier can read from a frozen student."""
+"""A linear probe: what a linear classifier finds in the hidden states of a frozen student."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pad.evaluate.words import Encoded
 
 
 def mean_states(encoded: Sequence[Encoded]) -> torch.Tensor:
-    """[utterances, (layers + 1) D]: the mean frame of every hidden state, as SUPERB's probes see all of them."""
+    """[utterances, (layers + 1) D]: the mean frame of every hidden state, since SUPERB's heads see all of them too."""
     return torch.stack([utterance.means.flatten() for utterance in encoded])
 
 
@@ -21,14 +21,15 @@ PENALTIES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 def linear_probe(train, dev, test, penalties: Sequence[float] = PENALTIES) -> dict:
     """Accuracy of a linear classifier on frozen features; each split is (features [n, D], labels [n] int64).
 
-    The features are standardised by the training split, and the squared-norm penalty is the one that is best
-    on dev. Gives {"accuracy" (test), "dev_accuracy", "penalty"}.
+    The features are standardised by the training split; the squared-norm penalty is the best on dev. Returns
+    {"accuracy" (test), "dev_accuracy", "penalty"}.
     """
     mean, deviation = train[0].mean(dim=0), train[0].std(dim=0) + 1e-6
     train, dev, test = (((features - mean) / deviation, labels) for features, labels in (train, dev, test))
+    features, labels = train
     results = []
     for penalty in penalties:
-        weights = _fit(*train, penalty)
+        weights = _fit(features, labels, penalty)
         results.append((_accuracy(weights, *dev), -penalty, weights))
     dev_accuracy, negative, weights = max(results, key=lambda result: result[:2])
     return {"accuracy": _accuracy(weights, *test), "dev_accuracy": dev_accuracy, "penalty": -negative}

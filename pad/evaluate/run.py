@@ -1,4 +1,4 @@
-"""One evaluation from settings to a table: every model on every task."""
+"""`pad evaluate`: from settings to a table of every model on every task."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ _COLUMNS = (
 
 
 class _Corpus:
-    """A task's corpus, read and checked: folds of (train, dev, test) examples, seconds of each example."""
+    """A task's corpus, read and checked: its folds, and the duration of each example in seconds."""
 
     def __init__(self, task: str, config: EvaluateConfig, shortest: float):
         folder = Path(getattr(config, task))
         if not folder.is_dir():
-            raise UserError(f"{task}: {folder} is not a folder; expected that of the corpus")
+            raise UserError(f"{task}: {folder} is not a folder; expected the folder of the corpus")
         if task == "ic":
             splits, self.classes = corpora.fluent_speech_commands(folder)
             self.folds = [splits]
@@ -65,15 +65,14 @@ class _Corpus:
 
 
 def evaluate(config: EvaluateConfig) -> dict:
-    """Judge the student, and the baseline if there is one, on every task whose corpus is given.
+    """Evaluate the student, and the baseline if there is one, on every task whose corpus is given.
 
-    Gives what OUTPUT/results.json then holds (results.txt: its table): {"settings", "versions", "results"}, and in
-    results[task][model] (model: student or baseline) "metrics" on test, the "learning_rate" chosen on dev,
-    "steps", "sweep" (the dev score of each learning rate) and "folds", of which IEMOCAP has five and whose
-    mean the metrics are. Metrics: accuracy; for slot filling slot_type_f1 and slot_value_cer; fractions, not
-    per cent.
+    Returns the content of OUTPUT/results.json (results.txt: its table): {"settings", "versions", "results"}, with
+    results[task][model] for the models student and baseline: "metrics" on test, the "learning_rate" chosen on dev,
+    "steps", "sweep" (the dev score of each learning rate) and "folds" (five for IEMOCAP), whose mean is given as the
+    metrics. Metrics: accuracy; for slot filling slot_type_f1 and slot_value_cer; as fractions, not percentages.
 
-    Everything the user may have got wrong is checked before the output folder is made. Raises UserError.
+    All input is checked before the output folder is made. Raises UserError.
     """
     config.check()
     output = Path(config.output)
@@ -91,7 +90,7 @@ def evaluate(config: EvaluateConfig) -> dict:
     for corpus in corpora_read:
         of_task = result["results"].setdefault(corpus.task, {})
         for role, encoder in encoders.items():
-            of_task[role] = _judge(corpus, encoder, config, output)
+            of_task[role] = _evaluate(corpus, encoder, config, output)
             write_json(output / "results.json", result)
     write_text(output / "results.txt", table(result) + "\n")
     shutil.rmtree(output / "features", ignore_errors=True)
@@ -103,9 +102,7 @@ def _check_output(output: Path, config: EvaluateConfig) -> None:
         raise UserError(f"output: {output} is a file, expected a folder")
     if not config.resume:
         if output.exists() and any(output.iterdir()):
-            raise UserError(
-                f"output: the folder {output} is not empty; choose another, or --resume to go on there"
-            )
+            raise UserError(f"output: the folder {output} is not empty; choose another, or --resume to go on there")
         return
     saved = settings_file(output)
     if saved is None:
@@ -114,7 +111,7 @@ def _check_output(output: Path, config: EvaluateConfig) -> None:
 
 
 def _tasks(corpus: _Corpus, encoder: Encoder, config: EvaluateConfig, features: Path) -> list[Task]:
-    """One task for each fold."""
+    """One task per fold."""
     reading = {"batch_size": config.batch_size, "workers": config.workers}
     title = f"encoding {corpus.task} {encoder.role}"
     if corpus.task == "sf":
@@ -140,8 +137,8 @@ def _tasks(corpus: _Corpus, encoder: Encoder, config: EvaluateConfig, features: 
     ]
 
 
-def _judge(corpus: _Corpus, encoder: Encoder, config: EvaluateConfig, output: Path) -> dict:
-    """Train a head for each learning rate and fold; the learning rate with the best mean on dev counts."""
+def _evaluate(corpus: _Corpus, encoder: Encoder, config: EvaluateConfig, output: Path) -> dict:
+    """Train a head for each learning rate and fold; the learning rate with the best mean on dev is reported."""
     schedule = Schedule(
         steps=config.max_steps or PUBLISHED_STEPS[corpus.task],
         eval_every=config.eval_every or PUBLISHED_EVAL_EVERY[corpus.task],
@@ -166,16 +163,16 @@ def _judge(corpus: _Corpus, encoder: Encoder, config: EvaluateConfig, output: Pa
             trials.append(train(task, schedule, rate, folder, f"{name} lr {rate:g}{fold}", encoder.device))
         sweep.append((_mean(trial["dev"][metric] for trial in trials), trials))
     _, chosen = max(sweep, key=lambda item: item[0])
-    judged = {
+    record = {
         "metrics": {key: _mean(trial["test"][key] for trial in chosen) for key in chosen[0]["test"]},
         "learning_rate": chosen[0]["learning_rate"],
         "steps": schedule.steps,
         "sweep": [{"learning_rate": trials[0]["learning_rate"], "dev": dev} for dev, trials in sweep],
         "folds": chosen,
     }
-    write_json(done, judged)
-    shutil.rmtree(output / "features" / name, ignore_errors=True)  # it may be large, and other tasks follow
-    return judged
+    write_json(done, record)
+    shutil.rmtree(output / "features" / name, ignore_errors=True)  # may be large, and other tasks follow
+    return record
 
 
 def _mean(values) -> float:
@@ -184,7 +181,7 @@ def _mean(values) -> float:
 
 
 def table(result: dict) -> str:
-    """The metrics as lines of text, in per cent: a column for each metric, a row for each model; how to read them."""
+    """The metrics in per cent as a table of text, a row per model and a column per metric, with notes below."""
     results = result["results"]
     columns = [column for column in _COLUMNS if column[0] in results]
     roles = list(dict.fromkeys(role for of_task in results.values() for role in of_task))
@@ -194,13 +191,12 @@ def table(result: dict) -> str:
         rows.append([role, *(f"{100 * value:.2f}" for value in scores)])
     widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths)) for row in rows]
-    lines += ["", "test split, the step and learning rate that were best on dev; the higher the better"]
-    if "sf" in results:
-        lines[-1] += ", of the error rate CER the lower"
+    lines += ["", "Test split, at the step and learning rate that were best on dev. Higher is better"]
+    lines[-1] += "; for the error rate CER, lower." if "sf" in results else "."
     for role in roles:
         lines.append(f"{role}: {result['settings'][role]}")
     for task, of_task in results.items():
         steps = of_task[roles[0]]["steps"]
         if steps != PUBLISHED_STEPS[task]:
-            lines.append(f"{task}: {steps} steps of training, not SUPERB's {PUBLISHED_STEPS[task]}")
+            lines.append(f"{task}: trained for {steps} steps instead of SUPERB's {PUBLISHED_STEPS[task]}")
     return "\n".join(lines)

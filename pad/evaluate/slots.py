@@ -1,4 +1,4 @@
-"""Slots out of what was spelt, and how far they are from the reference."""
+"""Slots in decoded characters and tags, and their scores against the reference."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Slots = list[tuple[str, str]]
 
 
 class Vocabulary:
-    """Numbers for characters and tags; 0 is the CTC blank, 1 any other character."""
+    """Numbers for characters and tags; 0 is the CTC blank, 1 stands for any other character."""
 
     def __init__(self, slots: Sequence[str]):
         tags = [f"{side}-{slot}" for slot in slots for side in "BE"]
@@ -72,8 +72,8 @@ def slot_type_f1(hypotheses: Sequence[Slots], references: Sequence[Slots]) -> fl
 def slot_value_cer(hypotheses: Sequence[Slots], references: Sequence[Slots]) -> float:
     """Character errors in the values of the reference's slots, over the number of their characters.
 
-    Each reference value meets the closest value found for its slot in that utterance, the empty one if there
-    is none; what is found beyond the reference costs nothing. 0 if the references have no slot.
+    Each reference value is compared with the closest value found for its slot in that utterance, or with "" if there
+    is none; further values cost nothing. 0 if the references have no slot.
     """
     errors, characters = 0, 0
     for hypothesis, reference in zip(hypotheses, references, strict=True):

@@ -1,4 +1,4 @@
-"""Audio SNIPS as s3prl lays it out: sentences spelt in characters, with tags around the slots' values."""
+"""Audio SNIPS in s3prl's layout: sentences as characters, with tags around the values of slots."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def _spell(word: str) -> str:
 
 
 def spell_with_tags(words: Sequence[str], labels: Sequence[str]) -> tuple[str, ...]:
-    """Characters of the words, parted by spaces, with B-slot before and E-slot after each slot's value.
+    """The characters of words separated by spaces, with B-slot before and E-slot after the value of each slot.
 
-    labels: one per word, a slot or O; neighbours of one slot are one value. Punctuation is left out.
+    labels: one per word, a slot or O; adjacent words of one slot form one value. Punctuation is left out.
     """
     spelt = [(_spell(word), label) for word, label in zip(words, labels, strict=True)]
     spelt = [(word, label) for word, label in spelt if word]
@@ -51,15 +51,14 @@ def spell_with_tags(words: Sequence[str], labels: Sequence[str]) -> tuple[str, .
 
 def _parse(line: str, where: str) -> tuple[str, list[str], list[str]]:
     sentence, tab, labels = line.partition("\t")
-    words, labels = sentence.split(" "), labels.strip().split(" ")
-    # The name stands before BOS, the intent after the labels of BOS and the words, in the place of EOS.
+    words, tags = sentence.split(" "), labels.strip().split(" ")
+    # The name comes before BOS; the intent takes the place of the label of EOS.
     framed = len(words) > 3 and words[1] == "BOS" and words[-1] == "EOS"
-    if not tab or not framed or len(labels) != len(words) - 1:
+    if not tab or not framed or len(tags) != len(words) - 1:
         raise UserError(
-            f"{where}: expected NAME BOS WORD ... EOS, a tab, O, a label for each word, and the intent; "
-            f"got {line!r}"
+            f"{where}: expected NAME BOS WORD ... EOS, a tab, O, a label for each word, and the intent; got {line!r}"
         )
-    return words[0], words[2:-1], labels[1:-1]
+    return words[0], words[2:-1], tags[1:-1]
 
 
 def _known_slots(path: Path) -> list[str] | None:
@@ -71,16 +70,14 @@ def _known_slots(path: Path) -> list[str] | None:
 def snips(folder: Path) -> tuple[Splits, list[str]]:
     """The splits of SUPERB's speakers, and the slots, in alphabetical order.
 
-    FOLDER/all.iob.snips.txt has the sentences; the audio of NAME, which is SPEAKER-snips-SPLIT-NUMBER, lies
-    anywhere below FOLDER/SPLIT; the slots are those of FOLDER/slots.txt or, without it, those that occur. A
-    label is what `spell_with_tags` gives. Raises UserError for what is missing, malformed or no known slot.
+    FOLDER/all.iob.snips.txt has the sentences; the audio of NAME, which is SPEAKER-snips-SPLIT-NUMBER, is
+    anywhere below FOLDER/SPLIT; the slots are those of FOLDER/slots.txt or, without it, those that occur. A label is
+    the result of `spell_with_tags`. Raises UserError for what is missing or malformed, and for an unknown slot.
     """
     listing = folder / "all.iob.snips.txt"
     known = _known_slots(folder / "slots.txt")
     audio = {
-        split: {
-            path.stem: path for path in sorted((folder / split).rglob("*")) if path.suffix in AUDIO_SUFFIXES
-        }
+        split: {path.stem: path for path in sorted((folder / split).rglob("*")) if path.suffix in AUDIO_SUFFIXES}
         for split in SPEAKERS
     }
     examples: dict[str, list[Example]] = {split: [] for split in SPEAKERS}

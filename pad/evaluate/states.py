@@ -25,7 +25,7 @@ def load_state(path: Path, device: torch.device | str = "cpu") -> dict:
     try:
         return torch.load(path, map_location=device, weights_only=True)
     except Exception as error:
-        raise UserError(f"output: {path} is not a saved state: {error}; remove it to start afresh") from error
+        raise UserError(f"output: {path} is not a saved state: {error}; remove it to start again") from error
 
 
 def load_json(path: Path):

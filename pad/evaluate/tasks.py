@@ -1,4 +1,4 @@
-"""The tasks: what a batch is, the loss of a head on it, and the scores of its answers."""
+"""The tasks: batches, the loss of a head on a batch, and the scores of its answers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PUBLISHED_EVAL_EVERY = {"ic": 4000, "er": 1000, "sf": 2000}
 
 
 class Split(NamedTuple):
-    """Items by number, and the length of each, by which those for slot filling are put in batches."""
+    """Items by number, and their lengths, used to make batches of similar length for slot filling."""
 
     items: Dataset
     lengths: Sequence[float]
@@ -32,8 +32,8 @@ class Split(NamedTuple):
 class Task:
     """One head to train: its data, its loss and its scores.
 
-    metric: the score that chooses, higher is better. build gives a head with fresh weights; loss(head, items)
-    a scalar; answers(head, items) what `scores` takes, a list over all the items of a split.
+    metric: the score used to choose, higher is better. build() returns a head with new weights, loss(head, items) a
+    scalar, answers(head, items) the items of the list that `scores` takes for a whole split.
     """
 
     metric: str
@@ -60,7 +60,7 @@ class _Means(Dataset):
 def utterance_task(
     splits: Sequence[tuple[torch.Tensor, torch.Tensor]], classes: Sequence[int], device: torch.device
 ) -> Task:
-    """Intent classification or emotion recognition: right is an utterance whose labels are all right.
+    """Intent classification or emotion recognition: an utterance is correct if all its labels are.
 
     splits: train, dev and test, each of (means over frames [n, layers, D], labels [n, len(classes)] int64).
     The loss is the sum of the labels' cross-entropies.
@@ -73,16 +73,20 @@ def utterance_task(
 
     def loss(head: nn.Module, items: list) -> torch.Tensor:
         logits, labels = logits_and_labels(head, items)
-        return sum(functional.cross_entropy(each, labels[:, place]) for place, each in enumerate(logits))
+        losses = (functional.cross_entropy(each, labels[:, place]) for place, each in enumerate(logits))
+        return sum(losses, torch.zeros((), device=device))
 
     def answers(head: nn.Module, items: list) -> list[bool]:
         logits, labels = logits_and_labels(head, items)
         best = torch.stack([each.argmax(dim=1) for each in logits], dim=1)
         return (best == labels).all(dim=1).tolist()
 
+    train, dev, test = (Split(_Means(means, labels), [0.0] * len(means)) for means, labels in splits)
     return Task(
         "accuracy",
-        *(Split(_Means(means, labels), [0.0] * len(means)) for means, labels in splits),
+        train,
+        dev,
+        test,
         build=lambda: UtteranceHead(layers, width, classes).to(device),
         loss=loss,
         answers=answers,
@@ -91,7 +95,7 @@ def utterance_task(
 
 
 class Sentences(Dataset):
-    """Sentences to spell: (waveform, tokens), or (states [layers, M, D], tokens) where states are kept."""
+    """Sentences for slot filling: (waveform, tokens), or (states [layers, M, D], tokens) if states are given."""
 
     def __init__(self, examples: Sequence, sampling_rate: int, states: Sequence[torch.Tensor] | None = None):
         self.examples, self.sampling_rate, self.states = examples, sampling_rate, states
@@ -106,9 +110,7 @@ class Sentences(Dataset):
         return read_audio(example.audio, self.sampling_rate), example.label
 
 
-def slot_task(
-    encoder: Encoder, splits: Sequence[Split], slots: Sequence[str], hidden: int, spec_augment: bool
-) -> Task:
+def slot_task(encoder: Encoder, splits: Sequence[Split], slots: Sequence[str], hidden: int, spec_augment: bool) -> Task:
     """Slot filling: CTC over characters and tags; splits: train, dev and test, whose items are Sentences."""
     vocabulary, device = Vocabulary(slots), encoder.device
 
@@ -146,12 +148,13 @@ def slot_task(
             "slot_value_cer": slot_value_cer(hypotheses, references),
         }
 
+    train, dev, test = splits
     return Task(
         "slot_type_f1",
-        *splits,
-        build=lambda: SlotHead(encoder.layers, encoder.width, len(vocabulary), hidden, spec_augment).to(
-            device
-        ),
+        train,
+        dev,
+        test,
+        build=lambda: SlotHead(encoder.layers, encoder.width, len(vocabulary), hidden, spec_augment).to(device),
         loss=loss,
         answers=answers,
         scores=scores,

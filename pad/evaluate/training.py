@@ -1,4 +1,4 @@
-"""Trains one head, and tests the weights that were best on dev."""
+"""Training of one head, and the test of the weights that were best on dev."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -32,7 +33,7 @@ class Schedule:
 
 
 class _Batches:
-    """Numbers of the items of each batch from step `first` on: the order of a seed, whatever was before."""
+    """The item numbers of each batch from step `first` on; the order depends on the seed alone."""
 
     def __init__(self, lengths, schedule: Schedule, first: int):
         self.sampler = LengthBucketSampler(lengths, schedule.batch_size, schedule.seed)
@@ -69,23 +70,21 @@ def score(task: Task, head: nn.Module, split: Split, schedule: Schedule) -> dict
     return task.scores(answers)
 
 
-def train(
-    task: Task, schedule: Schedule, learning_rate: float, folder: Path, title: str, device: torch.device
-) -> dict:
-    """Train a head with Adam; gives its scores at the step whose dev score was best, the first if tied.
+def train(task: Task, schedule: Schedule, learning_rate: float, folder: Path, title: str, device: torch.device) -> dict:
+    """Train a head with Adam; returns its scores at the step with the best dev score (the first, if tied).
 
-    The state is saved in `folder`, from which a run that was stopped goes on; what it then does depends on
-    the seed and the step alone. Gives {"learning_rate", "steps", "best_step", "dev", "test",
-    "layer_weights", "history"}, the scores as the task's; the history has the loss of the last batch and the
-    dev scores whenever dev was scored. On a GPU CTC sums gradients in no fixed order, so that the last digits
-    may vary.
+    The state is saved in `folder`, from which a stopped run continues; what follows depends on the seed and the step
+    alone. Returns {"learning_rate", "steps", "best_step", "dev", "test",
+    "layer_weights", "history"}, with the scores of the task; the history has the loss of the last batch and the
+    dev scores of each evaluation. On a GPU, CTC sums gradients in no fixed order, so the last digits may vary.
     """
     if (folder / "trial.json").is_file():
         return load_json(folder / "trial.json")
     torch.manual_seed(schedule.seed)
-    head = task.build()
+    head: Any = task.build()
     optimizer = torch.optim.Adam(head.parameters(), lr=learning_rate)
-    step, best, history = 0, None, []
+    step, history = 0, []
+    best: dict | None = None
     if (folder / "state.pt").is_file():
         state = load_state(folder / "state.pt", device)
         head.load_state_dict(state["head"])
@@ -95,7 +94,7 @@ def train(
     batches = _Batches(task.train.lengths, schedule, step)
     with tqdm(total=schedule.steps, initial=step, desc=title, unit="step") as bar:
         for items in _loader(task.train, batches, schedule.workers):
-            # Dropout and masks of a step are those of the seed and the step.
+            # Dropout and masks depend on the seed and the step alone.
             torch.manual_seed(schedule.seed * 1_000_003 + step)
             head.train()
             loss = task.loss(head, items)
@@ -115,6 +114,7 @@ def train(
             if last or step % schedule.save_every == 0:
                 state = {"step": step, "head": head.state_dict(), "best": best, "history": history}
                 save_state({**state, "optimizer": optimizer.state_dict()}, folder / "state.pt")
+    assert best is not None  # dev is scored at the last step
     head.load_state_dict(best["head"])
     trial = {
         "learning_rate": learning_rate,

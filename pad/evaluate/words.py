@@ -1,4 +1,4 @@
-"""How often a frozen student's frames find the time of the word that they are most like."""
+"""Word hit rates: how often the frame or unit most similar to a word is where the word is spoken."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pad_kernels import align, select_spans
 
 @dataclass(frozen=True)
 class Encoded:
-    """One utterance as the student hears it.
+    """One utterance as the student encodes it.
 
     frames: [m, D], the last hidden state; centres: of the frames in seconds [m]; means: [layers + 1, D], the mean
     frame of each hidden state; prior: significance of the frames [m].
@@ -39,13 +39,11 @@ def encode(
     layout, rate = FrameLayout.of(student.config), dataset.sampling_rate
     device = next(student.parameters()).device
     order = sorted(range(len(dataset)), key=lambda number: dataset.utterances[number].duration)
-    encoded: list[Encoded | None] = [None] * len(dataset)
+    encoded: dict[int, Encoded] = {}
     for first in range(0, len(order), batch_size):
         numbers = order[first : first + batch_size]
         batch = collator([dataset[number] for number in numbers])
-        inputs = {
-            name: batch[name].to(device) for name in ("input_values", "attention_mask") if name in batch
-        }
+        inputs = {name: batch[name].to(device) for name in ("input_values", "attention_mask") if name in batch}
         lengths = batch["frame_lengths"].to(device)
         mask = frame_mask(lengths, int(layout.frames(torch.tensor(inputs["input_values"].shape[1]))))
         with record_significance(student, mask) if with_prior else nullcontext() as record:
@@ -53,22 +51,20 @@ def encode(
         frames = outputs.last_hidden_state.float().cpu()
         share = mask / mask.sum(dim=1, keepdim=True)
         means = torch.einsum("lbmd,bm->bld", torch.stack(outputs.hidden_states).float(), share).cpu()
-        priors = record.prior().cpu() if with_prior else None
+        priors = None if record is None else record.prior().cpu()
         for row, number in enumerate(numbers):
             length = int(lengths[row])
             prior = None if priors is None else priors[row, :length].clone()
             encoded[number] = Encoded(frames[row, :length].clone(), layout.centres(length) / rate, means[row], prior)
-    return encoded
+    return [encoded[number] for number in range(len(dataset))]
 
 
 @torch.no_grad()
 def word_embeddings(teacher: Teacher, transcript: str) -> torch.Tensor:
-    """[words, D]: for each word of a transcript (parted by spaces) the mean of its tokens' embeddings."""
+    """[words, D]: for each word of a transcript (separated by spaces) the mean of its token embeddings."""
     words = transcript.split()
     device = next(teacher.model.parameters()).device
-    text = teacher.tokenizer([words], is_split_into_words=True, return_tensors="pt", truncation=True).to(
-        device
-    )
+    text = teacher.tokenizer([words], is_split_into_words=True, return_tensors="pt", truncation=True).to(device)
     owners = text.word_ids(0)
     mask = torch.tensor([[owner is not None for owner in owners]], device=device)
     embeddings = teacher(text["input_ids"], text["attention_mask"], mask)[0][0].float().cpu()
@@ -79,12 +75,12 @@ def word_embeddings(teacher: Teacher, transcript: str) -> torch.Tensor:
 
 
 def word_hit_rate(encoded: Sequence[Encoded], words: Sequence, embeddings: Sequence[torch.Tensor]) -> dict:
-    """How often the frame most like a word lies within the word's true time.
+    """How often the frame most similar to a word is within the word's true time.
 
     words: per utterance its words (attributes start, end in seconds, known); embeddings: per utterance
     [words, D].
-    Gives {"hit_rate", "chance", "words"}: chance is that of a frame drawn at random; unknown words are left
-    out.
+    Returns {"hit_rate", "chance", "words"}; chance: the hit rate of a frame drawn at random; words whose time is not
+    known are left out.
     """
     hits, chance, count = 0.0, 0.0, 0
     for utterance, spoken, text in zip(encoded, words, embeddings):
@@ -103,15 +99,19 @@ def word_hit_rate(encoded: Sequence[Encoded], words: Sequence, embeddings: Seque
 def unit_hit_rate(
     encoded: Sequence[Encoded], words: Sequence, embeddings: Sequence[torch.Tensor], objective: Objective
 ) -> dict:
-    """How often the unit that an objective aligns with a word (a frame or a span) overlaps the word's true time.
+    """How often the unit (frame or span) that an objective aligns with a word overlaps the word's true time.
 
-    Arguments as for `word_hit_rate`; the priors are those recorded, where the objective uses them.
-    Gives {"hit_rate", "chance", "words"}: chance is that of a unit drawn at random.
+    Arguments as for `word_hit_rate`; recorded priors are used if the objective uses priors.
+    Returns {"hit_rate", "chance", "words"}; chance: the hit rate of a unit drawn at random.
     """
     hits, chance, count = 0.0, 0.0, 0
     for utterance, spoken, text in zip(encoded, words, embeddings):
         frames = len(utterance.frames)
-        prior = utterance.prior[None] if objective.speech_prior else None
+        prior = None
+        if objective.speech_prior:
+            if utterance.prior is None:
+                raise ValueError("encoded: the objective uses a speech prior; expected utterances encoded with_prior")
+            prior = utterance.prior[None]
         spans = None
         start = torch.arange(frames)
         end = start + 1

@@ -1,4 +1,4 @@
-"""Attention with dropout on a CPU, whose flash attention has none: some rows at a time, without the attention map."""
+"""Attention with dropout on a CPU, a few rows at a time: torch's flash attention for CPUs has no dropout."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# Scores held at once: they stay in the cache between the steps of a chunk.
+# Scores held at once; few enough to stay in the cache while a chunk is processed.
 _SCORES = 2**20
 
 
@@ -64,7 +64,7 @@ class _AttentionWithDropout(torch.autograd.Function):
 
 
 class _Chunks:
-    """The chunks in which an attention map is walked through, each (utterance, rows), and what is drawn for them."""
+    """The chunks (utterance, rows) in which an attention map is processed, and the random draws for them."""
 
     def __init__(self, query, key, mask, dropout: float, scale: float, seed: int):
         self.query, self.key, self.mask, self.scale = query, key, mask, scale

@@ -1,4 +1,4 @@
-"""What the attention layers of one forward pass leave behind."""
+"""What the attention layers record during one forward pass."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ records: dict[int, Record] = {}
 
 
 class Record:
-    """What the layers of one forward pass gave; a later pass in the same context replaces it."""
+    """The priors of the layers of one forward pass; a later pass in the same context replaces them."""
 
     def __init__(self, model: nn.Module, mask: Tensor | None, layers: Collection[int] | None = None):
         self.mask = None if mask is None else mask.bool()
@@ -29,22 +29,22 @@ class Record:
 
     @torch.no_grad()
     def add(self, attention: nn.Module, layer: Callable[[Tensor | None], Tensor]) -> None:
-        """Record a layer, a function from the mask to its prior: called at once if the mask is known."""
+        """Record a layer as a function from the mask to its prior, which is called at once if the mask is known."""
         if torch._C._current_graph_task_id() != -1:
-            return  # gradient checkpointing runs the layer again
-        if self.layers is not None and self._number(attention) not in self.layers:
+            return  # gradient checkpointing runs the layer a second time
+        if self.layers is not None and self._number(attention, self.layers) not in self.layers:
             return
         if self.mask is None:
             self._layers.append(layer)
         else:
             self._priors.append(layer(self.mask))
 
-    def _number(self, attention: nn.Module) -> int:
+    def _number(self, attention: nn.Module, layers: Collection[int]) -> int:
         if id(attention) not in self._numbers:
             alike = [module for module in self._model.modules() if type(module) is type(attention)]
             self._numbers = {id(module): number for number, module in enumerate(alike)}
-            if any(number not in range(len(alike)) for number in self.layers):
-                raise ValueError(f"layers: expected numbers from 0 to {len(alike) - 1}, got {sorted(self.layers)}")
+            if any(number not in range(len(alike)) for number in layers):
+                raise ValueError(f"layers: expected numbers from 0 to {len(alike) - 1}, got {sorted(layers)}")
         return self._numbers[id(attention)]
 
     @torch.no_grad()
@@ -62,8 +62,9 @@ class Record:
             mask = None if mask is None else mask.bool()
             self._priors = [layer(mask) for layer in self._layers]
             self._layers = []
-        if not self._priors and self._trained and (self.mask is not None or mask is not None):
-            real = (self.mask if mask is None else mask).float()
+        known = self.mask if mask is None else mask
+        if not self._priors and self._trained and known is not None:
+            real = known.float()
             return real / real.sum(dim=1, keepdim=True).clamp(min=1)
         if not self._priors:
             raise ValueError("no attention layer was recorded: run the model in the context, then ask for the prior")

@@ -1,11 +1,11 @@
-"""Significance priors while a transformers model runs: no layer's attention map is held in memory (PAD, ASP).
+"""Significance priors, recorded while a transformers model runs, with no attention map in memory (PAD, ASP).
 
     with record_significance(model, frame_mask) as record:
         outputs = model(**inputs)
     prior = record.prior()
 
-Attention goes through a function registered with transformers: the output by scaled dot product attention, the
-prior by the fused column sums of `pad_kernels.significance` on the same query and key.
+Attention runs in a function registered with transformers: scaled dot product attention gives the output, and the fused
+column sums of `pad_kernels.significance` on the same query and key give the prior.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ def record_significance(
     BERT, RoBERTa, DistilBERT, MiniLM-like, ...), or WavLM; wrapped in DDP or not, in training or evaluation
     mode. WavLM computes its attention maps in any case; they are reduced layer by layer.
     mask: [B, T] bool or 0/1, the positions (frames of speech, not samples; tokens without special tokens) that
-    count. Given here, a layer leaves only its column sums behind; given to `Record.prior` later, its query and
-    key are kept until then.
+    count. If it is given here, a layer keeps only its column sums; if it is given to `Record.prior` later, a layer
+    keeps its query and key until then.
     layers: which layers to average, counted from 0 in the order in which the model holds them; None: all, as in
-    the paper. Layers that layerdrop leaves out are left out of the mean.
+    the paper. Layers that layerdrop skips are left out of the mean.
     The prior is a constant for the gradient. Raises ValueError for a model that it cannot record.
     Source: PAD, section on the attention-based significance prior; docs/kernels.md.
     """
@@ -52,7 +52,7 @@ def record_significance(
 
 @contextmanager
 def _recorded_in(model: nn.Module, record: Record) -> Iterator[None]:
-    """What the model's modules attend to goes to this record; afterwards to the one before, which it leaves alone."""
+    """Register the record for the model's modules; afterwards the previous one, which is left as it was."""
     keys = [id(module) for module in model.modules()]
     outer = {key: records[key] for key in keys if key in records}
     records.update(dict.fromkeys(keys, record))

@@ -1,4 +1,4 @@
-"""Batches of speech and text: dataset, order of the utterances, padding and masks."""
+"""Batches of speech and text: the dataset, the order of the utterances, padding and masks."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from pad.step.teacher import tokenize
 
 
 class SpeechTextDataset(Dataset):
-    """Utterances with their audio read when asked for.
+    """Utterances whose audio is read on access.
 
-    transcripts: other texts than the utterances' own, one each (the shuffled control); None for their own.
-    report: what becomes of an utterance whose samples cannot be read: raised (as for None), or None in its
-    place, which the Collator passes over.
+    transcripts: texts to use instead of the utterances' own, one each (for a shuffled control); None: their own.
+    report: how to handle an utterance whose samples cannot be read: raise an error (also for None), or return None,
+    which the Collator skips.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class SpeechTextDataset(Dataset):
         self._reported: set[int] = set()
         self._unreadable = torch.zeros(len(self.utterances), dtype=torch.bool)
         if self.report.on_error == "skip":
-            self._unreadable.share_memory_()  # a worker process may be the one that meets it
+            self._unreadable.share_memory_()  # a worker process may find it
 
     def __len__(self) -> int:
         return len(self.utterances)
@@ -65,12 +65,12 @@ class SpeechTextDataset(Dataset):
             raise BadSample(listed(str(bad), utterance), bad.reason) from bad
 
     def report_unreadable(self) -> None:
-        """Add the utterances that were met and could not be read to the report, each of them once."""
+        """Add the utterances that could not be read to the report, each of them once."""
         for index in self._unreadable.nonzero().flatten().tolist():
             if index in self._reported:
                 continue
             self._reported.add(index)
-            bad = BadSample(f"{self.utterances[index].audio}: could not be read in training, afterwards it could")
+            bad = BadSample(f"{self.utterances[index].audio}: could not be read during training, but can be read now")
             try:
                 self._read(index)
             except BadSample as found:
@@ -81,7 +81,7 @@ class SpeechTextDataset(Dataset):
 class LengthBucketSampler(Sampler[int]):
     """Shuffled order in which every run of `batch_size` utterances is of similar length.
 
-    The order depends on the seed and the epoch alone, so that a resumed run meets the same batches.
+    The order depends on the seed and the epoch alone, so that a resumed run sees the same batches.
     lengths: one number per utterance, in any unit.
     """
 
@@ -100,9 +100,7 @@ class LengthBucketSampler(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         order = torch.randperm(len(self), generator=generator)
-        order = torch.cat(
-            [part[self.lengths[part].argsort(stable=True)] for part in order.split(self.bucket)]
-        )
+        order = torch.cat([part[self.lengths[part].argsort(stable=True)] for part in order.split(self.bucket)])
         whole = len(order) // self.batch_size * self.batch_size
         batches = order[:whole].view(-1, self.batch_size)
         batches = batches[torch.randperm(len(batches), generator=generator)]
@@ -110,7 +108,7 @@ class LengthBucketSampler(Sampler[int]):
 
 
 class Collator:
-    """Pads a list of {"samples", "transcript"} to one batch of tensors; None among them is passed over.
+    """Pads a list of {"samples", "transcript"} to one batch of tensors; None among them is skipped.
 
     Gives student inputs (`input_values` [B, T] and, if the student was trained with one, `attention_mask`),
     `frame_lengths` [B], teacher inputs (`text_ids`, `text_attention_mask` [B, N]) and `text_mask` [B, N]

@@ -1,4 +1,4 @@
-"""The paper's objectives by name, on `pad_kernels.pad_loss`."""
+"""The paper's objectives by name, computed by `pad_kernels.pad_loss`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pad_kernels import pad_loss
 
 @dataclass(frozen=True)
 class Objective:
-    """What `pad_loss` is asked for; temperature 0 is the paper's hard alignment."""
+    """The options of `pad_loss`; temperature 0 is the paper's hard alignment."""
 
     level: str
     temperature: float = 0.0
@@ -55,8 +55,15 @@ class Objective:
 
 
 _GLOBAL, _TOKEN, _SPAN = Objective("global"), Objective("token"), Objective("span")
-_SOFT = {"temperature": 0.1}
-_NO_PRIORS = {"speech_prior": False, "text_prior": False}
+
+
+def _soft(objective: Objective) -> Objective:
+    return replace(objective, temperature=0.1)
+
+
+def _no_priors(objective: Objective) -> Objective:
+    return replace(objective, speech_prior=False, text_prior=False)
+
 
 PRESETS: dict[str, Objective] = {
     # the paper's
@@ -64,23 +71,23 @@ PRESETS: dict[str, Objective] = {
     "pad-tlocal": _TOKEN,
     "pad-slocal": _SPAN,
     # the same alignments, soft
-    "pad-tlocal-soft": replace(_TOKEN, **_SOFT),
-    "pad-slocal-soft": replace(_SPAN, **_SOFT),
+    "pad-tlocal-soft": _soft(_TOKEN),
+    "pad-slocal-soft": _soft(_SPAN),
     # baselines: no priors (without a speech prior the anchors of spans are evenly spaced)
-    "glob": replace(_GLOBAL, **_NO_PRIORS),
-    "tlocal": replace(_TOKEN, **_NO_PRIORS),
-    "slocal": replace(_SPAN, **_NO_PRIORS),
-    "tlocal-soft": replace(_TOKEN, **_NO_PRIORS, **_SOFT),
-    "slocal-soft": replace(_SPAN, **_NO_PRIORS, **_SOFT),
+    "glob": _no_priors(_GLOBAL),
+    "tlocal": _no_priors(_TOKEN),
+    "slocal": _no_priors(_SPAN),
+    "tlocal-soft": _soft(_no_priors(_TOKEN)),
+    "slocal-soft": _soft(_no_priors(_SPAN)),
     # the paper's ablations of pad-slocal; without priors it is slocal, by the name that the ablation has there
-    "no-prior": replace(_SPAN, **_NO_PRIORS),
+    "no-prior": _no_priors(_SPAN),
     "no-span-pool": replace(_SPAN, scales=(1.0,)),
     "stride": replace(_SPAN, anchors="stride"),
 }
 
 
 def objective(preset: str, temperature: float | None = None, prior_layers: tuple[int, ...] = ()) -> Objective:
-    """The objective of a preset, at another temperature or with a prior of fewer layers if given.
+    """The objective of a preset, with another temperature or with the prior of some layers only, if given.
 
     Raises UserError for an unknown name.
     """

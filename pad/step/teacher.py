@@ -11,17 +11,17 @@ from pad.errors import UserError
 from pad.priors.recorder import record_significance
 from pad.step.teacher_cache import TeacherCache, open_cache
 
-# Of its tokens may be unknown: more, and the tokenizer is not one of this language, or not there at all.
+# If more of the tokens than this are unknown, the tokenizer is of another language, or missing.
 _UNKNOWN = 0.9
 
 
 def tokenize(tokenizer, transcripts: Sequence[str]):
-    """(tokens as the tokenizer gives them, mask [B, N] bool of those that are text) of texts padded to one length."""
+    """(the tokenizer's output, mask [B, N] bool of the tokens that are text) for texts padded to one length."""
     text = tokenizer(
         list(transcripts),
         padding=True,
         truncation=True,
-        # A fast tokenizer may give no limit at all as a huge number.
+        # A fast tokenizer may state a huge number where it has no limit.
         max_length=min(tokenizer.model_max_length, 512),
         return_special_tokens_mask=True,
         return_tensors="pt",
@@ -30,21 +30,21 @@ def tokenize(tokenizer, transcripts: Sequence[str]):
 
 
 def check_tokens(tokenizer, transcripts: Sequence[str]) -> None:
-    """Raise UserError if the tokenizer knows nearly nothing of these texts."""
+    """Raise UserError if the tokenizer knows almost none of the words of these texts."""
     tokens = [token for text in transcripts for token in tokenizer(text, add_special_tokens=False)["input_ids"]]
     unknown = sum(token == tokenizer.unk_token_id for token in tokens)
     if unknown > _UNKNOWN * len(tokens) or not tokens:
         raise UserError(
             f"teacher: its tokenizer knows {len(tokens) - unknown} of {len(tokens)} tokens of the transcripts, such as "
-            f"{transcripts[0][:60]!r}; expected a tokenizer of their language and case, with all its files"
+            f"{transcripts[0][:60]!r}; expected a tokenizer for their language and case, with all its files"
         )
 
 
 class Teacher:
-    """Runs a frozen text encoder; what it gives carries no gradient.
+    """A frozen text encoder; its outputs carry no gradient.
 
     layer: which hidden state is the token embedding, -1 the last, 0 the input embeddings.
-    cache: keep the result of each text, for the teacher is frozen: "memory", a folder, or "" for not at all.
+    cache: where to keep the outputs for each text: "memory", a folder, or "" for nowhere.
     """
 
     def __init__(self, model, tokenizer, with_prior: bool, layer: int = -1, cache: str = ""):
@@ -55,7 +55,7 @@ class Teacher:
 
     @torch.no_grad()
     def __call__(self, text_ids, text_attention_mask, text_mask):
-        """(embeddings [B, N, D], prior [B, N] or None) of ids [B, N]; masks as the Collator gives them."""
+        """(embeddings [B, N, D], prior [B, N] or None) of ids [B, N]; with the masks of the Collator."""
         if self._cache is None:
             embeddings, prior = self._run(text_ids, text_attention_mask, text_mask)
         else:
@@ -67,7 +67,7 @@ class Teacher:
         options = {"output_hidden_states": self.layer != -1}
         prior = None
         if self.with_prior:
-            # [CLS] and [SEP] soak up attention: they are masked, and the rest is renormalised.
+            # [CLS] and [SEP] attract much of the attention: they are masked, and the rest is renormalised.
             with record_significance(self.model, text_mask) as record:
                 outputs = self.model(**inputs, **options)
             prior = record.prior()
@@ -93,13 +93,13 @@ class Teacher:
         return embeddings, pad_sequence([prior for _, prior in found], batch_first=True)
 
     @torch.no_grad()
-    def centre(self, transcripts: Sequence[str], device, batch_size: int = 64) -> None:
-        """From now on subtract the mean token embedding of these transcripts.
+    def centre(self, transcripts: Sequence[str], device, batch_size: int = 64) -> torch.Tensor:
+        """Subtract the mean token embedding [D] of these transcripts, which is returned, from all later outputs.
 
-        Token embeddings of one encoder share a large common part, which a cosine mistakes for likeness.
+        The token embeddings of an encoder share a large common part, which a cosine counts as similarity.
         """
         self.mean = None
-        total, count = 0.0, 0
+        total, count = torch.zeros((), dtype=torch.float64, device=device), 0
         for first in range(0, len(transcripts), batch_size):
             text, mask = tokenize(self.tokenizer, transcripts[first : first + batch_size])
             text, mask = text.to(device), mask.to(device)
@@ -107,3 +107,4 @@ class Teacher:
             total = total + embeddings[mask].double().sum(dim=0)
             count += int(mask.sum())
         self.mean = (total / max(count, 1)).float()
+        return self.mean

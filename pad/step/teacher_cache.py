@@ -1,4 +1,4 @@
-"""Outputs of a frozen teacher by text, in memory or in a folder."""
+"""A cache of a frozen teacher's outputs by text, in memory or in a folder."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class _Memory(dict):
 
 
 class _Folder:
-    """One safetensors file per text, named by a digest of the teacher and its token ids; processes may share it."""
+    """One safetensors file per text, named by a digest of the teacher and the token ids; processes may share it."""
 
     def __init__(self, folder: Path, teacher: str):
         self.folder, self.teacher = folder, teacher
@@ -45,7 +45,7 @@ class _Folder:
         try:
             entry = load_file(path, device=str(device))
         except (FileNotFoundError, SafetensorError):
-            return None  # not there, or not whole: computed again
+            return None  # missing or incomplete: computed again
         return entry["embeddings"], entry.get("prior")
 
     def put(self, key, embeddings, prior):
@@ -73,7 +73,7 @@ def open_cache(where: str, model, settings: str) -> TeacherCache | None:
 
 
 def _fingerprint(model) -> str:
-    """Of the architecture and the weights, read in part."""
+    """A digest of the architecture and a sample of the weights."""
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
         values = tensor.detach().flatten()

@@ -1,4 +1,4 @@
-"""The demo's held-out speech, and the scores of a student on it."""
+"""The demo's speech, and the scores of a student on the held-out part."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from pad.demo.sentences import INTENTS, commands, free_sentences
 from pad.evaluate.probe import linear_probe, mean_states
 from pad.evaluate.words import Encoded, encode, word_embeddings, word_hit_rate
 from pad.step.collate import Collator, SpeechTextDataset
+from pad.step.objective import Objective
 from pad.step.teacher import Teacher
 
 SPLITS = ("train", "dev", "test")
@@ -28,7 +29,7 @@ class Corpus:
 
 
 def build_corpus(config: DemoRecipe, folder: Path, progress) -> Corpus:
-    """Synthesise everything; progress is called with the number of utterances done."""
+    """Synthesize everything; progress is called with the number of utterances done."""
     source = random.Random(config.seed)
     held_out = config.held_out_sentences
     sentences = free_sentences(config.free_sentences + 2 * held_out, source)
@@ -55,7 +56,7 @@ def corpus_size(config: DemoRecipe) -> int:
 
 @dataclass
 class Scores:
-    """Of one student. hit rates: {"hit_rate", "chance", "words"} each; loss: on held-out free sentences."""
+    """The scores of one student. Hit rates: {"hit_rate", "chance", "words"}; loss: on held-out free sentences."""
 
     probe: dict
     hits: dict
@@ -65,17 +66,17 @@ class Scores:
 
 
 @dataclass
-class Judge:
-    """Scores students against one teacher, always on the same speech."""
+class Evaluator:
+    """Scores students with one teacher, always on the same speech."""
 
     corpus: Corpus
     recordings: list[SpokenSentence]
     collator: Collator
     teacher: Teacher
-    objective: object
+    objective: Objective
     _words: dict[str, torch.Tensor] = field(default_factory=dict)
 
-    def judge(self, student, split: str = "test") -> Scores:
+    def evaluate(self, student, split: str = "test") -> Scores:
         """Scores on a split; settings are chosen on "dev" and reported on "test"."""
         spoken = {name: self.encode(student, self.corpus.commands[name]) for name in {"train", "dev", split}}
         free = self.corpus.free[split]
@@ -99,17 +100,15 @@ class Judge:
         """Intent accuracy of a linear classifier; features [utterances, F] of the commands by split."""
         intents = list(INTENTS)
         labelled = {
-            name: (values, torch.tensor([intents.index(item.intent) for item in self.corpus.commands[name]]))
+            name: (values, torch.tensor([intents.index(str(item.intent)) for item in self.corpus.commands[name]]))
             for name, values in features.items()
         }
         return linear_probe(labelled["train"], labelled["dev"], labelled[split])
 
     def teacher_probe(self, split: str = "test") -> dict:
-        """The same probe on the teacher's mean word embedding of the text itself: what could be reached."""
+        """The same probe on the teacher's mean word embedding of the text: what could be reached."""
         features = {
-            name: torch.stack(
-                [self.words_of(item.transcript).mean(dim=0) for item in self.corpus.commands[name]]
-            )
+            name: torch.stack([self.words_of(item.transcript).mean(dim=0) for item in self.corpus.commands[name]])
             for name in {"train", "dev", split}
         }
         return self.probe(features, split)
