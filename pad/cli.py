@@ -62,7 +62,7 @@ def _parse(arguments: list[str]) -> tuple[Command, Settings]:
             default = kind(**missing, **values)
         description = inspect.cleandoc(kind.__doc__ or "")
         if each is command and each is not INFO:
-            description += f"\n\n{_CONFIG_HELP}"
+            description += f"\n{_CONFIG_HELP}"
         settings = tyro.conf.subcommand(each.name, default=default, prefix_name=False, description=description)
         return Annotated[kind, settings]
 

@@ -648,6 +648,16 @@ def test_output_of_another_run(models, corpora, tmp_path):
         evaluate(config_of(models, tmp_path / "out", **options, batch_size=2, resume=True))
 
 
+def test_a_run_of_before_the_settings_file_was_renamed_is_resumed(models, corpora, tmp_path):
+    options = {"ic": corpora["ic"], "max_steps": 2}
+    expected = evaluate(config_of(models, tmp_path / "out", **options))
+    (tmp_path / "out" / "config.yaml").rename(tmp_path / "out" / "settings.yaml")
+    with pytest.raises(UserError, match="resume: expected the settings of the run in .*; batch_size: 3 there, got 2"):
+        evaluate(config_of(models, tmp_path / "out", **options, batch_size=2, resume=True))
+    again = evaluate(config_of(models, tmp_path / "out", **options, resume=True))
+    assert again["results"] == expected["results"]
+
+
 def test_command_line(models, corpora, tmp_path, capsys):
     pytest.importorskip("tyro")
     from pad.cli import main
@@ -677,3 +687,16 @@ def test_one_task_by_its_name():
     wanted = cli._parse(["evaluate", "--ic", "corpus", *common])
     assert cli._parse(["evaluate", "ic", "--data", "corpus", *common]) == wanted
     assert cli._parse(["evaluate", "ic", "--data=corpus", *common]) == wanted
+    assert cli._parse(["evaluate", *common, "--no-resume", "ic", "--data", "corpus"]) == wanted
+
+
+def test_a_task_with_settings_from_a_file(tmp_path):
+    from pad import cli
+
+    (tmp_path / "run.yaml").write_text("student: s\nic: corpus\nlr_sweep: [1e-3]\n")
+    common = ["--config", str(tmp_path / "run.yaml"), "--output", "o"]
+    _, wanted = cli._parse(["evaluate", *common])
+    assert (wanted.student, wanted.output, wanted.tasks, wanted.lr_sweep) == ("s", "o", ["ic"], (1e-3,))
+    assert cli._parse(["evaluate", "ic", *common])[1] == wanted
+    assert cli._parse(["evaluate", "ic", *common, "--data", "other"])[1] == replace(wanted, ic="other")
+    assert cli._parse(["evaluate", "er", *common, "--data", "other"])[1] == replace(wanted, er="other")

@@ -22,6 +22,7 @@ from safetensors.torch import load_file  # noqa: E402
 from test_pad_distill import losses, models, refused, run, speech  # noqa: E402, F401
 from transformers import AutoModel  # noqa: E402
 
+import pad  # noqa: E402
 from pad.cli import main  # noqa: E402
 from pad.distill.checkpoints import last_whole_checkpoint  # noqa: E402
 from pad.distill.config import DistillConfig  # noqa: E402
@@ -273,6 +274,12 @@ def test_mistakes_on_the_command_line(tmp_path, capsys):
 def test_info(capsys):
     assert main(["info"]) == 0
     assert "reference" in capsys.readouterr().out
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--version"])
+    assert stop.value.code == 0 and capsys.readouterr().out.strip() == f"pad {pad.__version__}"
 
 
 def test_gradient_checkpointing(models, speech, whole, tmp_path):  # noqa: F811

@@ -18,7 +18,7 @@ class DemoConfig(Settings):
     output: str = "runs/demo"
     """folder for the report, the pictures and the student"""
     recordings: str | None = None
-    """folder of real recordings with word times to evaluate on as well; python -m pad.demo.recordings FOLDER fetches one"""
+    """folder of real recordings with word times to test on too; python -m pad.demo.recordings FOLDER fetches one"""
 
     def check(self) -> None:
         """Raise UserError that names a setting whose value makes no sense."""

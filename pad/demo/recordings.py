@@ -27,7 +27,7 @@ def fetch(folder: Path) -> Path:
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:",
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", "pocketsphinx",
                    "--dest", scratch, "pocketsphinx"]  # fmt: skip
         done = subprocess.run(command, capture_output=True, text=True)
         archives = list(Path(scratch).glob("pocketsphinx-*.tar.gz"))
