@@ -43,9 +43,9 @@ _CONFIG_HELP = "--config FILE reads options from a YAML file; those on the comma
 
 def _parse(arguments: list[str]) -> tuple[Command, Settings]:
     """The command and its settings: defaults, then those of --config FILE, then the command line's."""
-    import tyro
-
     path, arguments = _take_config(arguments)
+    import tyro  # of the extra: the version is shown without it
+
     command = _named(arguments[:1])
     values: dict[str, Any] = {}
     if command is not None and path is not None:
