@@ -13,7 +13,7 @@ from typing import Any
 from pad.errors import UserError
 from pad.files import write_text
 
-# In the output folder of every command that can resume. Runs of `pad evaluate` before version 0.2 have the second.
+# In the output folder of every command that can resume; older runs of `pad evaluate` have the second.
 SETTINGS_FILE, _SETTINGS_FILE_BEFORE = "config.yaml", "settings.yaml"
 
 

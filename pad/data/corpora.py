@@ -23,7 +23,7 @@ def _fetch(corpus: str, folder: Path, **options) -> None:
         datasets = importlib.import_module("torchaudio.datasets")
     except (ImportError, OSError, RuntimeError) as error:
         raise UserError(
-            f"data: torchaudio, which downloads {corpus}, cannot be imported: {error}; expected a torchaudio "
+            f"data: torchaudio, which fetches {corpus}, cannot be imported: {error}; expected a torchaudio "
             f"that fits this torch, or the corpus unpacked in {folder}, which is read without torchaudio"
         ) from error
     try:

@@ -29,7 +29,7 @@ def _audio_of(stem: Path, where: str) -> Path:
         if candidate.is_file():
             return candidate
     raise BadSample(
-        f"{where}: no audio file {stem} with one of the suffixes {', '.join(AUDIO_SUFFIXES)}", "missing file"
+        f"{where}: no audio file {stem} with one of the endings {', '.join(AUDIO_SUFFIXES)}", "missing file"
     )
 
 

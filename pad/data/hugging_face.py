@@ -88,8 +88,8 @@ def _columns(dataset, library, name: str) -> tuple[str, str]:
     text = [column for column in TEXT_NAMES if column in kinds]
     if not audio or not text:
         raise UserError(
-            f"data: {name} has the columns {', '.join(kinds)}; expected an audio column and one of "
-            f"{', '.join(TEXT_NAMES)}"
+            f"data: {name} has the columns {', '.join(kinds)}; expected one of audio ({', '.join(AUDIO_NAMES)}) and "
+            f"one of text ({', '.join(TEXT_NAMES)})"
         )
     return audio[0], text[0]
 
