@@ -198,5 +198,5 @@ def table(result: dict) -> str:
     for task, of_task in results.items():
         steps = of_task[roles[0]]["steps"]
         if steps != PUBLISHED_STEPS[task]:
-            lines.append(f"{task}: trained for {steps} steps instead of SUPERB's {PUBLISHED_STEPS[task]}")
+            lines.append(f"{task}: {steps} steps of training, not SUPERB's {PUBLISHED_STEPS[task]}")
     return "\n".join(lines)
