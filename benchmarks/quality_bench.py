@@ -18,16 +18,17 @@ from transformers import set_seed
 from transformers.utils import logging
 
 from benchmarks import accelerator, machine, results
-from pad.batching import Collator, SpeechTextDataset
-from pad.demo.config import DemoConfig
+from pad.demo.config import DemoRecipe
 from pad.demo.corpus import SAMPLING_RATE
-from pad.demo.judge import Judge, build_corpus
+from pad.demo.evaluator import Evaluator, build_corpus
 from pad.demo.run import distil_on, teacher_folder, warm_up_on
 from pad.demo.student import new_student
-from pad.evaluation import encode, mean_states, unit_hit_rate
+from pad.evaluate.probe import mean_states
+from pad.evaluate.words import encode, unit_hit_rate
 from pad.models import FrameLayout, load_teacher, width
-from pad.objective import PRESETS, objective
-from pad.teacher import Teacher
+from pad.step.collate import Collator, SpeechTextDataset
+from pad.step.objective import PRESETS, objective
+from pad.step.teacher import Teacher
 
 UNDISTILLED = "undistilled"
 # Two names of one objective are run once.
@@ -39,7 +40,7 @@ RUNS = [*DIFFERENT, "pad-tlocal-soft:0", "pad-tlocal-soft:1"]
 class Seed:
     """One seed's corpus, student and teacher, made once for all presets."""
 
-    def __init__(self, config: DemoConfig, scratch: Path):
+    def __init__(self, config: DemoRecipe, scratch: Path):
         self.config, self.scratch = config, scratch
         set_seed(config.seed)
         self.corpus = build_corpus(config, scratch / "speech", lambda count=1: None)
@@ -71,17 +72,17 @@ class Seed:
                 self.scratch / preset, f"seed {self.config.seed}, {preset}",
             )  # fmt: skip
         seconds = time.perf_counter() - started
-        judge = Judge(self.corpus, [], self.collator, self.teacher(False), goal)
+        evaluator = Evaluator(self.corpus, [], self.collator, self.teacher(False), goal)
         free = self.corpus.free["test"]
         heard = encode(student, self.collator, SpeechTextDataset(free, SAMPLING_RATE), with_prior=True)
-        spoken = {split: judge.encode(student, self.corpus.commands[split]) for split in ("train", "dev", "test")}
-        words, embeddings = [item.words for item in free], [judge.words_of(item.transcript) for item in free]
-        probe = judge.probe({split: mean_states(frames) for split, frames in spoken.items()})
+        spoken = {split: evaluator.encode(student, self.corpus.commands[split]) for split in ("train", "dev", "test")}
+        words, embeddings = [item.words for item in free], [evaluator.words_of(item.transcript) for item in free]
+        probe = evaluator.probe({split: mean_states(frames) for split, frames in spoken.items()})
         return {
             "seed": self.config.seed,
             "preset": preset,
             "probe_accuracy": probe["accuracy"],
-            "frame_hits": judge.hits(heard, free),
+            "frame_hits": evaluator.hits(heard, free),
             "unit_hits": {
                 name: unit_hit_rate(heard, words, embeddings, PRESETS[name])
                 for name in ("pad-slocal", "no-prior", "no-span-pool", "pad-tlocal", "tlocal")
@@ -113,7 +114,7 @@ def main() -> None:
         missing = [name for name in (UNDISTILLED, *arguments.presets) if (number, name) not in done]
         if not missing:
             continue
-        config = replace(DemoConfig(seed=number), steps=arguments.steps, commands_per_intent=60)
+        config = replace(DemoRecipe(seed=number), steps=arguments.steps, commands_per_intent=60)
         with tempfile.TemporaryDirectory() as scratch:
             seed = Seed(config, Path(scratch))
             for name in missing:

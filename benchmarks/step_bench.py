@@ -22,13 +22,13 @@ from rich.table import Table
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel, Wav2Vec2Config, Wav2Vec2Model
 
-import pad.significance
+import pad.priors.attention
 import pad_kernels
 from benchmarks import accelerator, machine, measure, memory, providers, results, tables, timing
 from benchmarks.cases import Inputs
 from benchmarks.results import Run
+from pad import record_significance
 from pad.models import FrameLayout
-from pad.significance import record_significance
 
 RATE = 16000
 TOKENS_PER_SECOND = 3.2
@@ -141,21 +141,21 @@ class Step:
         """
         seconds = {"significance": 0.0, "loss": 0.0}
         clock = device.wall_seconds if device.is_gpu else device.seconds
-        inner = pad.significance.significance
+        inner = pad.priors.attention.significance
 
         def timed(*arguments, **options):
             result = []
             seconds["significance"] += clock(lambda: result.append(inner(*arguments, **options)))
             return result[0]
 
-        pad.significance.significance = timed
+        pad.priors.attention.significance = timed
         try:
             with torch.no_grad(), record_significance(self.student, self.frame_mask) as record:
                 speech = self.student(self.samples).last_hidden_state
             with record_significance(self.teacher, self.text_mask) as of_text:
                 text = self._read().last_hidden_state
         finally:
-            pad.significance.significance = inner
+            pad.priors.attention.significance = inner
         speech, prior, text_prior = speech.requires_grad_(), record.prior(), of_text.prior()
         masks_and_priors = self.frame_mask, self.text_mask, prior, text_prior
         seconds["loss"] = clock(

@@ -4,7 +4,7 @@ import torch
 from stand_in import batch, models
 from torch.nn import functional
 
-from pad.significance import record_significance
+from pad import record_significance
 from pad_kernels import pad_loss
 
 student, teacher = models()

@@ -5,7 +5,7 @@ import torch
 from stand_in import batch, models
 from torch.utils.data import DataLoader
 
-from pad.significance import record_significance
+from pad import record_significance
 from pad_kernels import PADLoss
 
 

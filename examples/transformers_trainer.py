@@ -7,7 +7,7 @@ from stand_in import batch, models
 from torch.nn import functional
 from transformers import Trainer, TrainingArguments
 
-from pad.significance import record_significance
+from pad import record_significance
 from pad_kernels import PADLoss
 
 

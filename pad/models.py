@@ -1,4 +1,4 @@
-"""Loads the two models, and tells how a student's frames lie in time."""
+"""Loading of the two models, and the timing of a student's frames."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from huggingface_hub import HfApi, try_to_load_from_cache
 from torch import nn
-from transformers import AutoFeatureExtractor, AutoModel, AutoTokenizer, Wav2Vec2FeatureExtractor
+from transformers import AutoFeatureExtractor, AutoModel, AutoTokenizer, PreTrainedModel, Wav2Vec2FeatureExtractor
 
 from pad.errors import UserError
 from pad.progress import say
@@ -19,7 +19,7 @@ from pad.settings import Settings
 
 @dataclass(frozen=True)
 class FrameLayout:
-    """How the convolutions of a wav2vec 2.0-like encoder cut samples into frames."""
+    """How the convolutions of an encoder such as wav2vec 2.0 divide samples into frames."""
 
     kernels: tuple[int, ...]
     strides: tuple[int, ...]
@@ -30,12 +30,12 @@ class FrameLayout:
         kernels, strides = getattr(config, "conv_kernel", None), getattr(config, "conv_stride", None)
         if not isinstance(kernels, (list, tuple)) or not isinstance(strides, (list, tuple)):
             raise UserError(
-                f"student: a model of type {config.model_type!r} has no conv_kernel, conv_stride; expected "
+                f"student: a model of type {config.model_type!r} has no conv_kernel and conv_stride; expected "
                 "an encoder of waveforms such as wav2vec 2.0, HuBERT or WavLM"
             )
         if getattr(config, "add_adapter", False):
             raise UserError(
-                "student: a model with an adapter (add_adapter) changes its frame rate; not supported"
+                "student: a model with an adapter (add_adapter) changes the frame rate, which is not supported"
             )
         return cls(tuple(kernels), tuple(strides))
 
@@ -57,7 +57,7 @@ class FrameLayout:
         return width
 
     def frames(self, samples: torch.Tensor) -> torch.Tensor:
-        """Number of frames [B] of inputs with so many real samples [B]."""
+        """Number of frames [B] for numbers of samples [B]."""
         for kernel, stride in zip(self.kernels, self.strides):
             samples = torch.div(samples - kernel, stride, rounding_mode="floor") + 1
         return samples.clamp_min(0)
@@ -80,7 +80,7 @@ def _load(loader, name: str, role: str):
 
 
 def _reach_hub(name: str) -> None:
-    """Raise at once what transformers would after many attempts: no such model there, or no way there."""
+    """Raise at once what transformers raises after many attempts: the model or the hub cannot be reached."""
     if not isinstance(try_to_load_from_cache(name, "config.json"), str):
         HfApi().model_info(name, timeout=10)
 
@@ -98,7 +98,7 @@ def load_student(name: str):
 
 
 def default_feature_extractor(config) -> Wav2Vec2FeatureExtractor:
-    """For a student saved without one: 16 kHz, normalised; a mask only for layer-normed convolutions."""
+    """For a student saved without one: 16 kHz, normalised, with a mask only if its convolutions use layer norm."""
     return Wav2Vec2FeatureExtractor(
         feature_size=1,
         sampling_rate=16000,
@@ -112,7 +112,7 @@ def load_teacher(name: str):
     """(model, tokenizer) of a text encoder, frozen: evaluation mode, no gradients, float32."""
     model = _load(AutoModel, name, "teacher").float()
     tokenizer = _load(AutoTokenizer, name, "teacher")
-    # Without a tokenizer's files transformers makes one of little more than the special tokens.
+    # Where the files are missing, transformers makes a tokenizer of little more than the special tokens.
     if len(tokenizer) - len(tokenizer.all_special_ids) < 3:
         raise UserError(f"teacher: no tokenizer in {name!r}, only a model; expected the files of both")
     embeddings = model.get_input_embeddings().num_embeddings
@@ -126,8 +126,8 @@ def load_teacher(name: str):
     return model, tokenizer
 
 
-def positions(model: nn.Module) -> int:
-    """How many tokens a text encoder has positions for."""
+def positions(model: PreTrainedModel) -> int:
+    """The number of tokens that a text encoder has positions for."""
     table = getattr(getattr(model, "embeddings", None), "position_embeddings", None)
     if isinstance(table, nn.Embedding):
         # RoBERTa counts its positions from after the padding's.
@@ -135,22 +135,22 @@ def positions(model: nn.Module) -> int:
     return getattr(model.config, "max_position_embeddings", None) or sys.maxsize
 
 
-def width(model: nn.Module) -> int:
+def width(model: PreTrainedModel) -> int:
     """Width D of a model's output."""
     return int(model.config.hidden_size)
 
 
-def check_teacher_layer(settings: Settings, teacher: nn.Module) -> None:
-    """Raise UserError unless `teacher_layer` of the settings is a hidden state of the teacher."""
+def check_teacher_layer(settings: Settings, layer: int, teacher: PreTrainedModel) -> None:
+    """Raise UserError unless `layer`, the setting teacher_layer, is a hidden state of the teacher."""
     depth = teacher.config.num_hidden_layers
-    settings.expect("teacher_layer", -depth - 1 <= settings.teacher_layer <= depth,
-                    f"a hidden state of the teacher, from {-depth - 1} to {depth}")  # fmt: skip
+    expected = f"a hidden state of the teacher, from {-depth - 1} to {depth}"
+    settings.expect("teacher_layer", -depth - 1 <= layer <= depth, expected)
 
 
-def check_widths(student: nn.Module, teacher: nn.Module) -> None:
+def check_widths(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
     """PAD adds no layer, so the two widths must agree; raises UserError that names both."""
     if width(student) != width(teacher):
         raise UserError(
-            f"student and teacher differ in width: {width(student)} and {width(teacher)}; PAD adds no layer, "
-            "so choose two models of one width, or --linear-map for a map between them, trained beside the student"
+            f"student and teacher have different widths: {width(student)} and {width(teacher)}; PAD adds no layer, "
+            "so use two models of the same width, or --linear-map to train a map between them as well"
         )

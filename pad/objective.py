@@ -1,72 +1,9 @@
-"""The paper's objectives by name, on `pad_kernels.pad_loss`."""
+"""The former name of `pad.step.objective`, kept for one version."""
 
-from __future__ import annotations
+import warnings
 
-from dataclasses import dataclass, replace
+from pad.step.objective import PRESETS, Objective, objective
 
-from pad.errors import UserError
-from pad_kernels import pad_loss
+__all__ = ["PRESETS", "Objective", "objective"]
 
-
-@dataclass(frozen=True)
-class Objective:
-    """What `pad_loss` is asked for; temperature 0 is the paper's hard alignment."""
-
-    level: str
-    temperature: float = 0.0
-    speech_prior: bool = True
-    text_prior: bool = True
-    scales: tuple[float, ...] = (0.5, 1.0, 2.0)
-    anchors: str = "topk"
-    prior_layers: tuple[int, ...] | None = None  # of the student, for the speech prior; None: all, as in the paper
-
-    def __call__(self, speech, text, speech_mask, text_mask, speech_prior=None, text_prior=None):
-        """Loss (scalar) of speech [B, M, D] and text [B, N, D]; masks bool, priors [B, M], [B, N] or None."""
-        return pad_loss(
-            speech,
-            text,
-            speech_mask,
-            text_mask,
-            speech_prior=speech_prior if self.speech_prior else None,
-            text_prior=text_prior if self.text_prior else None,
-            level=self.level,
-            temperature=self.temperature,
-            scales=self.scales,
-            anchors=self.anchors,
-        )
-
-
-_GLOBAL, _TOKEN, _SPAN = Objective("global"), Objective("token"), Objective("span")
-_SOFT = {"temperature": 0.1}
-_NO_PRIORS = {"speech_prior": False, "text_prior": False}
-
-PRESETS: dict[str, Objective] = {
-    # the paper's
-    "pad-glob": _GLOBAL,
-    "pad-tlocal": _TOKEN,
-    "pad-slocal": _SPAN,
-    # the same alignments, soft
-    "pad-tlocal-soft": replace(_TOKEN, **_SOFT),
-    "pad-slocal-soft": replace(_SPAN, **_SOFT),
-    # baselines: no priors (without a speech prior the anchors of spans are evenly spaced)
-    "glob": replace(_GLOBAL, **_NO_PRIORS),
-    "tlocal": replace(_TOKEN, **_NO_PRIORS),
-    "slocal": replace(_SPAN, **_NO_PRIORS),
-    "tlocal-soft": replace(_TOKEN, **_NO_PRIORS, **_SOFT),
-    "slocal-soft": replace(_SPAN, **_NO_PRIORS, **_SOFT),
-    # the paper's ablations of pad-slocal; without priors it is slocal, by the name that the ablation has there
-    "no-prior": replace(_SPAN, **_NO_PRIORS),
-    "no-span-pool": replace(_SPAN, scales=(1.0,)),
-    "stride": replace(_SPAN, anchors="stride"),
-}
-
-
-def objective(preset: str, temperature: float | None = None, prior_layers: tuple[int, ...] = ()) -> Objective:
-    """The objective of a preset, at another temperature or with a prior of fewer layers if given.
-
-    Raises UserError for an unknown name.
-    """
-    if preset not in PRESETS:
-        raise UserError(f"preset: {preset!r} is unknown; expected one of {', '.join(PRESETS)}")
-    chosen = replace(PRESETS[preset], prior_layers=tuple(prior_layers) or None)
-    return chosen if temperature is None else replace(chosen, temperature=temperature)
+warnings.warn("pad.objective has moved to pad.step.objective", DeprecationWarning, stacklevel=2)

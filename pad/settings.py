@@ -1,17 +1,20 @@
-"""Settings as dataclasses: read from YAML, checked, and saved with a run."""
+"""What a command of `pad` is, and its settings: a dataclass that is read from YAML, checked, and saved with a run."""
 
 from __future__ import annotations
 
 import difflib
 import types
 import typing
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
-
-import yaml
+from typing import Any
 
 from pad.errors import UserError
+from pad.files import write_text
+
+# In the output folder of every command that can resume; older runs of `pad evaluate` have the second.
+SETTINGS_FILE, _SETTINGS_FILE_BEFORE = "config.yaml", "settings.yaml"
 
 
 @dataclass
@@ -19,7 +22,7 @@ class Settings:
     """Base of the settings of each command."""
 
     def check(self) -> None:
-        """Raise UserError for a value that makes no sense, by its name."""
+        """Raise UserError that names a setting whose value makes no sense."""
 
     def expect(self, name: str, holds: bool, expected: str) -> None:
         """Raise UserError that names a setting and its value unless `holds`."""
@@ -27,14 +30,48 @@ class Settings:
             raise UserError(f"{name}: expected {expected}, got {getattr(self, name)!r}")
 
     def save(self, path: Path) -> None:
-        """Write the settings as YAML, for `--config`; `resume` is of one call and left out."""
+        """Write the settings to a YAML file that `--config` reads; `resume` belongs to one call and is left out."""
+        import yaml  # of the extra that the commands need
+
         values = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
         values.pop("resume", None)
-        write_whole(path, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+        write_text(path, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+
+
+class Options(Settings):
+    """What a command line takes where that is more than the settings, which follow from it."""
+
+    def settings(self) -> Settings:
+        """The settings that these options stand for."""
+        raise NotImplementedError
+
+    def check_words(self, unknown: list[str]) -> None:
+        """Raise UserError for a mistake in the options, or in the words that the parser did not understand."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command of `pad`: its name, its settings, the extra of this package that it needs, and what it does.
+
+    settings: a dataclass whose docstring is the help text; run: does the work and prints the result. Nothing that needs
+    the extra is imported before `run` is called. options: what the command line takes, if not just the settings.
+    """
+
+    name: str
+    settings: type[Settings]
+    extra: str
+    run: Callable[[Any], None]
+    options: type[Options] | None = None
+
+
+def settings_file(folder: Path) -> Path | None:
+    """The settings file of a run's output folder, None where it has none."""
+    places = (folder / SETTINGS_FILE, folder / _SETTINGS_FILE_BEFORE)
+    return next((place for place in places if place.is_file()), None)
 
 
 def check_same(settings: Settings, path: Path, free: Collection[str]) -> None:
-    """Raise UserError that names the settings, but for the free ones, in which the run saved at `path` differs."""
+    """Raise UserError that names every setting, except the free ones, that differs from those saved at `path`."""
     before = read_settings(type(settings), path)
     defaults = {field.name: field.default for field in fields(settings)}
     differences = [
@@ -46,18 +83,10 @@ def check_same(settings: Settings, path: Path, free: Collection[str]) -> None:
         raise UserError(f"resume: expected the settings of the run in {path.parent}; {'; '.join(differences)}")
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file under a new name, then rename it: the file is the old one or the new one, never a part."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
 def read_settings(kind: type[Settings], path: str | Path) -> dict:
-    """The settings of a YAML file, by name, of the types that `kind` says; raises UserError."""
+    """The settings in a YAML file by name, converted to the types that `kind` declares; raises UserError."""
+    import yaml
+
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

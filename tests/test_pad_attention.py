@@ -5,8 +5,8 @@ import torch
 
 pytest.importorskip("transformers")
 
-from pad import attention  # noqa: E402
-from pad.attention import attend_with_dropout  # noqa: E402
+from pad.priors import dropout as attention  # noqa: E402
+from pad.priors.dropout import attend_with_dropout  # noqa: E402
 
 MASKS = {
     "no mask": None,

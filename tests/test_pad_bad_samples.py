@@ -15,13 +15,13 @@ from audio_files import write_audio, write_truncated_flac  # noqa: E402
 from torch.utils.data import DataLoader  # noqa: E402
 from transformers import BertConfig, BertModel, BertTokenizer, Wav2Vec2Config, Wav2Vec2Model  # noqa: E402
 
-from pad.batching import Collator, SpeechTextDataset  # noqa: E402
 from pad.data import Report, load_utterances  # noqa: E402
+from pad.distill.trainer import batch_loss  # noqa: E402
 from pad.errors import UserError  # noqa: E402
 from pad.models import FrameLayout, default_feature_extractor  # noqa: E402
-from pad.objective import objective  # noqa: E402
-from pad.teacher import Teacher  # noqa: E402
-from pad.trainer import batch_loss  # noqa: E402
+from pad.step.collate import Collator, SpeechTextDataset  # noqa: E402
+from pad.step.objective import objective  # noqa: E402
+from pad.step.teacher import Teacher  # noqa: E402
 
 
 @pytest.fixture

@@ -191,9 +191,7 @@ def test_bad_audio_is_named(tmp_path):
     with pytest.raises(UserError, match=r"a\.wav: the audio file is empty"):
         load_utterances(tmp_path)
     write_audio(audio, seconds=0.01)
-    with pytest.raises(
-        UserError, match=r"0\.010 s of audio is shorter than one frame of the student, 0\.025 s"
-    ):
+    with pytest.raises(UserError, match=r"0\.010 s of audio is shorter than one frame of the student, 0\.025 s"):
         load_utterances(tmp_path, min_samples=400)
     soundfile.write(audio, np.full(1600, np.nan), 16000, subtype="FLOAT")
     with pytest.raises(UserError, match="NaN or infinite"):

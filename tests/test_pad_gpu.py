@@ -13,8 +13,8 @@ from test_pad_distill import STUDENT, losses, save_teacher  # noqa: E402
 from test_pad_significance import from_maps, speech_batch, speech_model  # noqa: E402
 from transformers import BertConfig, BertModel, Wav2Vec2Config, Wav2Vec2Model  # noqa: E402
 
+from pad import record_significance  # noqa: E402
 from pad.cli import main  # noqa: E402
-from pad.significance import record_significance  # noqa: E402
 
 pytestmark = needs_gpu
 SENTENCES = ("NORTHANGER ABBEY", "THIS WORK WAS FINISHED IN THE YEAR", "AND INTENDED FOR", "IMMEDIATE PUBLICATION")

@@ -8,7 +8,7 @@ pytest.importorskip("transformers")
 
 from transformers import Wav2Vec2Config, Wav2Vec2Model  # noqa: E402
 
-from pad.significance import record_significance  # noqa: E402
+from pad import record_significance  # noqa: E402
 from pad_kernels import pad_loss  # noqa: E402
 
 PROCESSES = 2
@@ -52,9 +52,7 @@ def sharded(rank: int, folder: str) -> None:
     fully_shard(student, mesh=mesh)
     prior, loss = step(student, rank)
     loss.backward()
-    gradients = {
-        name: value.grad.full_tensor() for name, value in student.named_parameters() if value.grad is not None
-    }
+    gradients = {name: value.grad.full_tensor() for name, value in student.named_parameters() if value.grad is not None}
     torch.save({"prior": prior, "loss": loss.detach(), "gradients": gradients}, f"{folder}/{rank}.pt")
     distributed.destroy_process_group()
 

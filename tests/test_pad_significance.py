@@ -24,8 +24,8 @@ from transformers import (  # noqa: E402
     WavLMModel,
 )
 
-from pad import significance as recording  # noqa: E402
-from pad.significance import record_significance  # noqa: E402
+from pad import record_significance  # noqa: E402
+from pad.priors import attention as recording  # noqa: E402
 from pad_kernels import significance_from_attentions  # noqa: E402
 
 SPEECH = {"wav2vec2": (Wav2Vec2Model, Wav2Vec2Config), "hubert": (HubertModel, HubertConfig),
@@ -120,7 +120,7 @@ def test_records_do_not_mix(kind):
     assert torch.allclose(second.prior(), expected[1], rtol=1e-5, atol=1e-7)
     assert not torch.allclose(inner.prior(), expected[0], rtol=1e-3)
     assert model.config._attn_implementation != recording.IMPLEMENTATION or kind == "wavlm"
-    assert not recording._records
+    assert not recording.records
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

@@ -22,10 +22,11 @@ from safetensors.torch import load_file  # noqa: E402
 from test_pad_distill import losses, models, refused, run, speech  # noqa: E402, F401
 from transformers import AutoModel  # noqa: E402
 
-from pad.checkpoints import last_whole_checkpoint  # noqa: E402
+import pad  # noqa: E402
 from pad.cli import main  # noqa: E402
-from pad.config import DistillConfig  # noqa: E402
-from pad.trainer import DistillationTrainer  # noqa: E402
+from pad.distill.checkpoints import last_whole_checkpoint  # noqa: E402
+from pad.distill.config import DistillConfig  # noqa: E402
+from pad.distill.trainer import DistillationTrainer  # noqa: E402
 
 OPTIONS = ["--log-every", "1", "--learning-rate", "1e-3", "--warmup-steps", "0", "--max-steps", "6"]
 
@@ -58,7 +59,8 @@ def whole(models, speech, tmp_path_factory):  # noqa: F811
 def test_a_stopped_run_goes_on_as_if_it_had_not_been(models, speech, whole, tmp_path, number, code):  # noqa: F811
     """SIGTERM and Ctrl-C save where they were; after SIGKILL the last checkpoint serves."""
     output = tmp_path / "run"
-    slow = "import time, pad.trainer as t; f = t.batch_loss\ndef slow(*a):\n    time.sleep(0.4)\n    return f(*a)\n"
+    slow = "import time, pad.distill.trainer as t\nf = t.batch_loss\n"
+    slow += "def slow(*a):\n    time.sleep(0.4)\n    return f(*a)\n"
     program = f"import sys\n{slow}t.batch_loss = slow\nfrom pad.cli import main\nsys.exit(main(sys.argv[1:]))"
     arguments = command(models, speech, output, *OPTIONS, "--save-every", "1")
     child = subprocess.Popen([sys.executable, "-c", program, *arguments], stderr=subprocess.PIPE, text=True)
@@ -180,7 +182,7 @@ def test_two_processes_give_the_parameters_of_one_with_the_batches_of_both(model
     done = subprocess.run([*launch, "-m", "pad.cli", *arguments("two", 2)], env=environment,
                           capture_output=True, text=True, timeout=300)  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("the distilled student lies in") == 1
+    assert done.stdout.count("the distilled student is in") == 1
     assert main(arguments("one", 4)) == 0
     for one, other in zip(parameters(tmp_path / "one" / "student"), parameters(tmp_path / "two" / "student")):
         assert torch.allclose(one, other, rtol=1e-4, atol=1e-4)
@@ -272,6 +274,12 @@ def test_mistakes_on_the_command_line(tmp_path, capsys):
 def test_info(capsys):
     assert main(["info"]) == 0
     assert "reference" in capsys.readouterr().out
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--version"])
+    assert stop.value.code == 0 and capsys.readouterr().out.strip() == f"pad {pad.__version__}"
 
 
 def test_gradient_checkpointing(models, speech, whole, tmp_path):  # noqa: F811

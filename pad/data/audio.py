@@ -22,8 +22,7 @@ def _unreadable(audio, error: Exception) -> BadSample:
 
 def _open(audio: str | Path | AudioSource) -> soundfile.SoundFile:
     try:
-        is_file = isinstance(audio, (str, Path))
-        opened = soundfile.SoundFile(audio if is_file else io.BytesIO(audio.read()))
+        opened = soundfile.SoundFile(audio if isinstance(audio, (str, Path)) else io.BytesIO(audio.read()))
     except (soundfile.SoundFileError, OSError) as error:
         raise _unreadable(audio, error) from error
     if opened.frames <= 0:
@@ -33,12 +32,12 @@ def _open(audio: str | Path | AudioSource) -> soundfile.SoundFile:
 
 
 def _check_riff(path: str | Path) -> None:
-    """Raise BadSample if a wav file is shorter than its header says: libsndfile takes what there is."""
+    """Raise BadSample if a wav file is shorter than its header says; libsndfile reads what there is."""
     with open(path, "rb") as file:
         start = file.read(8)
         length = os.fstat(file.fileno()).st_size
     promised = int.from_bytes(start[4:8], "little") + 8
-    # Programs that write to a pipe promise 2 or 4 GB.
+    # Programs that write to a pipe state 2 or 4 GB.
     if start[:4] == b"RIFF" and length < 0.95 * promised and promised < 2**31 - 2**16:
         raise BadSample(
             f"{path}: the audio file ends after {length} bytes, its header promises {promised}", "truncated audio"
@@ -63,7 +62,7 @@ def read_audio(audio: str | Path | AudioSource, sampling_rate: int = 16000) -> n
             samples = opened.read(dtype="float32", always_2d=True)
         except (soundfile.SoundFileError, OSError) as error:
             raise _unreadable(audio, error) from error
-        # Not to the sample: the header of an MP3 file may hold an estimate.
+        # Not exact: the header of an MP3 file may hold an estimate.
         if len(samples) < 0.95 * opened.frames:
             raise BadSample(
                 f"{audio}: the audio ends after {len(samples)} samples, its header promises {opened.frames}",

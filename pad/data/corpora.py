@@ -1,6 +1,6 @@
-"""LibriSpeech and Libri-Light's limited supervision, as torchaudio.datasets lays them out on disk.
+"""LibriSpeech and Libri-Light's limited-supervision data, in the layout of torchaudio.datasets.
 
-What is on disk is read without torchaudio, whose part is to fetch what is not.
+torchaudio is used only to download what is not on disk.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def _fetch(corpus: str, folder: Path, **options) -> None:
 
 
 def _present(places: list[Path], corpus: str, folder: Path, download: bool, **options) -> Path:
-    """The first of the places that is a folder, the corpus fetched if none is."""
+    """The first of the places that is a folder; the corpus is downloaded if there is none."""
     for attempt in range(2):
         for place in places:
             if place.is_dir():
@@ -51,7 +51,7 @@ def _entries(folder: Path, report: Report) -> list[Entry]:
 
 
 def librispeech(splits: str, folder: Path, report: Report, download: bool = False) -> list[Entry]:
-    """The entries of splits, parted by commas, below `folder` or its `LibriSpeech`."""
+    """The entries of splits, separated by commas, below `folder` or its `LibriSpeech`."""
     entries = []
     for split in splits.split(","):
         places = [folder / "LibriSpeech" / split, folder / split]

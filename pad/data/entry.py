@@ -1,4 +1,4 @@
-"""What the readers give and what a training run takes: an entry is as listed, an utterance is checked."""
+"""What the readers return (an entry, as listed) and what training takes (an utterance, checked)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Protocol
 
 
 class AudioSource(Protocol):
-    """Audio that is no file of its own; `str` of it names it in messages."""
+    """Audio that is not a file of its own; its `str` names it in messages."""
 
     def read(self) -> bytes:
         """The content of an audio file: its header and samples."""
@@ -18,7 +18,7 @@ class AudioSource(Protocol):
 class Entry:
     """Audio and its transcript as listed at `where` (file:line), not yet checked.
 
-    sampling_rate (Hz) and duration (s): what the list states of the audio, None if it states nothing.
+    sampling_rate (Hz) and duration (s): what the list states about the audio, None if nothing.
     """
 
     audio: Path | AudioSource
@@ -30,7 +30,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Utterance:
-    """Audio and what is said in it; duration in seconds; listed at `where` (file:line), "" if nowhere."""
+    """Audio and its transcript; duration in seconds; listed at `where` (file:line), "" if nowhere."""
 
     audio: Path | AudioSource
     transcript: str

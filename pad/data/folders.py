@@ -1,13 +1,13 @@
 """Folders of transcribed speech.
 
-Four layouts are read; if a folder holds transcript lists (the first three), these alone say what belongs to
-the data, otherwise every audio file needs a transcript of its own beside it:
+Four layouts are read. If a folder holds transcript lists (the first three), only what they list is used; otherwise
+every audio file needs a transcript next to it:
 
 - `transcripts.tsv` in the folder: audio path (relative to the file), a tab, the transcript;
 - LibriSpeech and Libri-Light, `*.trans.txt` anywhere below: utterance id, a space, the transcript; audio
-  `id.flac` beside it. The folder may be a split, `LibriSpeech`, or the one that holds it;
+  `id.flac` next to it. The folder may be a split, `LibriSpeech`, or the one that holds it;
 - Sphinx, `transcription` or `*.transcription` anywhere below: `<s> the transcript </s> (id)`;
-- `name.txt` or `name.lab` beside `name.wav`.
+- `name.txt` or `name.lab` next to `name.wav`.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def _beside(audio: Path, files: set[Path]) -> Entry:
             break
     else:
         raise BadSample(
-            f"{audio}: no transcript; looked for {audio.stem}.txt and {audio.stem}.lab beside it",
+            f"{audio}: no transcript; looked for {audio.stem}.txt and {audio.stem}.lab next to it",
             "missing transcript",
         )
     try:
@@ -88,7 +88,7 @@ def _read_siblings(files: list[Path], report: Report) -> Iterator[Entry]:
 
 
 def _files_below(folder: Path) -> list[Path]:
-    """Sorted; links to folders are followed, each folder is entered once."""
+    """All files, sorted; links to folders are followed, and each folder is visited once."""
     files, entered = [], set()
     for parent, folders, names in os.walk(folder, followlinks=True):
         real = os.path.realpath(parent)
@@ -104,7 +104,7 @@ def _files_below(folder: Path) -> list[Path]:
 def find_transcripts(folder: str | Path, report: Report | None = None) -> list[Entry]:
     """The entries of a folder in one of the layouts above, in the order of their paths.
 
-    report: what becomes of a line or file that cannot be read, None to raise it. Raises UserError.
+    report: how to handle a line or file that cannot be read, None to raise an error. Raises UserError.
     """
     report = report or Report()
     files = _files_below(Path(folder))

@@ -1,4 +1,4 @@
-"""Datasets of the library `datasets`, their audio decoded here: neither torchcodec nor a GPU is needed."""
+"""Datasets of the library `datasets`. Audio is decoded by `pad.data.audio`, without torchcodec."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _FAULTS = (OSError, ValueError, RuntimeError, ImportError, KeyError)
 
 @dataclass(frozen=True)
 class RowAudio:
-    """The audio of one row of a dataset, read when asked for."""
+    """The audio of one row of a dataset, read on access."""
 
     dataset: Any = field(repr=False)
     column: str
@@ -69,7 +69,7 @@ def load_saved(folder: Path):
 
 
 def load_named(name: str):
-    """The dataset `NAME[:CONFIG]:SPLIT` of the hub, fetched unless it is cached; raises UserError."""
+    """The dataset `NAME[:CONFIG]:SPLIT` of the hub, downloaded unless it is cached; raises UserError."""
     match = _NAME.fullmatch(name)
     if match is None:
         raise UserError(f"data: expected huggingface:NAME[:CONFIG]:SPLIT, got huggingface:{name}")
@@ -88,14 +88,14 @@ def _columns(dataset, library, name: str) -> tuple[str, str]:
     text = [column for column in TEXT_NAMES if column in kinds]
     if not audio or not text:
         raise UserError(
-            f"data: {name} has the columns {', '.join(kinds)}; expected one of audio and one of "
-            f"{', '.join(TEXT_NAMES)}"
+            f"data: {name} has the columns {', '.join(kinds)}; expected one of audio ({', '.join(AUDIO_NAMES)}) and "
+            f"one of text ({', '.join(TEXT_NAMES)})"
         )
     return audio[0], text[0]
 
 
 def entries_of(dataset, report: Report, name: str = "dataset") -> list[Entry]:
-    """The entries of a `datasets.Dataset`, in the order of its rows; raises UserError if it is none."""
+    """The entries of a `datasets.Dataset`, in the order of its rows; raises UserError for anything else."""
     library = _library()
     if not isinstance(dataset, library.Dataset):
         what = type(dataset).__name__
@@ -111,7 +111,5 @@ def entries_of(dataset, report: Report, name: str = "dataset") -> list[Entry]:
         if transcript is None or isinstance(transcript, str):
             entries.append(Entry(source, (transcript or "").strip(), str(source)))
         else:
-            report.refuse(
-                BadSample(f"{source}: expected a text as {text}, got {shown(transcript)}", "malformed line")
-            )
+            report.refuse(BadSample(f"{source}: expected a text as {text}, got {shown(transcript)}", "malformed line"))
     return entries

@@ -1,4 +1,4 @@
-"""From what the user names to checked utterances."""
+"""From the `data` setting to checked utterances."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _FORMS = (
 
 
 def find_entries(data, report: Report, download: bool = False) -> list[Entry]:
-    """The entries of what `data` names, as the package says; raises UserError."""
+    """The entries of what `data` names (see `pad.data`); raises UserError."""
     if not isinstance(data, (str, Path)):
         return hugging_face.entries_of(data, report)
     kind, colon, rest = str(data).partition(":")
@@ -72,16 +72,13 @@ def _check(entry: Entry, min_samples: int, sampling_rate: int) -> Utterance:
         )
     if duration * sampling_rate < min_samples:
         shortest = min_samples / sampling_rate
-        message = (
-            f"{entry.audio}: {duration:.3f} s of audio is shorter than one frame of the student, "
-            f"{shortest:.3f} s"
-        )
+        message = f"{entry.audio}: {duration:.3f} s of audio is shorter than one frame of the student, {shortest:.3f} s"
         raise BadSample(listed(message, entry), "too short")
     return Utterance(entry.audio, entry.transcript, duration, entry.where)
 
 
 def _in_threads(work: Callable, items: Iterable) -> Iterator:
-    """map in threads, in order; in slices, so that an error does not wait for the whole corpus."""
+    """Map in threads, in order; in slices, so that an error does not wait for the whole corpus."""
     items = iter(items)
     with ThreadPoolExecutor(_THREADS) as pool:
         while part := list(islice(items, 32 * _THREADS)):
@@ -101,7 +98,7 @@ def load_utterances(
 
     min_samples: the shortest audio the student takes, in samples at sampling_rate (Hz); max_seconds: longer
     utterances are left out, which is no error; progress: wraps the list of entries as they are checked;
-    report: what becomes of bad samples, None to raise the first; download: fetch a corpus that is not there.
+    report: how to handle bad samples, None to raise the first; download: fetch a corpus that is missing.
     Raises UserError that names the file, and the line where there is one.
     """
     report = Report() if report is None else report

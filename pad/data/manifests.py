@@ -1,11 +1,11 @@
-"""Manifests: files that list audio and transcripts, one utterance a line.
+"""Manifests: files that list audio and transcripts, one utterance per line.
 
-- `.tsv`: audio path, a tab, the transcript; or columns in any order under a first line that names them;
-- `.jsonl`, `.json`: an object a line.
+- `.tsv`: audio path, a tab, the transcript; or columns in any order with a first line that names them;
+- `.jsonl`, `.json`: one object per line.
 
 Names of columns and keys: `audio` (or `audio_filepath`, `path`, `file`), `text` (or `transcript`,
-`transcription`, `sentence`), and if wanted `duration` (s) and `sampling_rate` (or `sample_rate`, Hz), which
-are then compared with the audio. Other names are passed over. Paths are relative to the manifest.
+`transcription`, `sentence`), and optionally `duration` (s) and `sampling_rate` (or `sample_rate`, Hz), which
+are compared with the audio. Other names are ignored. Paths are relative to the manifest.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MANIFEST_SUFFIXES = (".tsv", ".jsonl", ".json")
 
 
 def shown(value: object) -> str:
-    """A value as messages quote it: cut after 80 characters."""
+    """A value as messages quote it: at most 80 characters."""
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
 
@@ -40,19 +40,15 @@ def read_lines(path: Path, report: Report) -> Iterator[tuple[str, str]]:
     try:
         content = path.read_bytes()
     except OSError as error:
-        report.refuse(
-            BadSample(f"{path}: cannot be read as UTF-8 text: {error}", "unreadable transcript")
-        )
+        report.refuse(BadSample(f"{path}: cannot be read as UTF-8 text: {error}", "unreadable transcript"))
         return
-    # Not str.splitlines, which also ends a line at characters that a transcript may hold.
+    # Not str.splitlines, which also splits at characters that a transcript may contain.
     for number, line in enumerate(content.removeprefix(codecs.BOM_UTF8).splitlines(), start=1):
         where = f"{path}:{number}"
         try:
             text = line.decode()
         except UnicodeDecodeError as error:
-            report.refuse(
-                BadSample(f"{where}: cannot be read as UTF-8 text: {error}", "unreadable transcript")
-            )
+            report.refuse(BadSample(f"{where}: cannot be read as UTF-8 text: {error}", "unreadable transcript"))
             continue
         if text.strip():
             yield where, text

@@ -1,21 +1,20 @@
-"""What becomes of a bad sample: it ends the run, or it is left out and counted."""
+"""How bad samples are handled: the first one stops the run, or all are left out and counted."""
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from pathlib import Path
 
 from pad.errors import UserError
-from pad.settings import write_whole
+from pad.files import write_json
 
 POLICIES = ("raise", "skip")
 
 
 class BadSample(UserError):
-    """A sample that cannot be used; `reason` is its kind in a few words, the message says where and why."""
+    """A sample that cannot be used; `reason` is the kind of fault, the message says where and what."""
 
-    # A default, because a DataLoader builds an error of its worker processes anew from the message alone.
+    # The default is for DataLoader, which rebuilds a worker's error from the message alone.
     def __init__(self, message: str, reason: str = "unreadable audio"):
         super().__init__(message)
         self.reason = reason
@@ -24,8 +23,8 @@ class BadSample(UserError):
 class Report:
     """Samples left out: `counts` by reason, `messages` the first few of each reason.
 
-    on_error: "raise" makes the first bad sample a UserError, "skip" leaves each out. Raises UserError for
-    another word.
+    on_error: "raise" raises a UserError for the first bad sample, "skip" leaves bad samples out. Raises UserError
+    for any other value.
     """
 
     def __init__(self, on_error: str = "raise", messages_kept: int = 5):
@@ -36,13 +35,13 @@ class Report:
         self.messages: dict[str, list[str]] = {}
 
     def refuse(self, bad: BadSample) -> None:
-        """Deal with a bad sample as on_error says: raise it, or leave it out."""
+        """Handle a bad sample as on_error says: raise it, or leave it out."""
         if self.on_error == "raise":
             raise bad
         self.leave_out(bad)
 
     def leave_out(self, bad: BadSample) -> None:
-        """Count a sample that is left out under either policy."""
+        """Count a sample that is left out whatever on_error says."""
         self.counts[bad.reason] += 1
         messages = self.messages.setdefault(bad.reason, [])
         if len(messages) < self.messages_kept:
@@ -64,4 +63,4 @@ class Report:
     def save(self, path: str | Path) -> None:
         """Write the counts and messages as JSON."""
         record = {"on_error": self.on_error, "left_out": dict(self.counts), "messages": self.messages}
-        write_whole(Path(path), json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+        write_json(Path(path), record)

@@ -1,4 +1,4 @@
-"""Settings of the demo. They were chosen on the dev split."""
+"""Settings of `pad demo`, and its recipe."""
 
 from __future__ import annotations
 
@@ -8,31 +8,31 @@ from pad.settings import Settings
 
 
 @dataclass
-class DemoCommand(Settings):
-    """The whole method on synthetic speech, in minutes, without downloads: a student, a control, their scores."""
+class DemoConfig(Settings):
+    """Run the whole method on synthetic speech in minutes, without downloads: a student against a control."""
 
     quick: bool = False
-    """a smaller run, under 90 s on two cores"""
+    """a smaller run to check the installation: under 90 s on two cores"""
     seed: int = 0
-    """of the data, the weights and the training"""
+    """random seed for the data, the initial weights and training"""
     output: str = "runs/demo"
-    """folder for report, pictures, student"""
+    """folder for the report, the pictures and the student"""
     recordings: str | None = None
-    """folder of real recordings with word times (`python -m pad.demo.recordings FOLDER` fetches one)"""
+    """folder of real recordings with word times to test on too; python -m pad.demo.recordings FOLDER fetches one"""
 
     def check(self) -> None:
-        """Raise UserError for a value that makes no sense, by its name."""
+        """Raise UserError that names a setting whose value makes no sense."""
         self.expect("seed", self.seed >= 0, "0 or more")
 
 
 @dataclass(frozen=True)
-class DemoConfig:
-    """Sizes are numbers of utterances unless they say otherwise."""
+class DemoRecipe:
+    """How the demo trains, chosen on the dev split. Sizes are numbers of utterances unless they say otherwise."""
 
     seed: int = 0
-    free_sentences: int = 6000  # what the student is distilled on
+    free_sentences: int = 6000  # for distillation
     held_out_sentences: int = 200  # per split, for the word hit rate
-    commands_per_intent: int = 90  # what the probe is trained on
+    commands_per_intent: int = 90  # for training the probe
     held_out_per_intent: int = 20  # per split, for the probe
     warm_up_steps: int = 200
     warm_up_utterances: int = 1000
@@ -44,8 +44,8 @@ class DemoConfig:
     temperature: float = 0.1
 
     @classmethod
-    def quick(cls, seed: int) -> DemoConfig:
-        """Small enough for a test of the machinery; its scores are lower."""
+    def quick(cls, seed: int) -> DemoRecipe:
+        """A small recipe that checks that everything runs; its scores are lower."""
         return cls(
             seed=seed,
             free_sentences=1000,

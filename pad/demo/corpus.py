@@ -18,7 +18,7 @@ from pad.data import Utterance
 
 SAMPLING_RATE = 16000
 
-# No voice of one split is heard in another. Accent and voice quality of eSpeak NG.
+# No voice occurs in two splits. Accents and voice variants of eSpeak NG.
 _VARIANTS = {
     "train": ["m1", "m2", "m3", "m4", "f1", "f2", "f3", "f4"],
     "dev": ["m5", "Alex"],
@@ -29,7 +29,7 @@ _ACCENTS = ["en-us", "en"]
 
 @dataclass(frozen=True)
 class SpokenWord:
-    """A word and when it is said, in seconds; `known` is False where its start or end is not known."""
+    """A word and when it is spoken, in seconds; `known` is False where its start or end is not known."""
 
     text: str
     start: float
@@ -53,8 +53,7 @@ def speak(
     progress=lambda count: None,
     processes: int = 2,
 ) -> list[SpokenSentence]:
-    """Have (sentence, intent) pairs spoken by voices of a split: 16 kHz wav files and a transcripts.tsv in
-    `folder`.
+    """Synthesize (sentence, intent) pairs with the voices of a split: 16 kHz wav files and transcripts.tsv in `folder`.
 
     progress: called with the number of sentences done since its last call.
     """
@@ -75,15 +74,13 @@ def speak(
     def speak_part(part: range) -> list[SpokenSentence]:
         output = folder / f"part-{part.start}"
         _run_speaker([requests[number] for number in part], output, progress)
-        return _write_part(
-            part, output, [sentences[number] for number in part], [seeds[n] for n in part], folder
-        )
+        return _write_part(part, output, [sentences[number] for number in part], [seeds[n] for n in part], folder)
 
     with ThreadPoolExecutor(len(parts)) as pool:
         spoken = sorted(
-            (item for part in pool.map(speak_part, parts) for item in part), key=lambda item: item.audio
+            (item for part in pool.map(speak_part, parts) for item in part), key=lambda item: str(item.audio)
         )
-    table = "".join(f"{item.audio.name}\t{item.transcript}\n" for item in spoken)
+    table = "".join(f"{Path(str(item.audio)).name}\t{item.transcript}\n" for item in spoken)
     (folder / "transcripts.tsv").write_text(table)
     return spoken
 
@@ -91,6 +88,7 @@ def speak(
 def _run_speaker(requests: list[dict], output: Path, progress) -> None:
     command = [sys.executable, "-m", "pad.demo.speaker", str(output)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as speaker:
+        assert speaker.stdin is not None and speaker.stdout is not None  # both are pipes
         speaker.stdin.write(json.dumps(requests))
         speaker.stdin.close()
         done = 0
@@ -99,9 +97,7 @@ def _run_speaker(requests: list[dict], output: Path, progress) -> None:
             done = int(line)
         progress(len(requests) - done)
     if speaker.returncode != 0:
-        raise RuntimeError(
-            f"speech synthesis failed: {' '.join(command)} ended with code {speaker.returncode}"
-        )
+        raise RuntimeError(f"speech synthesis failed: {' '.join(command)} ended with code {speaker.returncode}")
 
 
 def _write_part(part, output: Path, sentences, seeds, folder: Path) -> list[SpokenSentence]:
@@ -112,9 +108,7 @@ def _write_part(part, output: Path, sentences, seeds, folder: Path) -> list[Spok
         waveform = samples[first : first + record["length"]].astype(np.float32) / 32768
         first += record["length"]
         audio = folder / f"{number:05d}.wav"
-        soundfile.write(
-            audio, _as_heard(waveform, rate, np.random.default_rng(seed)), SAMPLING_RATE, "PCM_16"
-        )
+        soundfile.write(audio, _as_heard(waveform, rate, np.random.default_rng(seed)), SAMPLING_RATE, "PCM_16")
         duration = record["length"] / rate
         starts = {offset: sample / rate for offset, sample in record["words"]}
         words = word_times(sentence, starts, duration)
@@ -125,7 +119,7 @@ def _write_part(part, output: Path, sentences, seeds, folder: Path) -> list[Spok
 
 
 def _as_heard(waveform: np.ndarray, rate: int, generator: np.random.Generator) -> np.ndarray:
-    """At 16 kHz, at some level, over some noise: 20 to 40 dB below the speech."""
+    """At 16 kHz, at a random level, with noise 20 to 40 dB below the speech."""
     waveform = soxr.resample(waveform, rate, SAMPLING_RATE, quality="MQ")
     level = np.sqrt(np.mean(waveform**2)) + 1e-8
     noise = generator.standard_normal(len(waveform), dtype=np.float32)
@@ -134,10 +128,10 @@ def _as_heard(waveform: np.ndarray, rate: int, generator: np.random.Generator) -
 
 
 def word_times(sentence: str, starts: dict[int, float], duration: float) -> tuple[SpokenWord, ...]:
-    """Words of a sentence with their times (s), from the start times that the synthesiser gave by offset.
+    """Words of a sentence with their times (s), from the start times that the synthesizer reports by offset.
 
-    It glues some words to the one before ("on the"): such a word has no start of its own, and the word
-    before it no end; both are marked as not known.
+    It joins some words to the one before ("on the"). Such a word has no start of its own and the word before it no
+    end; both are marked as not known.
     """
     offsets, position = [], 0
     words = sentence.split()

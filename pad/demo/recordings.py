@@ -1,6 +1,6 @@
 """Real speech with word times: five LibriVox utterances from the source package of PocketSphinx.
 
-`python -m pad.demo.recordings FOLDER` fetches them through pip.
+`python -m pad.demo.recordings FOLDER` downloads them with pip.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ _INSIDE = re.compile(r"pocketsphinx-[^/]+/test/data/librivox/([^/]+\.wav|sense[^
 
 
 def fetch(folder: Path) -> Path:
-    """Fetch the recordings to `folder` unless they are there; raises RuntimeError if pip cannot get them."""
+    """Download the recordings to `folder` unless they are there; raises RuntimeError if pip cannot get them."""
     if (folder / "transcription").is_file():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:",
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", "pocketsphinx",
                    "--dest", scratch, "pocketsphinx"]  # fmt: skip
         done = subprocess.run(command, capture_output=True, text=True)
         archives = list(Path(scratch).glob("pocketsphinx-*.tar.gz"))
@@ -39,14 +39,15 @@ def fetch(folder: Path) -> Path:
         with tarfile.open(archives[0]) as archive:
             for member in archive:
                 match = _INSIDE.fullmatch(member.name)
-                if match and member.isfile():
-                    (partial / match.group(1)).write_bytes(archive.extractfile(member).read())
+                content = archive.extractfile(member) if match and member.isfile() else None
+                if match and content is not None:
+                    (partial / match.group(1)).write_bytes(content.read())
         partial.rename(folder)
     return folder
 
 
 def find(folder: str | None) -> Path | None:
-    """The folder asked for, else what the tests have fetched, else None; UserError if it is missing."""
+    """The given folder, or else the one that the tests have downloaded, or None; UserError if it is missing."""
     if folder is not None:
         if not Path(folder).is_dir():
             raise UserError(f"recordings: {folder} is not a folder")
@@ -56,12 +57,12 @@ def find(folder: str | None) -> Path | None:
 
 
 def load(folder: Path) -> list[SpokenSentence]:
-    """Utterances of a folder, their word times from `name.json` beside `name.wav` (PocketSphinx's form)."""
+    """The utterances of a folder, with word times from `name.json` next to `name.wav` (PocketSphinx's format)."""
     spoken = []
     for item in load_utterances(folder):
-        times = item.audio.with_suffix(".json")
+        times = Path(str(item.audio)).with_suffix(".json")
         if not times.is_file():
-            raise UserError(f"{item.audio}: no word times; expected {times.name} beside it")
+            raise UserError(f"{item.audio}: no word times; expected {times.name} next to it")
         record = json.loads(times.read_text())
         words = tuple(
             SpokenWord(re.sub(r"\(\d+\)$", "", word["t"]), word["b"], word["b"] + word["d"], True)
@@ -70,9 +71,7 @@ def load(folder: Path) -> list[SpokenSentence]:
         )
         transcript = " ".join(word.text for word in words)
         if transcript != item.transcript:
-            raise UserError(
-                f"{times}: the words {transcript!r} differ from the transcript {item.transcript!r}"
-            )
+            raise UserError(f"{times}: the words {transcript!r} differ from the transcript {item.transcript!r}")
         spoken.append(SpokenSentence(item.audio, transcript, item.duration, words=words))
     return spoken
 

@@ -1,15 +1,15 @@
-"""What a demo run reports."""
+"""The report of a demo run."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from pad.demo.judge import Judge, Scores
+from pad.demo.evaluator import Evaluator, Scores
 from pad.demo.sentences import INTENTS
 
 
-def figures(scores: dict[str, Scores], judge: Judge, losses: dict[str, list[float]]) -> dict:
-    """The numbers of a report; scores by student, losses of every training step by run."""
+def figures(scores: dict[str, Scores], evaluator: Evaluator, losses: dict[str, list[float]]) -> dict:
+    """The numbers of a report. scores: by student; losses: of every training step, by run."""
 
     def rates(kind: str) -> dict | None:
         found = {name: getattr(score, kind) for name, score in scores.items()}
@@ -25,6 +25,7 @@ def figures(scores: dict[str, Scores], judge: Judge, losses: dict[str, list[floa
         return sum(values) / len(values)
 
     main = rates("hits")
+    assert main is not None  # every student has these scores
     words = main.pop("words")
     return {
         "word_hit_rate": main,
@@ -35,20 +36,19 @@ def figures(scores: dict[str, Scores], judge: Judge, losses: dict[str, list[floa
         "probe": {
             "intents": len(INTENTS),
             "chance": 1 / len(INTENTS),
-            "teacher_on_text": judge.teacher_probe()["accuracy"],
+            "teacher_on_text": evaluator.teacher_probe()["accuracy"],
             "dev_accuracy": {name: score.probe["dev_accuracy"] for name, score in scores.items()},
             "penalty": {name: score.probe["penalty"] for name, score in scores.items()},
         },
         "training_loss": {
-            name: {"first": average(values[:5]), "last": average(values[-20:])}
-            for name, values in losses.items()
+            name: {"first": average(values[:5]), "last": average(values[-20:])} for name, values in losses.items()
         },
         "held_out_loss": {name: score.loss for name, score in scores.items()},
     }
 
 
 def summary(report: dict, folder: Path) -> str:
-    """What a report says, for the terminal."""
+    """A report as text for the terminal."""
     columns = ("chance", "undistilled", "distilled", "shuffled")
 
     def row(title: str, values: dict) -> str:
@@ -59,22 +59,22 @@ def summary(report: dict, folder: Path) -> str:
     lines = [
         "",
         " " * 44 + "".join(f"{name:>13}" for name in columns),
-        row("best frame of a word lies within the word", report["word_hit_rate"]),
+        row("word hit rate: most similar frame in the word", report["word_hit_rate"]),
     ]
     if report["word_hit_rate_recordings"]:
-        lines.append(row("the same on the real recordings", report["word_hit_rate_recordings"]))
+        lines.append(row("word hit rate on the real recordings", report["word_hit_rate_recordings"]))
     lines += [
-        row("intent accuracy of a linear probe", {"chance": probe["chance"], **report["probe_accuracy"]}),
-        row("loss on held-out speech, lower is better", report["held_out_loss"]),
+        row("probe accuracy: intent, linear classifier", {"chance": probe["chance"], **report["probe_accuracy"]}),
+        row("loss on held-out speech (lower is better)", report["held_out_loss"]),
         "",
-        "distilled: the student that learned from speech and its text; undistilled: the same before",
-        "shuffled: a control that learned from speech and the text of other speech; it should score like undistilled,",
-        f"  though its training loss went from {control['first']:.3f} to {control['last']:.3f} as well",
-        f"The probe reaches {probe['teacher_on_text']:.3f} on the teacher's embeddings of the text itself.",
-        f"report {folder / 'report.json'}, pictures {folder / 'pictures'}, student {folder / 'student'}",
+        "undistilled: the student before distillation; distilled: after distillation on speech and its text",
+        "shuffled: a control, distilled on speech and the text of other speech. It should score like undistilled,",
+        f"  although its training loss falls too (from {control['first']:.3f} to {control['last']:.3f})",
+        f"The probe reaches {probe['teacher_on_text']:.3f} on the teacher's embeddings of the text.",
+        f"Report: {folder / 'report.json'}; pictures: {folder / 'pictures'}; student: {folder / 'student'}",
     ]
     if report["quick"]:
         lines.append(
-            "quick: a check of the machinery, too short to learn; run without --quick for the scores of the README"
+            "--quick only checks that everything runs: it is too short to learn. Run without --quick for real scores."
         )
     return "\n".join(lines)

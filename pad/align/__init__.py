@@ -1,0 +1,1 @@
+"""`pad align`: how one utterance's speech and text align, as a picture."""

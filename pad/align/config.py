@@ -1,0 +1,41 @@
+"""Settings of `pad align`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pad.settings import Settings
+
+
+@dataclass
+class AlignConfig(Settings):
+    """Draw how the speech and text of one utterance align: log-mel spectrogram, priors, spans, alignment matrix."""
+
+    student: str
+    """speech encoder: a transformers checkpoint folder or hub name"""
+    teacher: str
+    """text encoder: a transformers checkpoint folder or hub name"""
+    audio: str
+    """audio file of the utterance"""
+    transcript: str = ""
+    """transcript of the audio; empty: read the .txt file next to the audio"""
+    words: str | None = None
+    """file with true word times to draw, one word per line: start (s), tab, end (s), tab, word"""
+    linear_map: str | None = None
+    """map.safetensors from pad distill --linear-map, for models of different widths"""
+    teacher_layer: int = -1
+    """hidden state of the teacher to use as token embeddings, as in pad distill"""
+    teacher_mean: str | None = None
+    """teacher_mean.safetensors from pad distill --center-teacher: subtracted from the teacher's embeddings"""
+    output: str = "alignment"
+    """path of the pictures, without the endings .png and .svg"""
+    preset: str = "pad-slocal-soft"
+    """objective whose alignment units and priors are drawn"""
+    temperature: float | None = None
+    """temperature of the soft alignment; 0: hard alignment; None: the value of the preset"""
+
+    def check(self) -> None:
+        """Raise UserError that names a setting whose value makes no sense."""
+        self.expect("output", Path(self.output).name != "", "the path of a file")
+        self.expect("temperature", self.temperature is None or self.temperature >= 0, "0 or more")

@@ -1,0 +1,99 @@
+"""`pad align`: from settings to pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from pad.align.config import AlignConfig
+from pad.align.picture import draw, save
+from pad.align.utterance import align_utterance
+from pad.data import read_audio
+from pad.errors import UserError
+from pad.models import FrameLayout, check_teacher_layer, load_student, load_teacher, width
+from pad.step.collate import Collator
+from pad.step.objective import objective
+from pad.step.teacher import Teacher
+
+
+def align_one(config: AlignConfig) -> list[Path]:
+    """Draw one utterance and return the paths of the pictures; raises UserError."""
+    config.check()
+    goal = objective(config.preset, config.temperature)
+    config.expect("preset", goal.level != "global", "a preset of the token or span level")
+    config.expect("audio", Path(config.audio).is_file(), "an audio file that exists")
+    transcript = _transcript(config)
+    words = None if config.words is None else _words(Path(config.words))
+    student, extractor = load_student(config.student)
+    model, tokenizer = load_teacher(config.teacher)
+    linear_map = _linear_map(config.linear_map, width(student), width(model))
+    layout = FrameLayout.of(student.config)
+    samples = read_audio(config.audio, extractor.sampling_rate)
+    if len(samples) < layout.receptive_field:
+        raise UserError(
+            f"audio: {config.audio} has {len(samples)} samples, expected at least {layout.receptive_field} (one frame)"
+        )
+    check_teacher_layer(config, config.teacher_layer, model)
+    teacher = Teacher(model, tokenizer, goal.text_prior, config.teacher_layer)
+    if config.teacher_mean is not None:
+        teacher.mean = _saved("teacher_mean", config.teacher_mean, "mean", (width(model),))
+    collator = Collator(extractor, tokenizer, layout)
+    utterance = align_utterance(student, collator, teacher, goal, samples, transcript, words, linear_map)
+    output = Path(config.output)
+    return save(draw(utterance), output.with_suffix("") if output.suffix in (".png", ".svg") else output)
+
+
+def _linear_map(path: str | None, of_student: int, of_teacher: int) -> torch.Tensor | None:
+    """The map from the teacher's width to the student's, None if they are equal."""
+    if path is None:
+        if of_student != of_teacher:
+            raise UserError(
+                f"student and teacher have different widths: {of_student} and {of_teacher}; "
+                "choose two of one width, or give the map.safetensors of the student's run as --linear-map"
+            )
+        return None
+    return _saved("linear_map", path, "weight", (of_student, of_teacher))
+
+
+def _saved(setting: str, path: str, name: str, shape: tuple[int, ...]) -> torch.Tensor:
+    """A tensor that `pad distill` saved next to the student."""
+    try:
+        tensor = load_file(path)[name]
+    except (OSError, SafetensorError, KeyError) as error:
+        raise UserError(f"{setting}: {path} is not one that distill has saved: {error}") from error
+    if tuple(tensor.shape) != shape:
+        raise UserError(f"{setting}: expected the shape {shape}, got {tuple(tensor.shape)}")
+    return tensor
+
+
+def _transcript(config: AlignConfig) -> str:
+    transcript = config.transcript.strip()
+    if not transcript:
+        beside = Path(config.audio).with_suffix(".txt")
+        try:
+            transcript = " ".join(beside.read_text(encoding="utf-8").split())
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"transcript: none is given, and {beside} cannot be read: {error}") from error
+    if not transcript:
+        raise UserError("transcript: it is empty; expected the words that are spoken")
+    return transcript
+
+
+def _words(path: Path) -> list[tuple[float, float, str]]:
+    """Lines of start, end (seconds) and word, separated by tabs."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"words: {path} cannot be read: {error}") from error
+    words = []
+    for number, line in enumerate(lines, start=1):
+        parts = line.split("\t")
+        try:
+            start, end, word = float(parts[0]), float(parts[1]), parts[2]
+        except (ValueError, IndexError) as error:
+            raise UserError(f"{path}:{number}: expected start, tab, end, tab, word, got {line!r}") from error
+        words.append((start, end, word))
+    return words

@@ -1,0 +1,128 @@
+"""The alignment of one utterance's speech and text, as numbers to draw."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from pad.errors import UserError
+from pad.models import FrameLayout
+from pad.step.collate import Collator
+from pad.step.objective import Objective
+from pad.step.teacher import Teacher
+from pad_kernels import align, alignment_matrix, select_spans
+
+# For the matrix that is drawn for a hard objective, whose own matrix has one entry per token.
+SOFT_TEMPERATURE = 0.1
+
+
+@dataclass(frozen=True)
+class AlignedUtterance:
+    """What `picture.draw` draws; tensors on the CPU, times in seconds.
+
+    samples [T]; centres [M] and hop: the times of the frames; tokens: N labels; speech_prior [M], text_prior [N], each
+    None if the objective does not use it; start, end [U] int: the frames of each unit, a frame each at the token
+    level; matrix [N, U]: soft alignment; unit [N]: the unit with which the objective aligns each token; words: (start,
+    end, word) or None.
+    """
+
+    samples: np.ndarray
+    sampling_rate: int
+    centres: torch.Tensor
+    hop: float
+    tokens: list[str]
+    speech_prior: torch.Tensor | None
+    text_prior: torch.Tensor | None
+    start: torch.Tensor
+    end: torch.Tensor
+    matrix: torch.Tensor
+    unit: torch.Tensor
+    loss: float
+    objective: Objective
+    words: Sequence[tuple[float, float, str]] | None = None
+
+    def frame_matrix(self) -> torch.Tensor:
+        """[N, M]: each unit's weight spread evenly over its frames."""
+        frames = torch.arange(len(self.centres))
+        inside = ((frames >= self.start[:, None]) & (frames < self.end[:, None])).to(self.matrix.dtype)
+        return self.matrix @ (inside / inside.sum(dim=1, keepdim=True).clamp_min(1))
+
+
+@torch.no_grad()
+def align_utterance(
+    student, collator: Collator, teacher: Teacher, objective: Objective, samples: np.ndarray, transcript: str,
+    words: Sequence[tuple[float, float, str]] | None = None, linear_map: torch.Tensor | None = None,
+) -> AlignedUtterance:  # fmt: skip
+    """Align one utterance with an objective and the priors that it uses.
+
+    samples: [T] float32 at the student's sampling rate; teacher: gives its prior if the objective uses it;
+    linear_map: [student's width, teacher's width], None if they are equal. The student's mode is left as it was.
+    Raises UserError for a model whose prior cannot be recorded.
+    """
+    training, device = student.training, next(student.parameters()).device
+    batch = collator([{"samples": samples, "transcript": transcript}])
+    batch = {name: value.to(device) for name, value in batch.items()}
+    inputs = {name: batch[name] for name in ("input_values", "attention_mask") if name in batch}
+    student.eval()
+    try:
+        with _prior_of("student"), objective.recording(student) as record:
+            speech = student(**inputs).last_hidden_state[0].float()
+            speech_prior = None if record is None else record.prior()[0]
+    finally:
+        student.train(training)
+    mask = batch["text_mask"]
+    with _prior_of("teacher"):
+        text, text_prior = teacher(batch["text_ids"], batch["text_attention_mask"], mask)
+    text = text[mask].float()
+    if linear_map is not None:
+        text = text @ linear_map.T.to(text)
+    tokens = collator.tokenizer.convert_ids_to_tokens(batch["text_ids"][0][mask[0]].tolist())
+    return aligned(
+        speech, text, speech_prior, text_prior[mask] if objective.text_prior else None, objective,
+        samples=samples, sampling_rate=collator.extractor.sampling_rate,
+        layout=FrameLayout.of(student.config), tokens=[token.replace("▁", "") for token in tokens], words=words,
+    )  # fmt: skip
+
+
+@contextmanager
+def _prior_of(role: str) -> Iterator[None]:
+    """Turn the recorder's refusal of a model into a UserError that names its role."""
+    try:
+        yield
+    except ValueError as error:
+        if not str(error).startswith("model: "):
+            raise
+        reason = str(error).removeprefix("model: ")
+        raise UserError(f"{role}: {reason} (the presets slocal and tlocal need no prior)") from error
+
+
+def aligned(
+    speech: torch.Tensor, text: torch.Tensor, speech_prior: torch.Tensor | None, text_prior: torch.Tensor | None,
+    objective: Objective, *, samples: np.ndarray, sampling_rate: int, layout: FrameLayout, tokens: list[str],
+    words: Sequence[tuple[float, float, str]] | None = None,
+) -> AlignedUtterance:  # fmt: skip
+    """The same from embeddings: speech [M, D], text [N, D], speech_prior [M] and text_prior [N] where they are used."""
+    speech, text = speech.detach().cpu(), text.detach().cpu()
+    speech_prior = speech_prior.detach().cpu() if objective.speech_prior and speech_prior is not None else None
+    text_prior = text_prior.detach().cpu() if objective.text_prior and text_prior is not None else None
+    frames = len(speech)
+    prior, weights = (None if values is None else values[None] for values in (speech_prior, text_prior))
+    spans, start = None, torch.arange(frames)
+    end = start + 1
+    if objective.level == "span":
+        everything = torch.ones(1, frames, dtype=torch.bool)
+        spans = select_spans(prior, everything, len(text), scales=objective.scales, anchors=objective.anchors)
+        start, end = spans.start[0].long(), spans.end[0].long()
+    hard = align(speech[None], text[None], spans, speech_prior=prior, temperature=objective.temperature)
+    temperature = objective.temperature or SOFT_TEMPERATURE
+    matrix = alignment_matrix(speech[None], text[None], spans, speech_prior=prior, temperature=temperature)
+    masks = (torch.ones(1, frames, dtype=torch.bool), torch.ones(1, len(text), dtype=torch.bool))
+    loss = objective(speech[None], text[None], *masks, prior, weights)
+    return AlignedUtterance(
+        samples, sampling_rate, layout.centres(frames) / sampling_rate, layout.hop / sampling_rate, tokens,
+        speech_prior, text_prior, start, end, matrix[0], hard.unit[0], float(loss), objective, words,
+    )  # fmt: skip

@@ -1,0 +1,15 @@
+"""`pad demo` as a command."""
+
+from __future__ import annotations
+
+from pad.demo.config import DemoConfig
+from pad.settings import Command
+
+
+def _run(config: DemoConfig) -> None:
+    from pad.demo.run import run_demo
+
+    run_demo(config.quick, config.seed, config.output, config.recordings)
+
+
+DEMO = Command("demo", DemoConfig, "demo", _run)

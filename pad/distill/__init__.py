@@ -1,0 +1,1 @@
+"""`pad distill`: a frozen text encoder teaches a speech encoder."""

@@ -1,0 +1,194 @@
+"""`pad distill`: from settings to a saved student."""
+
+from __future__ import annotations
+
+import shutil
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors.torch import save
+from torch import Tensor
+from transformers import set_seed
+
+from pad.data import Report, Utterance, load_utterances
+from pad.distill.checkpoints import (
+    StopOnSignal,
+    check_output,
+    last_whole_checkpoint,
+    save_student,
+    saving_to,
+)
+from pad.distill.config import DistillConfig
+from pad.distill.progress import show_progress
+from pad.distill.trainer import DistillationTrainer, StudentWithMap, training_arguments, try_models
+from pad.errors import Stopped, UserError
+from pad.files import whole_file, write_json
+from pad.models import FrameLayout, check_teacher_layer, check_widths, load_student, load_teacher, width
+from pad.progress import counting, first_process, say
+from pad.settings import SETTINGS_FILE
+from pad.step.collate import Collator, SpeechTextDataset
+from pad.step.objective import objective
+from pad.step.teacher import Teacher, check_tokens
+from pad.versions import versions
+
+
+def distill(config: DistillConfig) -> Path:
+    """Run a distillation and return the folder of the student, a plain transformers checkpoint.
+
+    All input is checked before the output folder is made. Raises UserError for input that it cannot work with, and
+    Stopped after a signal.
+    """
+    config.check()
+    goal = objective(config.preset, config.temperature, config.prior_layers)
+    output = Path(config.output)
+    checkpoint = check_output(config)
+    folder, main = output / "student", first_process()
+    if config.resume and checkpoint is None and folder.is_dir():
+        say(f"resume: the run in {output} is finished, its checkpoints are gone; its student stays as it is")
+        return folder
+    arguments = training_arguments(config, str(output / "checkpoints"))
+    set_seed(config.seed)
+    student, extractor = load_student(config.student)
+    teacher_model, tokenizer = load_teacher(config.teacher)
+    _check_against_models(config, goal, student, teacher_model)
+    layout = FrameLayout.of(student.config)
+    collator = Collator(extractor, tokenizer, layout)
+    model = StudentWithMap(student, width(teacher_model)) if config.linear_map else student
+    try_models(model, collator, Teacher(teacher_model, tokenizer, goal.text_prior, config.teacher_layer), goal)
+    if config.gradient_checkpointing:
+        _save_memory(student)
+    report = Report(config.on_error)
+    utterances = _read_speech(config, layout.receptive_field, extractor.sampling_rate, report)
+    dataset = SpeechTextDataset(utterances, extractor.sampling_rate, report=report)
+    check_tokens(tokenizer, dataset.transcripts[:200])
+    teacher = Teacher(teacher_model, tokenizer, goal.text_prior, config.teacher_layer, config.teacher_cache)
+    with stable_training(student, config.freeze_feature_encoder), saving_to(output), _left_as_found(output):
+        if main:  # before anything else: a folder with settings can be resumed
+            output.mkdir(parents=True, exist_ok=True)
+            config.save(output / SETTINGS_FILE)
+            write_json(output / "versions.json", versions())
+        trainer = DistillationTrainer(
+            model=model,
+            args=arguments,
+            data_collator=collator,
+            train_dataset=dataset,
+            processing_class=extractor,
+            teacher=teacher,
+            objective=goal,
+            lengths=[item.duration for item in utterances],
+        )
+        say(f"{len(utterances)} utterances, {sum(item.duration for item in utterances) / 3600:.2f} h of speech")
+        teacher_model.to(trainer.args.device)
+        if config.center_teacher:
+            mean = teacher.centre(dataset.transcripts, trainer.args.device)
+            if main:
+                _save_tensor("mean", mean, output / "teacher_mean.safetensors")
+        bar = show_progress(trainer, "distilling")
+        if config.pictures_every:
+            trainer.add_callback(_pictures(trainer, dataset, collator, teacher, goal, config.pictures_every, output))
+        stop = StopOnSignal()
+        trainer.add_callback(stop)
+        try:
+            trainer.train(resume_from_checkpoint=checkpoint)
+        finally:
+            bar.close()
+    if stop.number:
+        raise Stopped(trainer.state.global_step, stop.number)
+    if not trainer.step_losses:
+        say(f"resume: the run in {output} was finished at step {trainer.state.global_step}; its student is saved again")
+    state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    if main:
+        dataset.report_unreadable()
+        with saving_to(output):
+            _save(model, extractor, folder, state)
+            write_json(output / "log.json", trainer.state.log_history)
+            report.save(output / "left_out.json")
+        if report.total:
+            print(report)
+    return folder
+
+
+def _check_against_models(config: DistillConfig, goal, student, teacher) -> None:
+    """Raise UserError for settings that do not fit the models."""
+    depth = student.config.num_hidden_layers
+    config.expect("prior_layers", all(layer < depth for layer in config.prior_layers), f"layers below {depth}")
+    check_teacher_layer(config, config.teacher_layer, teacher)
+    if not config.linear_map:
+        check_widths(student, teacher)
+    config.expect("pictures_every", not config.pictures_every or goal.level != "global" and not config.linear_map,
+                  "0 with a global objective or a linear map, for which no alignment is drawn")  # fmt: skip
+
+
+def _read_speech(config: DistillConfig, min_samples: int, sampling_rate: int, report: Report) -> list[Utterance]:
+    with counting("checking audio", "file") as counted:
+        return load_utterances(
+            config.data,
+            min_samples=min_samples,
+            sampling_rate=sampling_rate,
+            max_seconds=config.max_seconds,
+            progress=counted,
+            report=report,
+            download=config.download,
+        )
+
+
+def _save_memory(student) -> None:
+    # Renamed in transformers 5.23.
+    enable = getattr(student, "activation_checkpointing_enable", None) or student.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
+
+
+def _pictures(trainer, dataset, collator, teacher, goal, every_steps: int, output: Path):
+    """Pictures of the first utterance that can be read."""
+    from pad.distill.pictures import AlignmentPictures
+
+    item = next(item for item in (dataset[number] for number in range(len(dataset))) if item is not None)
+    return AlignmentPictures(trainer, collator, teacher, goal, item["samples"], item["transcript"], every_steps, output)
+
+
+def _save(model, extractor, folder: Path, state: dict) -> None:
+    """Save the student and, next to it, the linear map if there is one."""
+    if isinstance(model, StudentWithMap):
+        _save_tensor("weight", state["map.weight"], folder.with_name("map.safetensors"))
+        state = {name.removeprefix("student."): value for name, value in state.items() if name.startswith("student.")}
+        model = model.student
+    save_student(model, extractor, folder, state)
+
+
+def _save_tensor(name: str, tensor: Tensor, path: Path) -> None:
+    with whole_file(path) as file:
+        file.write(save({name: tensor.cpu().contiguous()}))
+
+
+@contextmanager
+def _left_as_found(output: Path):
+    """Remove the output of a new run if a UserError ends it before its first checkpoint.
+
+    An example is an audio file whose header can be read and whose samples cannot.
+    """
+    new = not output.exists() or not any(output.iterdir())
+    try:
+        yield
+    except UserError:
+        if new and first_process() and last_whole_checkpoint(output / "checkpoints") is None:
+            shutil.rmtree(output, ignore_errors=True)
+        raise
+
+
+@contextmanager
+def stable_training(student, freeze_feature_encoder: bool = False):
+    """During training, switch off what would add noise to the target: SpecAugment and layer dropping (ours).
+
+    The student's config is restored afterwards.
+    """
+    kept = {name: getattr(student.config, name) for name in ("apply_spec_augment", "layerdrop")
+            if hasattr(student.config, name)}  # fmt: skip
+    for name in kept:
+        setattr(student.config, name, type(kept[name])(0))
+    if freeze_feature_encoder:
+        student.feature_extractor._freeze_parameters()
+    try:
+        yield
+    finally:
+        for name, value in kept.items():
+            setattr(student.config, name, value)

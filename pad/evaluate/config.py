@@ -1,0 +1,80 @@
+"""Settings of `pad evaluate`."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from pad.errors import UserError
+from pad.settings import Settings
+
+TASKS = ("ic", "er", "sf")
+
+
+@dataclass
+class EvaluateConfig(Settings):
+    """Evaluate a frozen speech encoder as SUPERB does: intent classification, emotion recognition, slot filling."""
+
+    student: str
+    """speech encoder to evaluate: a transformers checkpoint folder or hub name"""
+    output: str
+    """new folder for results.json and the state from which a run can resume"""
+    baseline: str | None = None
+    """second encoder to evaluate in the same way, such as the student before distillation"""
+
+    ic: str | None = None
+    """folder of Fluent Speech Commands, for intent classification; None: skip this task"""
+    er: str | None = None
+    """folder of IEMOCAP, for emotion recognition; None: skip this task"""
+    sf: str | None = None
+    """folder of Audio SNIPS in s3prl's layout, for slot filling; None: skip this task"""
+
+    lr_sweep: tuple[float, ...] = (1e-4,)
+    """learning rates of Adam to try; the best on the dev split is reported"""
+    max_steps: int = 0
+    """optimizer steps for each head; 0: the published 200000 for ic, 30000 for er, 200000 for sf"""
+    eval_every: int = 0
+    """steps between evaluations on the dev split; 0: the published 4000 for ic, 1000 for er, 2000 for sf"""
+    save_every: int = 500
+    """steps between saved states"""
+    batch_size: int = 32
+    """utterances per batch"""
+    max_grad_norm: float = 1.0
+    """clip gradients to this norm"""
+
+    slot_width: int = 1024
+    """slot filling: width of the projection and of each LSTM direction"""
+    spec_augment: bool = True
+    """slot filling: train with SpecAugment (masks over time and features)"""
+    cache_features: bool = False
+    """slot filling: keep all hidden states in memory as float16, 1 MB per second of audio for a base model"""
+
+    device: Literal["auto", "cpu"] = "auto"
+    """auto: use a GPU if there is one"""
+    workers: int = 0
+    """worker processes that read audio; 0: read in the training process"""
+    seed: int = 0
+    """random seed for initial weights, data order, dropout, masks and the dev split of IEMOCAP"""
+    resume: bool = False
+    """continue from the last saved state in the output folder"""
+
+    def check(self) -> None:
+        """Raise UserError that names a setting whose value makes no sense."""
+        for name in ("save_every", "batch_size", "slot_width"):
+            self.expect(name, getattr(self, name) >= 1, "at least 1")
+        for name in ("max_steps", "eval_every", "workers", "seed"):
+            self.expect(name, getattr(self, name) >= 0, "0 or more")
+        self.expect("max_grad_norm", self.max_grad_norm > 0, "a positive number")
+        self.expect("device", self.device in ("auto", "cpu"), "auto or cpu")
+        self.lr_sweep = tuple(self.lr_sweep)
+        usable = all(rate > 0 and math.isfinite(rate) for rate in self.lr_sweep)
+        distinct = len(set(self.lr_sweep)) == len(self.lr_sweep)
+        self.expect("lr_sweep", bool(self.lr_sweep) and usable and distinct, "distinct positive numbers")
+        if not self.tasks:
+            raise UserError("ic, er, sf: none is given; expected the folder of at least one corpus")
+
+    @property
+    def tasks(self) -> list[str]:
+        """The tasks whose corpus is given."""
+        return [task for task in TASKS if getattr(self, task) is not None]

@@ -1,0 +1,202 @@
+"""`pad evaluate`: from settings to a table of every model on every task."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from pad.errors import UserError
+from pad.evaluate import corpora
+from pad.evaluate.config import EvaluateConfig
+from pad.evaluate.encoder import Encoder
+from pad.evaluate.features import all_states, means
+from pad.evaluate.snips import snips
+from pad.evaluate.states import load_json
+from pad.evaluate.tasks import (
+    PUBLISHED_EVAL_EVERY,
+    PUBLISHED_STEPS,
+    Sentences,
+    Split,
+    Task,
+    slot_task,
+    utterance_task,
+)
+from pad.evaluate.training import Schedule, train
+from pad.files import write_json, write_text
+from pad.settings import SETTINGS_FILE, check_same, settings_file
+from pad.versions import versions
+
+_FREE_ON_RESUME = ("device", "workers", "save_every", "resume")
+_COLUMNS = (
+    ("ic", "accuracy", "IC accuracy %"),
+    ("er", "accuracy", "ER accuracy %"),
+    ("sf", "slot_type_f1", "SF slot-type F1 %"),
+    ("sf", "slot_value_cer", "SF slot-value CER %"),
+)
+
+
+class _Corpus:
+    """A task's corpus, read and checked: its folds, and the duration of each example in seconds."""
+
+    def __init__(self, task: str, config: EvaluateConfig, shortest: float):
+        folder = Path(getattr(config, task))
+        if not folder.is_dir():
+            raise UserError(f"{task}: {folder} is not a folder; expected the folder of the corpus")
+        if task == "ic":
+            splits, self.classes = corpora.fluent_speech_commands(folder)
+            self.folds = [splits]
+        elif task == "er":
+            self.folds = corpora.leave_one_session_out(corpora.iemocap(folder), config.seed)
+            self.classes = (len(corpora.EMOTIONS),)
+        else:
+            splits, self.slots = snips(folder)
+            self.folds = [splits]
+        self.task = task
+        first = self.folds[0]
+        self.examples = [*first.train, *first.dev, *first.test]
+        self.seconds = dict(zip(self.examples, corpora.durations(self.examples, shortest)))
+
+    def seconds_of(self, examples: Sequence[corpora.Example]) -> list[float]:
+        return [self.seconds[example] for example in examples]
+
+
+def evaluate(config: EvaluateConfig) -> dict:
+    """Evaluate the student, and the baseline if there is one, on every task whose corpus is given.
+
+    Returns the content of OUTPUT/results.json (results.txt: its table): {"settings", "versions", "results"}, with
+    results[task][model] for the models student and baseline: "metrics" on test, the "learning_rate" chosen on dev,
+    "steps", "sweep" (the dev score of each learning rate) and "folds" (five for IEMOCAP), whose mean is given as the
+    metrics. Metrics: accuracy; for slot filling slot_type_f1 and slot_value_cer; as fractions, not percentages.
+
+    All input is checked before the output folder is made. Raises UserError.
+    """
+    config.check()
+    output = Path(config.output)
+    _check_output(output, config)
+    device = torch.device("cuda" if config.device == "auto" and torch.cuda.is_available() else "cpu")
+    names = {"student": config.student, "baseline": config.baseline}
+    encoders = {role: Encoder(name, role, device) for role, name in names.items() if name is not None}
+    shortest = max(encoder.shortest for encoder in encoders.values())
+    corpora_read = [_Corpus(task, config, shortest) for task in config.tasks]
+
+    output.mkdir(parents=True, exist_ok=True)
+    config.save(output / SETTINGS_FILE)
+    settings = {**asdict(config), "lr_sweep": list(config.lr_sweep)}
+    result: dict = {"settings": settings, "versions": versions("soundfile", "soxr"), "results": {}}
+    for corpus in corpora_read:
+        of_task = result["results"].setdefault(corpus.task, {})
+        for role, encoder in encoders.items():
+            of_task[role] = _evaluate(corpus, encoder, config, output)
+            write_json(output / "results.json", result)
+    write_text(output / "results.txt", table(result) + "\n")
+    shutil.rmtree(output / "features", ignore_errors=True)
+    return result
+
+
+def _check_output(output: Path, config: EvaluateConfig) -> None:
+    if output.exists() and not output.is_dir():
+        raise UserError(f"output: {output} is a file, expected a folder")
+    if not config.resume:
+        if output.exists() and any(output.iterdir()):
+            raise UserError(f"output: the folder {output} is not empty; choose another, or --resume to go on there")
+        return
+    saved = settings_file(output)
+    if saved is None:
+        raise UserError(f"resume: no {SETTINGS_FILE} in {output}; expected the folder of an earlier run")
+    check_same(config, saved, _FREE_ON_RESUME)
+
+
+def _tasks(corpus: _Corpus, encoder: Encoder, config: EvaluateConfig, features: Path) -> list[Task]:
+    """One task per fold."""
+    reading = {"batch_size": config.batch_size, "workers": config.workers}
+    title = f"encoding {corpus.task} {encoder.role}"
+    if corpus.task == "sf":
+        splits = []
+        for examples in (corpus.folds[0].train, corpus.folds[0].dev, corpus.folds[0].test):
+            seconds = corpus.seconds_of(examples)
+            states = None
+            if config.cache_features:
+                states = all_states(encoder, examples, seconds, title, **reading)
+            splits.append(Split(Sentences(examples, encoder.sampling_rate, states), seconds))
+        return [slot_task(encoder, splits, corpus.slots, config.slot_width, config.spec_augment)]
+    seconds = corpus.seconds_of(corpus.examples)
+    rows = means(encoder, corpus.examples, seconds, features, title, **reading)
+    places = {example: place for place, example in enumerate(corpus.examples)}
+
+    def split(examples: Sequence[corpora.Example]) -> tuple[torch.Tensor, torch.Tensor]:
+        labels = torch.tensor([example.label for example in examples])
+        return rows[[places[example] for example in examples]], labels
+
+    return [
+        utterance_task([split(fold.train), split(fold.dev), split(fold.test)], corpus.classes, encoder.device)
+        for fold in corpus.folds
+    ]
+
+
+def _evaluate(corpus: _Corpus, encoder: Encoder, config: EvaluateConfig, output: Path) -> dict:
+    """Train a head for each learning rate and fold; the learning rate with the best mean on dev is reported."""
+    schedule = Schedule(
+        steps=config.max_steps or PUBLISHED_STEPS[corpus.task],
+        eval_every=config.eval_every or PUBLISHED_EVAL_EVERY[corpus.task],
+        save_every=config.save_every,
+        batch_size=config.batch_size,
+        max_grad_norm=config.max_grad_norm,
+        seed=config.seed,
+        workers=config.workers,
+    )
+    name = f"{corpus.task}-{encoder.role}"
+    done = output / "trials" / name / "judged.json"
+    if done.is_file():
+        return load_json(done)
+    tasks = _tasks(corpus, encoder, config, output / "features" / name)
+    metric = tasks[0].metric
+    sweep = []
+    for rate in config.lr_sweep:
+        trials = []
+        for number, task in enumerate(tasks, start=1):
+            fold = f" fold {number}" if len(tasks) > 1 else ""
+            folder = output / "trials" / name / f"lr-{rate!r}-fold-{number}"
+            trials.append(train(task, schedule, rate, folder, f"{name} lr {rate:g}{fold}", encoder.device))
+        sweep.append((_mean(trial["dev"][metric] for trial in trials), trials))
+    _, chosen = max(sweep, key=lambda item: item[0])
+    record = {
+        "metrics": {key: _mean(trial["test"][key] for trial in chosen) for key in chosen[0]["test"]},
+        "learning_rate": chosen[0]["learning_rate"],
+        "steps": schedule.steps,
+        "sweep": [{"learning_rate": trials[0]["learning_rate"], "dev": dev} for dev, trials in sweep],
+        "folds": chosen,
+    }
+    write_json(done, record)
+    shutil.rmtree(output / "features" / name, ignore_errors=True)  # may be large, and other tasks follow
+    return record
+
+
+def _mean(values) -> float:
+    values = list(values)
+    return sum(values) / len(values)
+
+
+def table(result: dict) -> str:
+    """The metrics in per cent as a table of text, a row per model and a column per metric, with notes below."""
+    results = result["results"]
+    columns = [column for column in _COLUMNS if column[0] in results]
+    roles = list(dict.fromkeys(role for of_task in results.values() for role in of_task))
+    rows = [["model", *(title for _, _, title in columns)]]
+    for role in roles:
+        scores = [results[task][role]["metrics"][metric] for task, metric, _ in columns]
+        rows.append([role, *(f"{100 * value:.2f}" for value in scores)])
+    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
+    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths)) for row in rows]
+    lines += ["", "Test split, at the step and learning rate that were best on dev. Higher is better"]
+    lines[-1] += "; for the error rate CER, lower." if "sf" in results else "."
+    for role in roles:
+        lines.append(f"{role}: {result['settings'][role]}")
+    for task, of_task in results.items():
+        steps = of_task[roles[0]]["steps"]
+        if steps != PUBLISHED_STEPS[task]:
+            lines.append(f"{task}: {steps} steps of training, not SUPERB's {PUBLISHED_STEPS[task]}")
+    return "\n".join(lines)

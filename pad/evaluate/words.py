@@ -1,0 +1,137 @@
+"""Word hit rates: how often the frame or unit most similar to a word is where the word is spoken."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+
+from pad.models import FrameLayout
+from pad.priors.recorder import record_significance
+from pad.step.collate import Collator, SpeechTextDataset, frame_mask
+from pad.step.objective import Objective
+from pad.step.teacher import Teacher
+from pad_kernels import align, select_spans
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One utterance as the student encodes it.
+
+    frames: [m, D], the last hidden state; centres: of the frames in seconds [m]; means: [layers + 1, D], the mean
+    frame of each hidden state; prior: significance of the frames [m].
+    """
+
+    frames: torch.Tensor
+    centres: torch.Tensor
+    means: torch.Tensor
+    prior: torch.Tensor | None = None
+
+
+@torch.no_grad()
+def encode(
+    student, collator: Collator, dataset: SpeechTextDataset, batch_size: int = 32, with_prior: bool = False
+) -> list[Encoded]:
+    """Run the student over a dataset in evaluation mode; the results are on the CPU."""
+    student.eval()
+    layout, rate = FrameLayout.of(student.config), dataset.sampling_rate
+    device = next(student.parameters()).device
+    order = sorted(range(len(dataset)), key=lambda number: dataset.utterances[number].duration)
+    encoded: dict[int, Encoded] = {}
+    for first in range(0, len(order), batch_size):
+        numbers = order[first : first + batch_size]
+        batch = collator([dataset[number] for number in numbers])
+        inputs = {name: batch[name].to(device) for name in ("input_values", "attention_mask") if name in batch}
+        lengths = batch["frame_lengths"].to(device)
+        mask = frame_mask(lengths, int(layout.frames(torch.tensor(inputs["input_values"].shape[1]))))
+        with record_significance(student, mask) if with_prior else nullcontext() as record:
+            outputs = student(**inputs, output_hidden_states=True)
+        frames = outputs.last_hidden_state.float().cpu()
+        share = mask / mask.sum(dim=1, keepdim=True)
+        means = torch.einsum("lbmd,bm->bld", torch.stack(outputs.hidden_states).float(), share).cpu()
+        priors = None if record is None else record.prior().cpu()
+        for row, number in enumerate(numbers):
+            length = int(lengths[row])
+            prior = None if priors is None else priors[row, :length].clone()
+            encoded[number] = Encoded(frames[row, :length].clone(), layout.centres(length) / rate, means[row], prior)
+    return [encoded[number] for number in range(len(dataset))]
+
+
+@torch.no_grad()
+def word_embeddings(teacher: Teacher, transcript: str) -> torch.Tensor:
+    """[words, D]: for each word of a transcript (separated by spaces) the mean of its token embeddings."""
+    words = transcript.split()
+    device = next(teacher.model.parameters()).device
+    text = teacher.tokenizer([words], is_split_into_words=True, return_tensors="pt", truncation=True).to(device)
+    owners = text.word_ids(0)
+    mask = torch.tensor([[owner is not None for owner in owners]], device=device)
+    embeddings = teacher(text["input_ids"], text["attention_mask"], mask)[0][0].float().cpu()
+    return torch.stack([
+        embeddings[[place for place, owner in enumerate(owners) if owner == number]].mean(dim=0)
+        for number in range(len(words))
+    ])  # fmt: skip
+
+
+def word_hit_rate(encoded: Sequence[Encoded], words: Sequence, embeddings: Sequence[torch.Tensor]) -> dict:
+    """How often the frame most similar to a word is within the word's true time.
+
+    words: per utterance its words (attributes start, end in seconds, known); embeddings: per utterance
+    [words, D].
+    Returns {"hit_rate", "chance", "words"}; chance: the hit rate of a frame drawn at random; words whose time is not
+    known are left out.
+    """
+    hits, chance, count = 0.0, 0.0, 0
+    for utterance, spoken, text in zip(encoded, words, embeddings):
+        best = align(utterance.frames[None], text[None], temperature=0.0).unit[0]
+        for word, unit in zip(spoken, best.tolist()):
+            inside = (utterance.centres >= word.start) & (utterance.centres < word.end)
+            if not word.known or not inside.any():
+                continue
+            hits += float(inside[unit])
+            chance += float(inside.double().mean())
+            count += 1
+    return {"hit_rate": hits / max(count, 1), "chance": chance / max(count, 1), "words": count}
+
+
+@torch.no_grad()
+def unit_hit_rate(
+    encoded: Sequence[Encoded], words: Sequence, embeddings: Sequence[torch.Tensor], objective: Objective
+) -> dict:
+    """How often the unit (frame or span) that an objective aligns with a word overlaps the word's true time.
+
+    Arguments as for `word_hit_rate`; recorded priors are used if the objective uses priors.
+    Returns {"hit_rate", "chance", "words"}; chance: the hit rate of a unit drawn at random.
+    """
+    hits, chance, count = 0.0, 0.0, 0
+    for utterance, spoken, text in zip(encoded, words, embeddings):
+        frames = len(utterance.frames)
+        prior = None
+        if objective.speech_prior:
+            if utterance.prior is None:
+                raise ValueError("encoded: the objective uses a speech prior; expected utterances encoded with_prior")
+            prior = utterance.prior[None]
+        spans = None
+        start = torch.arange(frames)
+        end = start + 1
+        if objective.level == "span":
+            spans = select_spans(
+                prior, torch.ones(1, frames, dtype=torch.bool), torch.tensor([len(text)]),
+                scales=objective.scales, anchors=objective.anchors,
+            )  # fmt: skip
+            start, end = spans.start[0].long(), spans.end[0].long()
+        best = align(
+            utterance.frames[None], text[None], spans, speech_prior=prior, temperature=objective.temperature
+        ).unit[0]
+        half = float(utterance.centres[1] - utterance.centres[0]) / 2 if frames > 1 else 0.0
+        there = end > start
+        first, last = (utterance.centres[place.clamp(0, frames - 1)] for place in (start, end - 1))
+        for word, unit in zip(spoken, best.tolist()):
+            overlaps = there & (first - half < word.end) & (last + half > word.start)
+            if not word.known or unit < 0 or not overlaps.any():
+                continue
+            hits += float(overlaps[unit])
+            chance += float(overlaps[there].double().mean())
+            count += 1
+    return {"hit_rate": hits / max(count, 1), "chance": chance / max(count, 1), "words": count}

@@ -1,0 +1,92 @@
+"""Files and folders that appear whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+
+@contextmanager
+def whole_file(path: Path, *, cache: bool = False) -> Iterator[BinaryIO]:
+    """A new file to write to, which takes the name `path` at the end of the context: the old file or the new one.
+
+    It is on disk before it takes the name; after an error nothing of it stays. Its folder is made if need be, and the
+    umask says who may read it.
+    cache: the file can be computed again and processes may share it: each writes its own, and none waits for the disk.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unique = f".{os.getpid()}.{secrets.token_hex(4)}" if cache else ""
+    partial = path.with_name(f".{path.name}{unique}.partial")
+    try:
+        with partial.open("wb") as file:
+            yield file
+            if not cache:
+                file.flush()
+                os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    if not cache:
+        _sync_folder(path.parent)
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A new folder to fill, which replaces the folder `path` at the end of the context; after an error nothing stays.
+
+    The umask says who may read it and the files in it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    try:
+        yield partial
+        follow_umask(partial, *partial.rglob("*"))
+        for file in partial.rglob("*"):
+            if file.is_file():
+                with file.open("rb") as opened:
+                    os.fsync(opened.fileno())
+        if path.exists():
+            shutil.rmtree(path)
+        partial.rename(path)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Put the names in a folder on disk, where the system has a way to."""
+    if os.name != "posix":
+        return
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 text file whole."""
+    with whole_file(path) as file:
+        file.write(text.encode())
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write a JSON file whole."""
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def follow_umask(*paths: Path) -> None:
+    """Give files and folders the modes of plainly made ones; safetensors and tempfile shut other users out."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for path in paths:
+        path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)

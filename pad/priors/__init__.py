@@ -1,0 +1,1 @@
+"""Significance priors: how much attention each position of an encoder receives (PAD, ASP)."""

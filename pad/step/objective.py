@@ -1,0 +1,97 @@
+"""The paper's objectives by name, computed by `pad_kernels.pad_loss`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+from torch import Tensor, nn
+
+from pad.errors import UserError
+from pad.priors.record import Record
+from pad.priors.recorder import record_significance
+from pad_kernels import pad_loss
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The options of `pad_loss`; temperature 0 is the paper's hard alignment."""
+
+    level: str
+    temperature: float = 0.0
+    speech_prior: bool = True
+    text_prior: bool = True
+    scales: tuple[float, ...] = (0.5, 1.0, 2.0)
+    anchors: str = "topk"
+    prior_layers: tuple[int, ...] | None = None  # of the student, for the speech prior; None: all, as in the paper
+
+    @contextmanager
+    def recording(self, student: nn.Module, frame_mask: Tensor | None = None) -> Iterator[Record | None]:
+        """Record the speech prior while the student runs in this context; None where the objective uses none.
+
+        frame_mask: [B, M] bool, the frames that count, None for all.
+        """
+        if not self.speech_prior:
+            yield None
+            return
+        with record_significance(student, frame_mask, layers=self.prior_layers) as record:
+            yield record
+
+    def __call__(self, speech, text, speech_mask, text_mask, speech_prior=None, text_prior=None):
+        """Loss (scalar) of speech [B, M, D] and text [B, N, D]; masks bool, priors [B, M], [B, N] or None."""
+        return pad_loss(
+            speech,
+            text,
+            speech_mask,
+            text_mask,
+            speech_prior=speech_prior if self.speech_prior else None,
+            text_prior=text_prior if self.text_prior else None,
+            level=self.level,
+            temperature=self.temperature,
+            scales=self.scales,
+            anchors=self.anchors,
+        )
+
+
+_GLOBAL, _TOKEN, _SPAN = Objective("global"), Objective("token"), Objective("span")
+
+
+def _soft(objective: Objective) -> Objective:
+    return replace(objective, temperature=0.1)
+
+
+def _no_priors(objective: Objective) -> Objective:
+    return replace(objective, speech_prior=False, text_prior=False)
+
+
+PRESETS: dict[str, Objective] = {
+    # the paper's
+    "pad-glob": _GLOBAL,
+    "pad-tlocal": _TOKEN,
+    "pad-slocal": _SPAN,
+    # the same alignments, soft
+    "pad-tlocal-soft": _soft(_TOKEN),
+    "pad-slocal-soft": _soft(_SPAN),
+    # baselines: no priors (without a speech prior the anchors of spans are evenly spaced)
+    "glob": _no_priors(_GLOBAL),
+    "tlocal": _no_priors(_TOKEN),
+    "slocal": _no_priors(_SPAN),
+    "tlocal-soft": _soft(_no_priors(_TOKEN)),
+    "slocal-soft": _soft(_no_priors(_SPAN)),
+    # the paper's ablations of pad-slocal; without priors it is slocal, by the name that the ablation has there
+    "no-prior": _no_priors(_SPAN),
+    "no-span-pool": replace(_SPAN, scales=(1.0,)),
+    "stride": replace(_SPAN, anchors="stride"),
+}
+
+
+def objective(preset: str, temperature: float | None = None, prior_layers: tuple[int, ...] = ()) -> Objective:
+    """The objective of a preset, with another temperature or with the prior of some layers only, if given.
+
+    Raises UserError for an unknown name.
+    """
+    if preset not in PRESETS:
+        raise UserError(f"preset: {preset!r} is unknown; expected one of {', '.join(PRESETS)}")
+    chosen = replace(PRESETS[preset], prior_layers=tuple(prior_layers) or None)
+    return chosen if temperature is None else replace(chosen, temperature=temperature)

@@ -1,0 +1,195 @@
+"""Pictures of an utterance's alignment: what they show, that they are written, and what is said of mistakes."""
+
+import shutil
+import xml.etree.ElementTree as tree
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("transformers")
+pytest.importorskip("matplotlib")
+
+from matplotlib import image  # noqa: E402
+from safetensors.torch import save_file  # noqa: E402
+from test_pad_distill import losses, models, run, speech  # noqa: E402, F401
+from transformers import BertTokenizer, DebertaV2Config, DebertaV2Model  # noqa: E402
+
+from pad.align.picture import _anchors, draw  # noqa: E402
+from pad.align.utterance import align_utterance, aligned  # noqa: E402
+from pad.cli import main  # noqa: E402
+from pad.data import read_audio  # noqa: E402
+from pad.demo import recordings  # noqa: E402
+from pad.models import FrameLayout, load_student, load_teacher  # noqa: E402
+from pad.step.collate import Collator  # noqa: E402
+from pad.step.objective import PRESETS  # noqa: E402
+from pad.step.teacher import Teacher  # noqa: E402
+
+LAYOUT = FrameLayout((20, 16, 8), (10, 8, 4))
+
+
+@pytest.mark.parametrize("preset", ["pad-tlocal-soft", "pad-tlocal", "pad-slocal-soft", "slocal", "stride"])
+def test_tokens_lie_where_their_frames_are(preset):
+    """Each of six tokens is spoken by ten frames that are its vector."""
+    generator = torch.Generator().manual_seed(0)
+    text = torch.randn(6, 32, generator=generator)
+    found = aligned(
+        text.repeat_interleave(10, dim=0), text, torch.full((60,), 1 / 60), torch.full((6,), 1 / 6), PRESETS[preset],
+        samples=torch.zeros(19_000).numpy(), sampling_rate=16000, layout=LAYOUT, tokens=list("abcdef"),
+    )  # fmt: skip
+    weights = found.frame_matrix()
+    assert torch.allclose(found.matrix.sum(1), torch.ones(6), atol=1e-5)
+    assert torch.allclose(weights.sum(1), torch.ones(6), atol=1e-5)
+    for token, unit in enumerate(found.unit.tolist()):
+        middle = (found.start[unit] + found.end[unit] - 1) / 2
+        if preset != "pad-slocal-soft":  # equal priors: the first frames are all the anchors
+            assert 10 * token <= middle <= 10 * token + 9
+            assert weights[token, 10 * token : 10 * token + 10].sum() > 0.5
+    assert abs(found.loss) < 1
+
+
+def parts(models, speech):  # noqa: F811
+    student, extractor = load_student(models["student"])
+    model, tokenizer = load_teacher(models["teacher"])
+    return student, Collator(extractor, tokenizer, FrameLayout.of(student.config)), Teacher(model, tokenizer, True)
+
+
+def test_priors_and_mode(models, speech):  # noqa: F811
+    student, collator, teacher = parts(models, speech)
+    student.train()
+    item = recordings.load(speech)[0]
+    found = align_utterance(student, collator, teacher, PRESETS["pad-slocal"], read_audio(item.audio), item.transcript)
+    assert student.training and student.config._attn_implementation == "sdpa"
+    assert abs(float(found.speech_prior.sum()) - 1) < 1e-4 and abs(float(found.text_prior.sum()) - 1) < 1e-4
+    assert len(found.tokens) == len(found.text_prior) == len(found.matrix)
+    assert len(found.centres) == len(found.speech_prior)
+
+
+@pytest.mark.parametrize("preset", ["pad-slocal-soft", "tlocal"])
+def test_pictures_are_written(models, speech, tmp_path, preset, capsys):  # noqa: F811
+    item = recordings.load(speech)[0]
+    words = [f"{word.start}\t{word.end}\t{word.text}" for word in item.words]
+    (tmp_path / "words.tsv").write_text("\n".join(words))
+    output = tmp_path / "new folder" / "a.picture"
+    arguments = ["align", "--student", models["student"], "--teacher", models["teacher"], "--audio", str(item.audio),
+                 "--transcript", item.transcript, "--words", str(tmp_path / "words.tsv"), "--output", str(output),
+                 "--preset", preset]  # fmt: skip
+    assert main(arguments) == 0
+    assert "a.picture.png" in capsys.readouterr().out
+    pixels = image.imread(f"{output}.png")
+    assert pixels.shape[0] > 300 and pixels[..., :3].std() > 0.05
+    tree.parse(f"{output}.svg")
+    assert sorted(path.name for path in output.parent.iterdir()) == ["a.picture.png", "a.picture.svg"]
+
+
+def test_mistakes(models, speech, tmp_path, capsys):  # noqa: F811
+    audio = str(next(Path(speech).glob("*.wav")))
+    common = ["align", "--student", models["student"], "--teacher", models["teacher"], "--output", str(tmp_path / "x")]
+    (tmp_path / "words.tsv").write_text("0.1 0.2 word")
+    lonely = tmp_path / "lonely.wav"
+    lonely.write_bytes(Path(audio).read_bytes())
+    wide = ["--audio", audio, "--transcript", "good", "--teacher", models["wide teacher"]]
+    save_file({"weight": torch.zeros(96, 64)}, tmp_path / "map.safetensors")
+    save_file({"mean": torch.zeros(96)}, tmp_path / "mean.safetensors")
+    for options, message in [
+        (["--audio", str(tmp_path / "no.wav")], "audio: expected an audio file that exists, got "),
+        (["--audio", str(lonely)], "transcript: none is given"),
+        (["--audio", audio, "--transcript", "good", "--preset", "pad-glob"], "preset: expected a preset of the token"),
+        (["--audio", audio, "--transcript", "good", "--words", str(tmp_path / "words.tsv")], "words.tsv:1: expected"),
+        (wide, "64 and 96; choose two of one width, or give the map.safetensors"),
+        ([*wide, "--linear-map", str(tmp_path / "map.safetensors")], "expected the shape (64, 96), got (96, 64)"),
+        ([*wide, "--linear-map", str(tmp_path / "words.tsv")], "words.tsv is not one that distill has saved"),
+        (
+            ["--audio", audio, "--transcript", "good", "--teacher-mean", str(tmp_path / "mean.safetensors")],
+            "teacher_mean: expected the shape (64,), got (96,)",
+        ),
+        (["--audio", audio, "--transcript", "good", "--teacher-layer", "3"], "from -3 to 2, got 3"),
+        (["--audio", audio, "--transcript", "good", "--output", ""], "output: expected the path of a file"),
+    ]:
+        assert main([*common, *options]) == 2
+        assert message in capsys.readouterr().err
+    assert not list(tmp_path.glob("x*"))
+
+
+def test_teacher_as_the_student_was_distilled_from_it(models, speech, tmp_path, monkeypatch):  # noqa: F811
+    options = ["--preset", "tlocal", "--max-steps", "1", "--center-teacher", "--teacher-layer", "1"]
+    assert run(models, speech, tmp_path / "run", *options) == 0
+    seen = []
+
+    def watched(student, collator, teacher, *rest):
+        seen.append(teacher)
+        return align_utterance(student, collator, teacher, *rest)
+
+    monkeypatch.setattr("pad.align.run.align_utterance", watched)
+    audio = str(next(Path(speech).glob("*.wav")))
+    options = ["--student", str(tmp_path / "run" / "student"), "--teacher", models["teacher"], "--teacher-layer", "1"]
+    options += ["--teacher-mean", str(tmp_path / "run" / "teacher_mean.safetensors")]
+    options += ["--audio", audio, "--transcript", "good morning", "--output", str(tmp_path / "x")]
+    assert main(["align", *options]) == 0
+    (teacher,) = seen
+    expected = Teacher(*load_teacher(models["teacher"]), False, layer=1)
+    expected.centre([item.transcript for item in recordings.load(speech)], "cpu")
+    assert teacher.layer == 1 and torch.allclose(teacher.mean, expected.mean, atol=1e-6)
+
+
+def test_models_of_two_widths_with_their_map(models, speech):  # noqa: F811
+    student, collator, _ = parts(models, speech)
+    teacher = Teacher(*load_teacher(models["wide teacher"]), True)
+    item, linear_map = recordings.load(speech)[0], torch.randn(64, 96, generator=torch.Generator().manual_seed(0))
+    options = [PRESETS["pad-slocal"], read_audio(item.audio), item.transcript]
+    found = align_utterance(student, collator, teacher, *options, linear_map=linear_map)
+    assert len(found.tokens) == len(found.matrix) == len(found.text_prior)
+    assert found.loss != align_utterance(student, collator, teacher, *options, linear_map=linear_map.flip(0)).loss
+
+
+def test_teacher_whose_prior_cannot_be_recorded(models, speech, tmp_path, capsys):  # noqa: F811
+    """DeBERTa attends in a way of its own: a preset without priors needs none."""
+    config = DebertaV2Config(vocab_size=999, hidden_size=64, num_hidden_layers=2, num_attention_heads=4,
+                             intermediate_size=128, relative_attention=True, pos_att_type=["c2p", "p2c"])  # fmt: skip
+    shutil.copytree(models["teacher"], tmp_path / "deberta")
+    (tmp_path / "deberta" / "model.safetensors").unlink()
+    DebertaV2Model(config).save_pretrained(tmp_path / "deberta")
+    tokenizer = BertTokenizer(str(tmp_path / "deberta" / "vocab.txt"))
+    tokenizer.save_pretrained(tmp_path / "deberta")
+    audio = str(next(Path(speech).glob("*.wav")))
+    arguments = ["align", "--student", models["student"], "--teacher", str(tmp_path / "deberta"), "--audio", audio,
+                 "--transcript", "good", "--output", str(tmp_path / "pictures" / "a.png")]  # fmt: skip
+    assert main(arguments) == 2
+    assert "teacher: 'deberta-v2' does not attend through" in capsys.readouterr().err
+    assert main([*arguments, "--preset", "slocal"]) == 0
+    assert sorted(path.name for path in (tmp_path / "pictures").iterdir()) == ["a.png", "a.svg"]
+
+
+def test_anchors_are_where_the_prior_is_highest():
+    prior = torch.rand(60, generator=torch.Generator().manual_seed(1))
+    prior[[0, 1, 59]] += 1  # at the edges, where spans are cut
+    text = torch.randn(6, 32, generator=torch.Generator().manual_seed(0))
+    found = aligned(
+        text.repeat_interleave(10, dim=0), text, prior / prior.sum(), torch.full((6,), 1 / 6), PRESETS["pad-slocal"],
+        samples=torch.zeros(19_000).numpy(), sampling_rate=16000, layout=LAYOUT, tokens=list("abcdef"),
+    )  # fmt: skip
+    assert _anchors(found) == sorted(prior.topk(6).indices.tolist())
+
+
+def test_only_some_of_many_tokens_are_named():
+    text = torch.randn(300, 32, generator=torch.Generator().manual_seed(0))
+    found = aligned(
+        text.repeat_interleave(2, dim=0), text, None, None, PRESETS["tlocal"],
+        samples=torch.zeros(192_000).numpy(), sampling_rate=16000, layout=LAYOUT, tokens=["a"] * 300,
+    )  # fmt: skip
+    matrix = draw(found).axes[0]
+    assert 60 < len(matrix.get_yticklabels()) < 130
+
+
+def test_pictures_leave_the_training_as_it_was(models, speech, tmp_path, monkeypatch):  # noqa: F811
+    options = ["--max-steps", "4", "--log-every", "1", "--preset", "pad-slocal-soft"]
+    assert run(models, speech, tmp_path / "plain", *options) == 0
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "events"))
+    shown = [*options, "--pictures-every", "2", "--report-to", "tensorboard"]
+    pytest.importorskip("tensorboard")
+    assert run(models, speech, tmp_path / "shown", *shown) == 0
+    assert losses(tmp_path / "shown") == losses(tmp_path / "plain")
+    names = sorted(path.name for path in (tmp_path / "shown" / "pictures").iterdir())
+    assert names == ["step-2.png", "step-2.svg", "step-4.png", "step-4.svg"]
+    events = [path for folder in (tmp_path / "events", tmp_path / "shown") for path in folder.rglob("events.out*")]
+    assert any(b"alignment" in path.read_bytes() for path in events)

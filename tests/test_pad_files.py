@@ -1,0 +1,86 @@
+"""Files appear whole or not at all, and are on disk before they take their names."""
+
+import json
+import os
+import stat
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from pad.files import whole_file, whole_folder, write_json, write_text
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """The order in which files and folders are synced and renamed."""
+    made = []
+    fsync, replace = os.fsync, os.replace
+
+    def synced(descriptor):
+        made.append("fsync folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "fsync file")
+        fsync(descriptor)
+
+    def replaced(source, target):
+        made.append("rename")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", replaced)
+    return made
+
+
+def test_a_file_is_on_disk_before_it_takes_its_name(tmp_path, calls):
+    write_text(tmp_path / "new" / "a.txt", "é")
+    assert calls == ["fsync file", "rename", "fsync folder"]
+    assert (tmp_path / "new" / "a.txt").read_bytes() == "é".encode()
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["a.txt"]
+
+
+def test_an_error_leaves_the_file_before(tmp_path):
+    write_json(tmp_path / "a.json", {"value": 1})
+    with pytest.raises(KeyError), whole_file(tmp_path / "a.json") as file:
+        file.write(b"part")
+        raise KeyError
+    assert json.loads((tmp_path / "a.json").read_text()) == {"value": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_processes_may_write_one_file_of_a_cache(tmp_path):
+    path = tmp_path / "entry"
+
+    def write(number: int) -> None:
+        with whole_file(path, cache=True) as file:
+            for _ in range(50):
+                file.write(bytes([number]) * 1000)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(write, range(40)))
+    assert len(set(path.read_bytes())) == 1 and path.stat().st_size == 50_000
+    assert [path.name for path in tmp_path.iterdir()] == ["entry"]
+
+
+def test_a_folder_replaces_the_one_before_or_leaves_it(tmp_path, calls):
+    for content in ("first", "second"):
+        with whole_folder(tmp_path / "student") as folder:
+            (folder / content).write_text(content)
+            (folder / content).chmod(0o600)
+    assert [path.name for path in (tmp_path / "student").iterdir()] == ["second"]
+    assert calls == ["fsync file", "fsync folder"] * 2
+    with pytest.raises(KeyError), whole_folder(tmp_path / "student") as folder:
+        (folder / "third").write_text("part")
+        raise KeyError
+    assert [path.name for path in (tmp_path / "student").iterdir()] == ["second"]
+    assert [path.name for path in tmp_path.iterdir()] == ["student"]
+
+
+def test_the_umask_says_who_may_read(tmp_path):
+    before = os.umask(0o027)
+    try:
+        write_text(tmp_path / "a.txt", "")
+        with whole_folder(tmp_path / "student") as folder:
+            (folder / "b.txt").write_text("")
+            (folder / "b.txt").chmod(0o600)
+    finally:
+        os.umask(before)
+    modes = [path.stat().st_mode & 0o777 for path in sorted(tmp_path.rglob("*"))]
+    assert modes == [0o640, 0o750, 0o640]
