@@ -1,20 +1,33 @@
-"""Draws the measured tables of README.md and docs/ from the committed results: `python -m benchmarks.report`.
+"""Draws the tables of README.md and docs/ from the committed results: `python -m benchmarks.report`.
 
 What stands between `<!-- NAME -->` and `<!-- /NAME -->` is replaced; no figure there is typed by hand.
 """
 
 import re
 import statistics
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks import results, step_bench
-from benchmarks.plot import plot_step
+from benchmarks.plot import plot, plot_overview, plot_step
 from benchmarks.tables import megabytes, number
 
 ROOT = results.FOLDER.parent.parent
-PAGES = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("scaling", "training", "kernels")))
+PAGES = (ROOT / "README.md", *(ROOT / "docs" / f"{page}.md" for page in ("benchmarks", "quality", "scaling")))
 NOT_MEASURED = "Not measured yet."
+NOT_RUN = "compiled for sm_80, sm_90, sm_100 and gfx942, **not yet run on a GPU**"
 STUDENTS = ("chance", "undistilled", "distilled", "shuffled")
+BOTH = "forward+backward"
+
+
+@dataclass(frozen=True)
+class Section:
+    """What is drawn between two markers, and the files of results it is drawn from."""
+
+    draw: Callable[..., str]
+    files: tuple[str, ...]
+    optional: tuple[str, ...] = ()
 
 
 def _table(header: list[str], rows: list[list[str]]) -> str:
@@ -22,64 +35,148 @@ def _table(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
 
 
+def _name(provider: str) -> str:
+    return provider.replace("ours", "pad_kernels")
+
+
+def _processor(machine: dict) -> str:
+    if machine.get("gpu"):
+        return machine["gpu"]
+    threads = machine["threads"]
+    return f"{machine['cpu'].replace('(R)', '')}, {threads} thread{'' if threads == 1 else 's'}"
+
+
 def _machine(content: dict) -> str:
     machine = content["machine"]
-    versions = machine["versions"]
     allocator = "".join(f", {name}={value}" for name, value in machine.get("allocator", {}).items())
-    return f"{machine['cpu']}, {machine['threads']} threads, torch {versions['torch']}{allocator}"
+    return f"{_processor(machine)}, torch {machine['versions']['torch']}{allocator}"
 
 
 def _milliseconds(row: dict | None) -> str:
     if row is None:
         return "-"
-    return (
-        f"{row['ms']['p50']:.3g} ({row['ms']['p20']:.3g}-{row['ms']['p80']:.3g})"
-        if row["correct"]
-        else "wrong"
-    )
+    if not row.get("ms"):
+        return "failed"
+    if not row["correct"]:
+        return "wrong"
+    return f"{row['ms']['p50']:.3g} ({row['ms']['p20']:.3g}-{row['ms']['p80']:.3g})"
 
 
-def _against(result: dict, base: str) -> str:
+def _speed_up(result: dict, base: str) -> str:
     value = results.ratio(result, "ours", base)
     return "-" if value is None else f"{value:.1f}x"
 
 
-def _bars(content: dict) -> str:
+def _range(values: Iterable[float | None], digits: int = 1) -> str:
+    """The lowest and the highest of the values that are known."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return "-"
+    return " to ".join(f"{value:.{digits}f}x" for value in (min(known), max(known)))
+
+
+def _spread(values: list[float]) -> str:
+    return f"{statistics.mean(values):.3f} ({min(values):.3f}-{max(values):.3f})"
+
+
+def _targets(content: dict) -> str:
     met = {None: "not measured", True: "yes", False: "no"}
     rows = [
         [bar["bar"], f"{number(bar['wanted'])} {bar['unit']}", number(bar["measured"]), met[bar["met"]]]
         for bar in content["bars"]
     ]
-    return "\n\n" + _table(["goal", "wanted", "measured", "met"], rows)
+    return "\n\n" + _table(["target", "required", "measured", "met"], rows)
+
+
+def _base_size(content: dict) -> list[dict]:
+    """The results of the first size in the file, which the others vary."""
+    size = content["results"][0]["case"]["size"]
+    return [result for result in content["results"] if result["case"]["size"] == size]
+
+
+def summary(losses: dict, steps: dict, steps_kept: dict, gpu: dict | None) -> str:
+    """The figures that count, in five rows."""
+    whole = [result for result in _base_size(losses) if result["case"]["direction"] == BOTH]
+    where = _processor(losses["machine"])
+
+    def most(provider: str) -> str:
+        rows = (result["providers"][provider] for result in whole)
+        return megabytes(max(row["extra_bytes"] for row in rows if row["correct"]))
+
+    def over(provider: str) -> str:
+        return _range(results.ratio(result, "ours", provider) for result in whole)
+
+    faster, kept = (
+        _range((step_bench.relative(result, "eager", "ours") for result in content["results"]), digits=2)
+        for content in (steps, steps_kept)
+    )
+    saved = [
+        100 * (1 - result["variants"]["ours"]["peak_bytes"] / result["variants"]["eager"]["peak_bytes"])
+        for result in steps["results"]
+    ]
+    rows = [
+        [
+            "Loss, forward and backward: speed-up over eager PyTorch",
+            f"{over('eager')}; {over('eager-scaled')} over optimized eager PyTorch",
+            where,
+        ],
+        ["Loss, forward and backward: speed-up over torch.compile", over("torch.compile"), where],
+        [
+            "Loss: peak memory beyond inputs and gradients",
+            f"{most('ours')} MB at most; eager up to {most('eager')} MB, torch.compile up to "
+            f"{most('torch.compile')} MB",
+            where,
+        ],
+        [
+            "Whole training step, wav2vec2-base and bert-base: speed-up over PAD in eager PyTorch",
+            f"{faster}, with {min(saved):.0f} to {max(saved):.0f} % less memory; {kept} where the allocator keeps "
+            "freed memory",
+            f"{_processor(steps['machine'])}; {_processor(steps_kept['machine'])}",
+        ],
+        ["GPU", *_gpu(gpu)],
+    ]
+    return _table(["", "result", "measured on"], rows)
+
+
+def _gpu(content: dict | None) -> list[str]:
+    if content is None:
+        return [NOT_RUN, "-"]
+    whole = [result for result in _base_size(content) if result["case"]["direction"] == BOTH]
+    eager, compiled = (
+        _range(results.ratio(result, "ours", base) for result in whole) for base in ("eager", "torch.compile")
+    )
+    wrong = sum(not result["providers"]["ours"]["correct"] for result in whole)
+    found = f"loss, forward and backward: {eager} over eager PyTorch, {compiled} over torch.compile"
+    return [found + (f"; {wrong} of {len(whole)} cases wrong" if wrong else ""), _processor(content["machine"])]
 
 
 def align(content: dict) -> str:
     """The losses at the base size: float32, and a whole pass in bfloat16."""
-    base = [r for r in content["results"] if r["case"]["size"] == "base"]
+    base = _base_size(content)
     found = [r for r in base if r["case"]["dtype"] == "float32"]
     found += [r | {"label": f"{r['label']}, bfloat16"} for r in base
-              if r["case"]["dtype"] == "bfloat16" and r["case"]["direction"] == "forward+backward"]  # fmt: skip
+              if r["case"]["dtype"] == "bfloat16" and r["case"]["direction"] == BOTH]  # fmt: skip
     providers = [name for name in found[0]["providers"] if name != "ours"]
-    header = ["loss", "pad_kernels, ms", *(f"{name}, ms" for name in providers)]
-    header += [*(f"faster than {name}" for name in providers)]
+    header = ["loss", "pad_kernels, ms", *(f"{_name(name)}, ms" for name in providers)]
+    header += [*(f"speed-up over {_name(name)}" for name in providers)]
     rows = [
         [r["label"], _milliseconds(r["providers"].get("ours"))]
         + [_milliseconds(r["providers"].get(name)) for name in providers]
-        + [_against(r, name) for name in providers]
+        + [_speed_up(r, name) for name in providers]
         for r in found
     ]
     return (
-        f"{_table(header, rows)}\n\n{found[0]['title']}; medians and, in brackets, 20th to 80th percentile; "
-        + (f"{_machine(content)}.")
+        f"{_table(header, rows)}\n\n{found[0]['title']}; medians and, in brackets, the 20th to 80th percentile; "
+        f"{_machine(content)}."
     )
 
 
 def significance(content: dict) -> str:
     """The significance prior, all its cases."""
     providers = [name for name in content["results"][0]["providers"] if name != "ours"]
-    header = ["case", "pad_kernels, ms", *(f"{name}, ms" for name in providers)]
+    header = ["case", "pad_kernels, ms", *(f"{_name(name)}, ms" for name in providers)]
     rows = [
-        [f"{r['title']}, {r['label']}", _milliseconds(r["providers"]["ours"])]
+        [r["title"], _milliseconds(r["providers"]["ours"])]
         + [_milliseconds(r["providers"].get(name)) for name in providers]
         for r in content["results"]
     ]
@@ -90,15 +187,12 @@ def demo(content: dict) -> str:
     """Word hit rate and probe accuracy, mean over seeds with the lowest and highest."""
     runs = content["runs"]
 
-    def cell(values: list[float]) -> str:
-        return f"{statistics.mean(values):.3f} ({min(values):.3f}-{max(values):.3f})"
-
     def row(title: str, pick) -> list[str]:
         picked = [pick(run) for run in runs]
-        return [title, *(cell([p[name] for p in picked]) if name in picked[0] else "-" for name in STUDENTS)]
+        return [title, *(_spread([p[name] for p in picked]) if name in picked[0] else "-" for name in STUDENTS)]
 
     rows = [
-        row("best frame of a word lies within the word", lambda run: run["word_hit_rate"]),
+        row("word hit rate: the best frame of a word lies within the word", lambda run: run["word_hit_rate"]),
         row(
             "intent accuracy of a linear probe",
             lambda run: {"chance": run["probe"]["chance"], **run["probe_accuracy"]},
@@ -106,28 +200,28 @@ def demo(content: dict) -> str:
         row("loss on held-out speech", lambda run: run["held_out_loss"]),
     ]
     if all(run.get("word_hit_rate_recordings") for run in runs):
-        rows.insert(1, row("the same on five real recordings", lambda run: run["word_hit_rate_recordings"]))
+        rows.insert(1, row("word hit rate on five real recordings", lambda run: run["word_hit_rate_recordings"]))
     seconds = statistics.mean(sum(run["seconds"].values()) for run in runs)
     seeds = ", ".join(str(run["seed"]) for run in runs)
     return (
         f"{_table(['', *STUDENTS], rows)}\n\nMean over seeds {seeds} (lowest-highest), test split; "
-        f"{seconds:.0f} s a run; {_machine(content)}."
+        f"{seconds:.0f} s per run; {_machine(content)}."
     )
 
 
 def sweep(content: dict) -> str:
     """Speed over all sizes of the sweep, against eager and eager written well."""
-    header = ["loss", "dtype", "faster than", "sizes", "median", "lowest", "at"]
+    header = ["loss", "dtype", "speed-up over", "sizes", "median", "lowest", "lowest at"]
     rows = [
         [row["label"], row["dtype"], row["base"], str(row["sizes"]), f"{row['median']:.1f}x", f"{row['lowest']:.2f}x",
          row["at"]]
         for row in content["sweep"]
         if "+backward" in row["label"] or row["lowest"] < 1
-    ]
+    ]  # fmt: skip
     count = max(row["sizes"] for row in content["sweep"])
     return (
-        f"{_table(header, rows)}\n\n{count} sizes, 16 utterances each; fewer where the other's result is wrong; "
-        f"{_machine(content)}."
+        f"{_table(header, rows)}\n\n{count} sizes, 16 utterances each; sizes at which the baseline's result is wrong "
+        f"are left out; {_machine(content)}."
     )
 
 
@@ -142,8 +236,9 @@ def step(content: dict) -> str:
         cells += [megabytes(variants[name]["peak_bytes"]) for name in step_bench.VARIANTS]
         share = "-" if parts is None else f"{100 * sum(parts.values()) / variants['ours']['ms']['p50']:.1f} %"
         rows.append([result["label"], *cells, share])
-    header = ["audio", *(f"{name}, s" for name in step_bench.VARIANTS), "eager / plain", "ours / plain"]
-    header += [*(f"{name}, MB" for name in step_bench.VARIANTS), "of it PAD"]
+    names = [_name(name) for name in step_bench.VARIANTS]
+    header = ["audio", *(f"{name}, s" for name in names), "eager / plain", "pad_kernels / plain"]
+    header += [*(f"{name}, MB" for name in names), "PAD's share of the step"]
     first = content["results"][0]
     return (
         f"{_table(header, rows)}\n\nMedian of {first['variants']['ours']['ms']['rounds']} steps, "
@@ -156,18 +251,14 @@ def quality(content: dict) -> str:
     by_preset: dict[str, list[dict]] = {}
     for run in content["runs"]:
         by_preset.setdefault(run["preset"], []).append(run)
-
-    def cell(values: list[float]) -> str:
-        return f"{statistics.mean(values):.3f} ({min(values):.3f}-{max(values):.3f})"
-
     units = {"pad-slocal": "prior, pool", "no-prior": "no prior, pool", "no-span-pool": "prior, no pool"}
     rows = []
     for preset, runs in by_preset.items():
         rows.append([
             preset,
-            cell([run["probe_accuracy"] for run in runs]),
-            cell([run["frame_hits"]["hit_rate"] for run in runs]),
-            *(cell([run["unit_hits"][name]["hit_rate"] for run in runs]) for name in units),
+            _spread([run["probe_accuracy"] for run in runs]),
+            _spread([run["frame_hits"]["hit_rate"] for run in runs]),
+            *(_spread([run["unit_hits"][name]["hit_rate"] for run in runs]) for name in units),
         ])  # fmt: skip
     first = next(iter(by_preset.values()))
     chances = [statistics.mean(run["unit_hits"][name]["chance"] for run in first) for name in units]
@@ -191,35 +282,56 @@ def scaling(content: dict) -> str:
         rows.append([processes, f"{median:.2f} ({low:.2f}-{high:.2f})", f"{audio:.2f} s"])
     one, two = (content["processes"][name]["p50"] for name in ("1", "2"))
     return (
-        f"{_table(['processes', 'a step, s (20th to 80th percentile)', 'audio in a second'], rows)}\n\n"
-        f"Twice the audio in {two / one:.2f} times the time; {_machine(content)} in each process."
+        f"{_table(['processes', 'step, s (20th to 80th percentile)', 'audio per second'], rows)}\n\n"
+        f"Twice the audio in {two / one:.2f} times the time; each process: {_machine(content)}."
     )
 
 
-SECTIONS = {"sweep": (sweep, "sweep_cpu.json"), "step": (step, "step_cpu.json"),
-            "step-kept": (step, "step_cpu_kept.json"), "quality": (quality, "quality.json"),
-            "align": (align, "align_cpu.json"), "align-kept": (align, "align_cpu_kept.json"),
-            "align-epyc": (align, "align_cpu_epyc.json"),
-            "significance": (significance, "significance_cpu.json"),
-            "demo": (demo, "demo.json"), "scaling": (scaling, "scaling_cpu.json")}  # fmt: skip
+SECTIONS = {
+    "summary": Section(summary, ("align_cpu.json", "step_cpu.json", "step_cpu_kept.json"), ("align_cuda.json",)),
+    "align": Section(align, ("align_cpu.json",)),
+    "align-kept": Section(align, ("align_cpu_kept.json",)),
+    "align-epyc": Section(align, ("align_cpu_epyc.json",)),
+    "align-cuda": Section(align, ("align_cuda.json",)),
+    "sweep": Section(sweep, ("sweep_cpu.json",)),
+    "significance": Section(significance, ("significance_cpu.json",)),
+    "significance-cuda": Section(significance, ("significance_cuda.json",)),
+    "step": Section(step, ("step_cpu.json",)),
+    "step-kept": Section(step, ("step_cpu_kept.json",)),
+    "demo": Section(demo, ("demo.json",)),
+    "quality": Section(quality, ("quality.json",)),
+    "scaling": Section(scaling, ("scaling_cpu.json",)),
+}
 
 
-def _section(draw, path: Path) -> str:
-    content = results.read_json(path)
-    return draw(content) + (_bars(content) if content.get("bars") else "")
+def _draw(section: Section, folder: Path) -> str:
+    found = {name: folder / name for name in (*section.files, *section.optional)}
+    contents = [results.read_json(path) if path.is_file() else None for path in found.values()]
+    if None in contents[: len(section.files)]:
+        return NOT_MEASURED
+    targets = _targets(contents[0]) if len(contents) == 1 and contents[0].get("bars") else ""
+    return section.draw(*contents) + targets
 
 
 def fill(text: str, folder: Path = results.FOLDER) -> str:
-    """A page's text with its tables drawn anew."""
-    for name, (draw, file) in SECTIONS.items():
-        body = _section(draw, folder / file) if (folder / file).is_file() else NOT_MEASURED
-        pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
-        text = re.sub(pattern, lambda match, body=body: f"{match[1]}{body}\n{match[2]}", text, flags=re.S)
-    return text
+    """A page's text with its tables drawn anew; raises KeyError for a marker that no section has."""
+    return re.sub(
+        r"(<!-- ([a-z][\w-]*) -->\n).*?(<!-- /\2 -->)",
+        lambda match: f"{match[1]}{_draw(SECTIONS[match[2]], folder)}\n{match[3]}",
+        text,
+        flags=re.S,
+    )
+
+
+def main() -> None:
+    """Draw the plots and all tables."""
+    losses, steps = (results.read_json(results.FOLDER / name) for name in ("align_cpu.json", "step_cpu.json"))
+    plot(losses, results.FOLDER / "align.png")
+    plot_step(steps, results.FOLDER / "step.png")
+    plot_overview(losses, steps, results.FOLDER / "overview.png")
+    for page in PAGES:
+        page.write_text(fill(page.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    if (results.FOLDER / "step_cpu.json").is_file():
-        plot_step(results.read_json(results.FOLDER / "step_cpu.json"), results.FOLDER / "step.png")
-    for page in PAGES:
-        page.write_text(fill(page.read_text(encoding="utf-8")), encoding="utf-8")
+    main()

@@ -1,4 +1,7 @@
-"""The tables in README.md and docs/ are those that the committed results give."""
+"""README.md and docs/: their tables are those that the committed results give, and the front page stays short."""
+
+import json
+import shutil
 
 import pytest
 
@@ -6,7 +9,10 @@ pytest.importorskip("transformers")
 pytest.importorskip("rich")
 pytest.importorskip("matplotlib")
 
-from benchmarks import report  # noqa: E402
+from benchmarks import report, results  # noqa: E402
+
+MARKDOWN = [report.ROOT / "README.md", *sorted((report.ROOT / "docs").glob("*.md"))]
+LONGEST_FRONT_PAGE = 110
 
 
 @pytest.mark.parametrize("page", report.PAGES, ids=lambda page: page.name)
@@ -15,11 +21,65 @@ def test_tables_are_drawn_from_results(page):
     assert "<!-- /" in text and report.fill(text) == text
 
 
+@pytest.mark.parametrize("page", MARKDOWN, ids=lambda page: page.name)
+def test_every_page_with_a_drawn_table_is_redrawn(page):
+    assert page in report.PAGES or "<!-- /" not in page.read_text(encoding="utf-8")
+
+
+def test_every_section_is_on_one_page():
+    text = "".join(page.read_text(encoding="utf-8") for page in report.PAGES)
+    assert {name: text.count(f"<!-- {name} -->\n") for name in report.SECTIONS} == dict.fromkeys(report.SECTIONS, 1)
+
+
+def test_front_page_is_short():
+    assert len((report.ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= LONGEST_FRONT_PAGE
+
+
 def test_a_table_typed_by_hand_is_replaced():
     text = "before\n<!-- step -->\nten times faster\n<!-- /step -->\nafter\n"
     filled = report.fill(text)
     assert "ten times" not in filled and filled.startswith("before\n<!-- step -->\n| audio |")
 
 
+def test_a_marker_without_a_section_is_an_error():
+    with pytest.raises(KeyError, match="no-such"):
+        report.fill("<!-- no-such -->\n<!-- /no-such -->")
+
+
 def test_what_was_not_measured_is_said(tmp_path):
-    assert report.NOT_MEASURED in report.fill("<!-- demo -->\n<!-- /demo -->", tmp_path)
+    for name, section in report.SECTIONS.items():
+        if section.files:
+            assert report.NOT_MEASURED in report.fill(f"<!-- {name} -->\n<!-- /{name} -->", tmp_path)
+
+
+def _summary(folder):
+    return report.fill("<!-- summary -->\n<!-- /summary -->", folder)
+
+
+@pytest.fixture
+def cpu_results(tmp_path):
+    for name in report.SECTIONS["summary"].files:
+        shutil.copy(results.FOLDER / name, tmp_path)
+    return tmp_path
+
+
+def test_the_summary_says_that_no_gpu_was_used(cpu_results):
+    table = _summary(cpu_results)
+    assert report.NOT_RUN in table and len(table.splitlines()) == 2 + 2 + 5
+
+
+def test_the_summary_has_what_a_gpu_gave(cpu_results):
+    content = json.loads((cpu_results / "align_cpu.json").read_text(encoding="utf-8"))
+    content["machine"]["gpu"] = "a card"
+    content["results"] = [r for r in content["results"] if r["label"] == "span hard forward+backward"][:1]
+    providers = content["results"][0]["providers"]
+    for name, milliseconds in (("ours", 2.0), ("eager", 9.0), ("torch.compile", 1.0)):
+        providers[name]["ms"]["p50"] = milliseconds
+    (cpu_results / "align_cuda.json").write_text(json.dumps(content), encoding="utf-8")
+    table = _summary(cpu_results)
+    assert report.NOT_RUN not in table
+    assert "4.5x to 4.5x over eager PyTorch, 0.5x to 0.5x over torch.compile | a card |" in table
+
+    providers["ours"]["correct"] = False
+    (cpu_results / "align_cuda.json").write_text(json.dumps(content), encoding="utf-8")
+    assert "- over eager PyTorch, - over torch.compile; 1 of 1 cases wrong" in _summary(cpu_results)
