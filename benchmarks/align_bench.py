@@ -214,7 +214,7 @@ def print_summary(console: Console, content: dict) -> None:
     if content["sweep"]:
         tables.print_sweep(console, content["sweep"])
     console.print(
-        tables.rates_text(content["rates"]) + "\nspeed-up: over eager; "
+        tables.rates_text(content["rates"]) + "\nx eager: times faster than eager; "
         "x floor: times slower than memory traffic or arithmetic allow; "
         "extra MB: peak memory beyond inputs and gradients; error: the worst, relative, against float64",
         soft_wrap=True,

@@ -52,18 +52,21 @@ def _machine(content: dict) -> str:
     return f"{_processor(machine)}, torch {machine['versions']['torch']}{allocator}"
 
 
-def _milliseconds(row: dict | None) -> str:
-    if row is None:
+def _milliseconds(row: dict | None, column: str = "ms") -> str:
+    if row is None or row.get("unavailable"):
         return "-"
-    if not row.get("ms"):
+    times = row.get(column)
+    if times is None:
         return "failed"
-    if not row["correct"]:
-        return "wrong"
-    return f"{row['ms']['p50']:.3g} ({row['ms']['p20']:.3g}-{row['ms']['p80']:.3g})"
+    return f"{times['p50']:.3g} ({times['p20']:.3g}-{times['p80']:.3g})" if row["correct"] else "wrong"
 
 
-def _speed_up(result: dict, base: str) -> str:
-    value = results.ratio(result, "ours", base)
+def _seconds(row: dict) -> str:
+    return f"{row['ms']['p50'] / 1e3:.3g}" if row["ms"] else "failed"
+
+
+def _speed_up(result: dict, base: str, column: str = "ms") -> str:
+    value = results.ratio(result, "ours", base, column)
     return "-" if value is None else f"{value:.1f}x"
 
 
@@ -142,11 +145,15 @@ def _gpu(content: dict | None) -> list[str]:
     if content is None:
         return [NOT_RUN, "-"]
     whole = [result for result in _base_size(content) if result["case"]["direction"] == BOTH]
-    eager, compiled = (
-        _range(results.ratio(result, "ours", base) for result in whole) for base in ("eager", "torch.compile")
+    eager, compiled, waited = (
+        _range(results.ratio(result, "ours", base, column) for result in whole)
+        for base, column in (("eager", "ms"), ("torch.compile", "ms"), ("eager", "wall_ms"))
+    )
+    found = (
+        f"loss, forward and backward: {eager} over eager PyTorch and {compiled} over torch.compile in GPU time, "
+        f"{waited} over eager in wall time"
     )
     wrong = sum(not result["providers"]["ours"]["correct"] for result in whole)
-    found = f"loss, forward and backward: {eager} over eager PyTorch, {compiled} over torch.compile"
     return [found + (f"; {wrong} of {len(whole)} cases wrong" if wrong else ""), _processor(content["machine"])]
 
 
@@ -158,7 +165,7 @@ def align(content: dict) -> str:
               if r["case"]["dtype"] == "bfloat16" and r["case"]["direction"] == BOTH]  # fmt: skip
     providers = [name for name in found[0]["providers"] if name != "ours"]
     header = ["loss", "pad_kernels, ms", *(f"{_name(name)}, ms" for name in providers)]
-    header += [*(f"speed-up over {_name(name)}" for name in providers)]
+    header += [*(f"vs {_name(name)}" for name in providers)]
     rows = [
         [r["label"], _milliseconds(r["providers"].get("ours"))]
         + [_milliseconds(r["providers"].get(name)) for name in providers]
@@ -167,7 +174,27 @@ def align(content: dict) -> str:
     ]
     return (
         f"{_table(header, rows)}\n\n{found[0]['title']}; medians and, in brackets, the 20th to 80th percentile; "
-        f"{_machine(content)}."
+        f"vs: speed-up over that baseline; {_machine(content)}."
+    )
+
+
+def align_gpu(content: dict) -> str:
+    """The losses on a GPU, every case: GPU time, and the wall time of the call."""
+    providers = list(dict.fromkeys(name for result in content["results"] for name in result["providers"]))
+    providers = ["ours", *(name for name in providers if name != "ours")]
+    walls = ("ours", "eager")
+    header = ["case", "loss", *(f"{_name(name)}, ms" for name in providers)]
+    header += [*(f"{_name(name)}, wall ms" for name in walls), "vs eager", "vs torch.compile", "vs eager, wall"]
+    rows = [
+        [result["title"], result["label"]]
+        + [_milliseconds(result["providers"].get(name)) for name in providers]
+        + [_milliseconds(result["providers"].get(name), "wall_ms") for name in walls]
+        + [_speed_up(result, "eager"), _speed_up(result, "torch.compile"), _speed_up(result, "eager", "wall_ms")]
+        for result in content["results"]
+    ]
+    return (
+        f"{_table(header, rows)}\n\nMedians and, in brackets, the 20th to 80th percentile; ms: GPU time; wall ms: "
+        f"time of the call; vs: speed-up over that baseline; {_machine(content)}."
     )
 
 
@@ -231,18 +258,22 @@ def step(content: dict) -> str:
     for result in content["results"]:
         variants, parts = result["variants"], result.get("parts_ms")
         ratios = [step_bench.relative(result, name, "plain") for name in ("eager", "ours")]
-        cells = [f"{variants[name]['ms']['p50'] / 1e3:.2f}" for name in step_bench.VARIANTS]
-        cells += ["wrong" if ratio is None else f"{ratio:.2f}x" for ratio in ratios]
+        cells = [_seconds(variants[name]) for name in step_bench.VARIANTS]
+        cells += ["-" if ratio is None else f"{ratio:.2f}x" for ratio in ratios]
         cells += [megabytes(variants[name]["peak_bytes"]) for name in step_bench.VARIANTS]
-        share = "-" if parts is None else f"{100 * sum(parts.values()) / variants['ours']['ms']['p50']:.1f} %"
+        timed = parts is not None and variants["ours"]["ms"]
+        share = f"{100 * sum(parts.values()) / variants['ours']['ms']['p50']:.1f} %" if timed else "-"
         rows.append([result["label"], *cells, share])
     names = [_name(name) for name in step_bench.VARIANTS]
     header = ["audio", *(f"{name}, s" for name in names), "eager / plain", "pad_kernels / plain"]
     header += [*(f"{name}, MB" for name in names), "PAD's share of the step"]
     first = content["results"][0]
+    steps = first["variants"]["plain"]["ms"]["rounds"]
+    wrong = [result["label"] for result in content["results"] if not result["correct"]]
+    note = f"losses of eager and pad_kernels differ at {', '.join(wrong)}; " if wrong else ""
     return (
-        f"{_table(header, rows)}\n\nMedian of {first['variants']['ours']['ms']['rounds']} steps, "
-        f"{first['case']['precision']}; peak memory beyond models and optimizer; {_machine(content)}."
+        f"{_table(header, rows)}\n\nMedian of {steps} steps, {first['case']['precision']}; "
+        f"peak memory beyond models and optimizer; {note}{_machine(content)}."
     )
 
 
@@ -292,7 +323,7 @@ SECTIONS = {
     "align": Section(align, ("align_cpu.json",)),
     "align-kept": Section(align, ("align_cpu_kept.json",)),
     "align-epyc": Section(align, ("align_cpu_epyc.json",)),
-    "align-cuda": Section(align, ("align_cuda.json",)),
+    "align-cuda": Section(align_gpu, ("align_cuda.json",)),
     "sweep": Section(sweep, ("sweep_cpu.json",)),
     "significance": Section(significance, ("significance_cpu.json",)),
     "significance-cuda": Section(significance, ("significance_cuda.json",)),

@@ -49,7 +49,7 @@ def print_results(console: Console, results: list[dict]) -> None:
         table = Table(title=title)
         for column in ("", "provider"):
             table.add_column(column, justify="left")
-        for column in ("p20 ms", "p50 ms", "p80 ms", "speed-up", "x floor", "extra MB", "error"):
+        for column in ("p20 ms", "p50 ms", "p80 ms", "x eager", "x floor", "extra MB", "error"):
             table.add_column(column, justify="right", no_wrap=True)
         for result in members:
             for provider, row in result["providers"].items():
