@@ -1,10 +1,11 @@
-"""The tables of README.md and docs/: each function makes one, as Markdown, from the content of its files of results."""
+"""The tables of README.md and docs/: each function makes one, as Markdown, from the content of its results files."""
 
 import statistics
 from collections.abc import Iterable
 
 from benchmarks import results, step_bench
 from benchmarks.tables import megabytes, number
+from pad_kernels import backends
 
 NOT_RUN = "compiled for sm_80, sm_90, sm_100 and gfx942, **not yet run on a GPU**"
 STUDENTS = ("chance", "undistilled", "distilled", "shuffled")
@@ -303,6 +304,14 @@ def scaling(content: dict) -> str:
         f"{_table(['processes', 'step, s (20th to 80th percentile)', 'audio per second'], rows)}\n\n"
         f"Twice the audio in {two / one:.2f} times the time; each process: {_machine(content)}."
     )
+
+
+def support() -> str:
+    """Which backend has which op, from the backends themselves."""
+    found = backends.FASTEST_FIRST.values()
+    header = [f"{each.name} ({', '.join(each.default_devices or ('any device',))})" for each in found]
+    rows = [[f"`{op}`", *("yes" if op in each.ops else "-" for each in found)] for op in backends.OPS]
+    return _table(["op", *header], rows)
 
 
 def targets(content: dict) -> str:

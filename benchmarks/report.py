@@ -12,7 +12,8 @@ from benchmarks import drawings, results
 from benchmarks.plot import plot, plot_overview, plot_step
 
 ROOT = results.FOLDER.parent.parent
-PAGES = (ROOT / "README.md", *(ROOT / "docs" / f"{page}.md" for page in ("benchmarks", "quality", "scaling")))
+DRAWN = ("benchmarks", "quality", "scaling", "support")
+PAGES = (ROOT / "README.md", *(ROOT / "docs" / f"{page}.md" for page in DRAWN))
 NOT_MEASURED = "Not measured yet."
 
 
@@ -41,6 +42,7 @@ SECTIONS = {
     "step-kept": Section(drawings.step, ("step_cpu_kept.json",)),
     "demo": Section(drawings.demo, ("demo.json",)),
     "quality": Section(drawings.quality, ("quality.json",)),
+    "support": Section(drawings.support, ()),
     "scaling": Section(drawings.scaling, ("scaling_cpu.json",)),
 }
 

@@ -35,6 +35,13 @@ def test_links_lead_somewhere(page):
         assert target.startswith("https://") or (page.parent / target).exists(), target
 
 
+@pytest.mark.parametrize("page", [*PAGES[:2], *sorted((ROOT / "docs").glob("*.md"))], ids=lambda page: page.name)
+def test_files_that_are_named_exist(page):
+    tops = "csrc|pad|pad_kernels|benchmarks|tests|docs|examples"
+    for path in re.findall(rf"`((?:{tops})/[\w./*-]*)`", page.read_text(encoding="utf-8")):
+        assert "NAME" in path or path.startswith("docs/_build") or list(ROOT.glob(path)), path
+
+
 def test_what_is_installed_for_work_on_the_project_is_pinned():
     pinned = {line.partition("==")[0].lower() for line in _text("constraints.txt").splitlines() if "==" in line}
     built_with = {"cmake", "ninja", "pybind11"}  # of the compiled library alone
