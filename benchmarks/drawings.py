@@ -70,9 +70,7 @@ def _base_size(content: dict) -> list[dict]:
     return [result for result in content["results"] if result["case"]["size"] == size]
 
 
-def summary(
-    losses: dict, steps: dict, steps_kept: dict, gpu_losses: dict | None, gpu_compiled: dict | None
-) -> str:
+def summary(losses: dict, steps: dict, steps_kept: dict, gpu_losses: dict | None, gpu_compiled: dict | None) -> str:
     """The figures that count, in five rows."""
     whole = _whole(losses)
     where = _processor(losses["machine"])

@@ -27,8 +27,11 @@ class Section:
 
 
 SECTIONS = {
-    "summary": Section(drawings.summary, ("align_cpu.json", "step_cpu.json", "step_cpu_kept.json"),
-                       ("align_cuda.json", "compiled_cuda.json")),
+    "summary": Section(
+        drawings.summary,
+        ("align_cpu.json", "step_cpu.json", "step_cpu_kept.json"),
+        ("align_cuda.json", "compiled_cuda.json"),
+    ),
     "align": Section(drawings.align, ("align_cpu.json",)),
     "align-kept": Section(drawings.align, ("align_cpu_kept.json",)),
     "align-epyc": Section(drawings.align, ("align_cpu_epyc.json",)),
