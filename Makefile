@@ -1,7 +1,8 @@
 # Each target makes its own environment in .venv; nothing else on the machine is touched.
 PYTHON ?= python3
+CPP_FILES = $(shell git ls-files '*.c' '*.cpp' '*.cu' '*.h')
 
-.PHONY: demo test bench
+.PHONY: demo test bench docs lint format
 
 demo: .venv/installed
 	.venv/bin/pad demo
@@ -13,7 +14,21 @@ bench: .venv/installed
 	.venv/bin/python benchmarks/align_bench.py --plot
 	.venv/bin/python benchmarks/significance_bench.py
 
+docs: .venv/installed
+	.venv/bin/python -m sphinx -W --keep-going -q -E -b html docs docs/_build/html
+
+lint: .venv/installed
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/clang-format --dry-run --Werror $(CPP_FILES)
+	.venv/bin/mypy
+
+format: .venv/installed
+	.venv/bin/ruff check --fix .
+	.venv/bin/ruff format .
+	.venv/bin/clang-format -i $(CPP_FILES)
+
 .venv/installed: pyproject.toml constraints.txt setup.py CMakeLists.txt cmake/cuda.cmake $(wildcard csrc/* csrc/cpu/* csrc/cuda/*)
 	$(PYTHON) -m venv .venv
-	.venv/bin/python -m pip install -c constraints.txt -e '.[test]'
+	.venv/bin/python -m pip install -c constraints.txt -e '.[dev]'
 	touch .venv/installed

@@ -44,7 +44,7 @@ def evaluate(results: list[dict], threads: int) -> list[dict]:
         rows.append(
             asdict(bar)
             | {
-                "bar": f"{bar.level} {bar.mode}, {bar.direction}: faster than {bar.base}",
+                "bar": f"{bar.level} {bar.mode}, {bar.direction}: speed-up over {bar.base}",
                 "unit": "x",
                 "measured": measured,
                 "met": None if measured is None else measured >= bar.wanted,
@@ -82,7 +82,7 @@ def _thread_bar(results: list[dict], threads: int, direction: str) -> dict:
     if threads == 2 and found:
         measured = statistics.median(times["one"]["p50"] / times["all"]["p50"] for times in found)
     return {
-        "bar": f"a second thread, {direction}: faster than one, median of the losses",
+        "bar": f"two threads over one, {direction}: median speed-up of the losses",
         "unit": "x",
         "wanted": 1.7,
         "measured": measured,
@@ -100,7 +100,7 @@ def _memory_bar(results: list[dict], threads: int) -> dict:
                 shape = result["case"]["shape"]
                 limit = threads * BYTES_PER_THREAD + BYTES_PER_TOKEN * shape["batch"] * shape["tokens"]
     return {
-        "bar": "memory beyond inputs and gradients, the most of all cases: below 1 MB per thread + O(B N)",
+        "bar": "peak memory beyond inputs and gradients, worst case: below 1 MB per thread + O(B N)",
         "unit": "MB",
         "wanted": None if limit is None else limit / 1e6,
         "measured": None if extra is None else extra / 1e6,

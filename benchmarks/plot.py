@@ -1,79 +1,110 @@
-"""Picture of a results file: a bar per provider, a group per case."""
+"""Plots of the results files."""
 
 from pathlib import Path
 
+COLORS = {"eager": "#4878a8", "eager-scaled": "#e8a33d", "torch.compile": "#6aa56a", "plain": "#888888",
+          "ours": "#c44e52"}  # fmt: skip
+NAMES = {"ours": "pad_kernels"}
 
-def plot(content: dict, path: Path, *, size: str = "base", dtype: str = "float32") -> None:
-    """Medians with 20th and 80th percentiles, on a logarithmic axis; the floor of each case as a line."""
+
+def _pyplot():
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    return pyplot
+
+
+def _where(content: dict) -> str:
+    machine = content["machine"]
+    return machine.get("gpu") or f"{machine['cpu'].replace('(R)', '')}, {machine['threads']} threads"
+
+
+def _save(figure, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Without the versions of libraries that drew it: the same results give the same file.
+    figure.savefig(path, dpi=120, metadata={"Software": None})
+    _pyplot().close(figure)
+
+
+def plot(content: dict, path: Path, *, size: str = "base", dtype: str = "float32") -> None:
+    """Times of the losses, a bar for each provider and a group for each case; the floor of each case as a line."""
     results = [r for r in content["results"] if r["case"]["size"] == size and r["case"]["dtype"] == dtype]
-    if not results:
-        results = content["results"]
+    results = results or content["results"]
+    figure, axes = _pyplot().subplots(figsize=(1.3 + 1.1 * len(results), 4.5), layout="constrained")
+    _draw_losses(axes, results)
+    for i, result in enumerate(results):
+        floor, label = result["floor"]["floor"], "floor" if i == 0 else None
+        axes.hlines(floor, i - 0.45, i + 0.45, colors="black", linestyles="dotted", label=label)
+    axes.set_title(f"{results[0]['title']}; {_where(content)}", fontsize="medium")
+    axes.legend(fontsize="small", ncols=2)
+    _save(figure, path)
+
+
+def _draw_losses(axes, results: list[dict]) -> None:
+    """Medians with the 20th and 80th percentile, on a logarithmic axis; what failed or is wrong is left out."""
     providers = list(dict.fromkeys(name for result in results for name in result["providers"]))
-    figure, axes = pyplot.subplots(figsize=(1.3 + 1.1 * len(results), 4.5), layout="constrained")
     width = 0.8 / len(providers)
     for place, provider in enumerate(providers):
-        rows = [
-            (i, result["providers"][provider]["ms"])
-            for i, result in enumerate(results)
-            if result["providers"].get(provider, {}).get("ms")
-        ]
+        rows = [(i, result["providers"].get(provider)) for i, result in enumerate(results)]
+        rows = [(i, row["ms"]) for i, row in rows if row and row.get("ms") and row["correct"]]
         spread = [[ms["p50"] - ms["p20"] for _, ms in rows], [ms["p80"] - ms["p50"] for _, ms in rows]]
         axes.bar(
             [i - 0.4 + (place + 0.5) * width for i, _ in rows],
             [ms["p50"] for _, ms in rows],
             width,
             yerr=spread,
-            label=provider,
+            label=NAMES.get(provider, provider),
+            color=COLORS.get(provider),
             error_kw={"elinewidth": 0.8},
-        )
-    for i, result in enumerate(results):
-        axes.hlines(
-            result["floor"]["floor"],
-            i - 0.45,
-            i + 0.45,
-            colors="black",
-            linestyles="dotted",
-            label="floor" if i == 0 else None,
         )
     names = [result["label"].replace(" ", "\n").replace("+", "+\n") for result in results]
     axes.set_xticks(range(len(results)), names, fontsize="small")
     axes.set_yscale("log")
     axes.set_ylabel("milliseconds")
-    machine = content["machine"]
-    where = machine.get("gpu") or f"{machine['cpu']}, {machine['threads']} threads"
-    axes.set_title(f"{results[0]['title']}; {where}", fontsize="medium")
-    axes.legend(fontsize="small", ncols=2)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
 
 
 def plot_step(content: dict, path: Path) -> None:
-    """Time and peak memory of a step by length of audio, per second of audio in the batch, a line for each variant."""
-    import matplotlib
+    """Time and peak memory of a training step by length of audio, per second of audio in the batch."""
+    figure, panels = _pyplot().subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    _draw_step(panels[0], content, lambda row: row["ms"]["p50"], "ms per second of audio")
+    _draw_step(panels[1], content, _megabytes, "peak MB per second of audio")
+    figure.suptitle(f"distillation step, {_where(content)}", fontsize="medium")
+    _save(figure, path)
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
 
+def _megabytes(row: dict) -> float | None:
+    return None if row["peak_bytes"] is None else row["peak_bytes"] / 1e6
+
+
+def _draw_step(axes, content: dict, value, label: str) -> None:
+    """A line for each variant; one that was not measured is left out."""
     found = sorted(content["results"], key=lambda result: result["case"]["seconds"])
     lengths = [result["case"]["seconds"] for result in found]
     audio = [result["case"]["seconds"] * result["case"]["batch"] for result in found]
-    figure, panels = pyplot.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
     for name in found[0]["variants"]:
-        rows = [result["variants"][name] for result in found]
-        panels[0].plot(lengths, [row["ms"]["p50"] / total for row, total in zip(rows, audio)], "o-", label=name)
-        if all(row["peak_bytes"] is not None for row in rows):
-            megabytes = [row["peak_bytes"] / 1e6 / total for row, total in zip(rows, audio)]
-            panels[1].plot(lengths, megabytes, "o-", label=name)
-    panels[0].set(xlabel="seconds of audio in an utterance", ylabel="ms for a second of audio", ylim=(0, None))
-    panels[1].set(xlabel="seconds of audio in an utterance", ylabel="peak MB for a second of audio", ylim=(0, None))
-    panels[0].legend(frameon=False)
-    machine = content["machine"]
-    figure.suptitle(f"distillation step, {machine.get('gpu') or machine['cpu']}", fontsize="medium")
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
+        values = [value(result["variants"][name]) for result in found]
+        if None not in values:
+            per_second = [value / total for value, total in zip(values, audio)]
+            axes.plot(lengths, per_second, "o-", label=NAMES.get(name, name), color=COLORS.get(name))
+    axes.set(xlabel="seconds of audio per utterance", ylabel=label, ylim=(0, None))
+    axes.legend(frameon=False, fontsize="small")
+
+
+def plot_overview(losses: dict, steps: dict, path: Path) -> None:
+    """The plot of the front page: time of each loss with its gradients, and peak memory of a training step."""
+    figure, panels = _pyplot().subplots(1, 2, figsize=(10, 3.6), layout="constrained", width_ratios=(3, 2))
+    wanted = {"size": "base", "dtype": "float32", "direction": "forward+backward"}
+    whole = [
+        result | {"label": result["label"].removesuffix(" forward+backward")}
+        for result in losses["results"]
+        if wanted.items() <= result["case"].items()
+    ]
+    _draw_losses(panels[0], whole)
+    panels[0].set_title(f"losses, forward and backward\n{_where(losses)}", fontsize="medium")
+    panels[0].set_ylim(1, None)
+    panels[0].legend(fontsize="small")
+    _draw_step(panels[1], steps, _megabytes, "peak MB per second of audio")
+    panels[1].set_title("training step, wav2vec2-base and bert-base\n" + _where(steps), fontsize="medium")
+    _save(figure, path)

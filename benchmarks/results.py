@@ -93,9 +93,9 @@ def find(results: list[dict], **wanted: str) -> dict | None:
     return None
 
 
-def ratio(result: dict | None, provider: str, base: str) -> float | None:
+def ratio(result: dict | None, provider: str, base: str, column: str = "ms") -> float | None:
     """How many times faster `provider` is than `base`, by medians; None unless both are right and timed."""
     rows = [result["providers"].get(name) if result else None for name in (base, provider)]
-    if not all(row and row["correct"] for row in rows):
+    if not all(row and row["correct"] and row.get(column) for row in rows):
         return None
-    return rows[0]["ms"]["p50"] / rows[1]["ms"]["p50"]
+    return rows[0][column]["p50"] / rows[1][column]["p50"]

@@ -235,9 +235,9 @@ def bars(found: list[dict]) -> list[dict]:
     memory_share = None if twenty is None else added_memory(twenty)
     against = [relative(result, "eager", "ours") for result in found]
     slowest = None if None in against else min(against)
-    rows = [("step, 10 s x 4: time of ours over plain", 1.10, ratio, "<="),
-            ("step, 20 s x 2: memory that ours adds over plain, share of what eager adds", 0.02, memory_share, "<="),
-            ("step, all cases: ours faster than eager", 1.0, slowest, ">")]  # fmt: skip
+    rows = [("step, 10 s x 4: time relative to plain, at most", 1.10, ratio, "<="),
+            ("step, 20 s x 2: memory added to plain, relative to what eager adds, at most", 0.02, memory_share, "<="),
+            ("step, slowest case: speed-up over eager", 1.0, slowest, ">")]  # fmt: skip
     return [
         {"bar": name, "unit": "x", "wanted": wanted, "measured": value,
          "met": None if value is None else value <= wanted if sign == "<=" else value > wanted}

@@ -6,7 +6,7 @@ from rich.table import Table
 
 
 def shape_text(case: dict) -> str:
-    """Sizes of a case in METHOD's letters."""
+    """Sizes of a case: batch, frames, tokens, width."""
     shape = case["shape"]
     return f"B={shape['batch']} M={shape['frames']} N={shape['tokens']} D={shape['width']}"
 
@@ -138,9 +138,9 @@ def rates_text(rates: dict[str, float | None]) -> str:
 
 
 def print_sweep(console: Console, rows: list[dict]) -> None:
-    """How many times faster ours is, over all sizes."""
-    table = Table(title="over all sizes: times faster")
-    for column in ("", "dtype", "than", "median", "lowest", "at"):
+    """Speed-up over each other provider, across all sizes."""
+    table = Table(title="speed-up across all sizes")
+    for column in ("loss", "dtype", "over", "median", "lowest", "lowest at"):
         table.add_column(column, justify="right" if column in ("median", "lowest") else "left")
     for row in rows:
         table.add_row(row["label"], row["dtype"], row["base"], number(row["median"]), number(row["lowest"]), row["at"])
@@ -148,10 +148,10 @@ def print_sweep(console: Console, rows: list[dict]) -> None:
 
 
 def print_bars(console: Console, bars: list[dict]) -> None:
-    """Bar, measured, met or not."""
-    table = Table(title="bars")
-    for column in ("bar", "wanted", "measured", "met"):
-        table.add_column(column, justify="left" if column == "bar" else "right")
+    """Each target, what was measured, and whether it is met."""
+    table = Table(title="targets")
+    for column in ("target", "required", "measured", "met"):
+        table.add_column(column, justify="left" if column == "target" else "right")
     for bar in bars:
         met = {None: "not measured", True: "yes", False: "no"}[bar["met"]]
         table.add_row(bar["bar"], f"{number(bar['wanted'])} {bar['unit']}", number(bar["measured"]), met)

@@ -1,4 +1,7 @@
-"""The tables in README.md and docs/ are those that the committed results give."""
+"""README.md and docs/: their tables are those that the committed results give, and the front page stays short."""
+
+import json
+import shutil
 
 import pytest
 
@@ -6,7 +9,10 @@ pytest.importorskip("transformers")
 pytest.importorskip("rich")
 pytest.importorskip("matplotlib")
 
-from benchmarks import report  # noqa: E402
+from benchmarks import drawings, report, results  # noqa: E402
+
+MARKDOWN = [report.ROOT / "README.md", *sorted((report.ROOT / "docs").glob("*.md"))]
+LONGEST_FRONT_PAGE = 110
 
 
 @pytest.mark.parametrize("page", report.PAGES, ids=lambda page: page.name)
@@ -15,11 +21,90 @@ def test_tables_are_drawn_from_results(page):
     assert "<!-- /" in text and report.fill(text) == text
 
 
+@pytest.mark.parametrize("page", MARKDOWN, ids=lambda page: page.name)
+def test_every_page_with_a_drawn_table_is_redrawn(page):
+    assert page in report.PAGES or "<!-- /" not in page.read_text(encoding="utf-8")
+
+
+def test_every_section_is_on_one_page():
+    text = "".join(page.read_text(encoding="utf-8") for page in report.PAGES)
+    assert {name: text.count(f"<!-- {name} -->\n") for name in report.SECTIONS} == dict.fromkeys(report.SECTIONS, 1)
+
+
+def test_front_page_is_short():
+    assert len((report.ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= LONGEST_FRONT_PAGE
+
+
 def test_a_table_typed_by_hand_is_replaced():
     text = "before\n<!-- step -->\nten times faster\n<!-- /step -->\nafter\n"
     filled = report.fill(text)
     assert "ten times" not in filled and filled.startswith("before\n<!-- step -->\n| audio |")
 
 
+def test_a_marker_without_a_section_is_an_error():
+    with pytest.raises(KeyError, match="no-such"):
+        report.fill("<!-- no-such -->\n<!-- /no-such -->")
+
+
 def test_what_was_not_measured_is_said(tmp_path):
-    assert report.NOT_MEASURED in report.fill("<!-- demo -->\n<!-- /demo -->", tmp_path)
+    for name, section in report.SECTIONS.items():
+        if section.files:
+            assert report.NOT_MEASURED in report.fill(f"<!-- {name} -->\n<!-- /{name} -->", tmp_path)
+
+
+def _summary(folder):
+    return report.fill("<!-- summary -->\n<!-- /summary -->", folder)
+
+
+@pytest.fixture
+def cpu_results(tmp_path):
+    for name in report.SECTIONS["summary"].files:
+        shutil.copy(results.FOLDER / name, tmp_path)
+    return tmp_path
+
+
+def test_the_summary_says_that_no_gpu_was_used(cpu_results):
+    table = _summary(cpu_results)
+    assert drawings.NOT_RUN in table and len(table.splitlines()) == 2 + 2 + 5
+
+
+@pytest.fixture
+def gpu_results(cpu_results):
+    """Of one case on a card that never was: 2 ms, 5 ms with the wait, against 9 and 10 of eager."""
+    content = json.loads((cpu_results / "align_cpu.json").read_text(encoding="utf-8"))
+    content["machine"]["gpu"], content["bars"] = "a card", []
+    content["results"] = [r for r in content["results"] if r["label"] == "span hard forward+backward"][:1]
+    providers = content["results"][0]["providers"]
+    for name, device, wall in (("ours", 2.0, 5.0), ("eager", 9.0, 10.0), ("torch.compile", 1.0, 4.0)):
+        providers[name]["ms"], providers[name]["wall_ms"] = ({"p20": t, "p50": t, "p80": t} for t in (device, wall))
+    providers["eager-scaled"] = {"ms": None, "error": {}, "correct": False, "failure": "out of memory"}
+    providers["peer"] = providers["eager-scaled"] | {"unavailable": True}
+    return content
+
+
+def _write(folder, content, name="align_cuda.json"):
+    (folder / name).write_text(json.dumps(content), encoding="utf-8")
+
+
+def test_the_summary_has_what_a_gpu_gave(cpu_results, gpu_results):
+    _write(cpu_results, gpu_results)
+    table = _summary(cpu_results)
+    assert drawings.NOT_RUN not in table and len(table.splitlines()) == 2 + 2 + 5
+    assert "4.5x to 4.5x over eager PyTorch in GPU time" in table
+    assert "2.0x to 2.0x over eager PyTorch in wall time | a card |" in table
+
+    _write(cpu_results, gpu_results, "compiled_cuda.json")
+    assert "over eager PyTorch and 0.5x to 0.5x over torch.compile in GPU time" in _summary(cpu_results)
+
+    gpu_results["results"][0]["providers"]["ours"]["correct"] = False
+    _write(cpu_results, gpu_results)
+    assert "; 1 of 1 cases wrong | a card |" in _summary(cpu_results)
+
+
+def test_a_provider_that_failed_on_a_gpu_is_said(cpu_results, gpu_results):
+    _write(cpu_results, gpu_results)
+    table = report.fill("<!-- align-cuda -->\n<!-- /align-cuda -->", cpu_results)
+    header, row = (line for line in table.splitlines() if line.startswith("| "))
+    cells = dict(zip(header.split(" | "), row.split(" | ")))
+    assert cells["eager-scaled, ms"] == "failed" and cells["peer, ms"] == "-"
+    assert cells["pad_kernels, wall ms"] == "5 (5-5)" and cells["vs eager"] == "4.5x"

@@ -1,0 +1,322 @@
+"""The tables of README.md and docs/: each function makes one, as Markdown, from the content of its results files."""
+
+import statistics
+from collections.abc import Iterable
+
+from benchmarks import results, step_bench
+from benchmarks.tables import megabytes, number
+from pad_kernels import backends
+
+NOT_RUN = "compiled for sm_80, sm_90, sm_100 and gfx942, **not yet run on a GPU**"
+STUDENTS = ("chance", "undistilled", "distilled", "shuffled")
+BOTH = "forward+backward"
+
+
+def _table(header: list[str], rows: list[list[str]]) -> str:
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
+
+
+def _name(provider: str) -> str:
+    return provider.replace("ours", "pad_kernels")
+
+
+def _processor(machine: dict) -> str:
+    if machine.get("gpu"):
+        return machine["gpu"]
+    threads = machine["threads"]
+    return f"{machine['cpu'].replace('(R)', '')}, {threads} thread{'' if threads == 1 else 's'}"
+
+
+def _machine(content: dict) -> str:
+    machine = content["machine"]
+    allocator = "".join(f", {name}={value}" for name, value in machine.get("allocator", {}).items())
+    return f"{_processor(machine)}, torch {machine['versions']['torch']}{allocator}"
+
+
+def _milliseconds(row: dict | None, column: str = "ms") -> str:
+    if row is None or row.get("unavailable"):
+        return "-"
+    times = row.get(column)
+    if times is None:
+        return "failed"
+    return f"{times['p50']:.3g} ({times['p20']:.3g}-{times['p80']:.3g})" if row["correct"] else "wrong"
+
+
+def _seconds(row: dict) -> str:
+    return f"{row['ms']['p50'] / 1e3:.3g}" if row["ms"] else "failed"
+
+
+def _speed_up(result: dict, base: str, column: str = "ms") -> str:
+    value = results.ratio(result, "ours", base, column)
+    return "-" if value is None else f"{value:.1f}x"
+
+
+def _range(values: Iterable[float | None], digits: int = 1) -> str:
+    """The lowest and the highest of the values that are known."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return "-"
+    return " to ".join(f"{value:.{digits}f}x" for value in (min(known), max(known)))
+
+
+def _spread(values: list[float]) -> str:
+    return f"{statistics.mean(values):.3f} ({min(values):.3f}-{max(values):.3f})"
+
+
+def _base_size(content: dict) -> list[dict]:
+    """The results of the first size in the file, which the others vary."""
+    size = content["results"][0]["case"]["size"]
+    return [result for result in content["results"] if result["case"]["size"] == size]
+
+
+def summary(losses: dict, steps: dict, steps_kept: dict, gpu_losses: dict | None, gpu_compiled: dict | None) -> str:
+    """The figures that count, in five rows."""
+    whole = _whole(losses)
+    where = _processor(losses["machine"])
+
+    def most(provider: str) -> str:
+        rows = (result["providers"][provider] for result in whole)
+        return megabytes(max(row["extra_bytes"] for row in rows if row["correct"]))
+
+    def over(provider: str) -> str:
+        return _range(results.ratio(result, "ours", provider) for result in whole)
+
+    faster, kept = (
+        _range((step_bench.relative(result, "eager", "ours") for result in content["results"]), digits=2)
+        for content in (steps, steps_kept)
+    )
+    saved = [
+        100 * (1 - result["variants"]["ours"]["peak_bytes"] / result["variants"]["eager"]["peak_bytes"])
+        for result in steps["results"]
+    ]
+    rows = [
+        [
+            "Loss, forward and backward: speed-up over eager PyTorch",
+            f"{over('eager')}; {over('eager-scaled')} over optimized eager PyTorch",
+            where,
+        ],
+        ["Loss, forward and backward: speed-up over torch.compile", over("torch.compile"), where],
+        [
+            "Loss: peak memory beyond inputs and gradients",
+            f"{most('ours')} MB at most; eager up to {most('eager')} MB, torch.compile up to "
+            f"{most('torch.compile')} MB",
+            where,
+        ],
+        [
+            "Whole training step, wav2vec2-base and bert-base: speed-up over PAD in eager PyTorch",
+            f"{faster}, with {min(saved):.0f} to {max(saved):.0f} % less memory; {kept} where the allocator keeps "
+            "freed memory",
+            f"{_processor(steps['machine'])}; {_processor(steps_kept['machine'])}",
+        ],
+        ["GPU", *_gpu(gpu_losses, gpu_compiled)],
+    ]
+    return _table(["", "result", "measured on"], rows)
+
+
+def _gpu(losses: dict | None, compiled: dict | None) -> list[str]:
+    """What ran on a GPU; the runs with torch.compile may be missing."""
+    if losses is None:
+        return [NOT_RUN, "-"]
+
+    def over(content: dict, base: str, column: str) -> str:
+        return _range(results.ratio(result, "ours", base, column) for result in _whole(content))
+
+    found = [f"{over(losses, 'eager', 'ms')} over eager PyTorch"]
+    if compiled is not None:
+        found.append(f"{over(compiled, 'torch.compile', 'ms')} over torch.compile")
+    waited = f"{over(losses, 'eager', 'wall_ms')} over eager PyTorch in wall time"
+    text = f"loss, forward and backward: {' and '.join(found)} in GPU time, {waited}"
+    wrong = sum(not result["providers"]["ours"]["correct"] for result in _whole(losses))
+    return [text + (f"; {wrong} of {len(_whole(losses))} cases wrong" if wrong else ""), _processor(losses["machine"])]
+
+
+def _whole(content: dict) -> list[dict]:
+    """Forward and backward at the first size."""
+    return [result for result in _base_size(content) if result["case"]["direction"] == BOTH]
+
+
+def align(content: dict) -> str:
+    """The losses at the base size: float32, and a whole pass in bfloat16."""
+    base = _base_size(content)
+    found = [r for r in base if r["case"]["dtype"] == "float32"]
+    found += [r | {"label": f"{r['label']}, bfloat16"} for r in base
+              if r["case"]["dtype"] == "bfloat16" and r["case"]["direction"] == BOTH]  # fmt: skip
+    providers = [name for name in found[0]["providers"] if name != "ours"]
+    header = ["loss", "pad_kernels, ms", *(f"{_name(name)}, ms" for name in providers)]
+    header += [*(f"vs {_name(name)}" for name in providers)]
+    rows = [
+        [r["label"], _milliseconds(r["providers"].get("ours"))]
+        + [_milliseconds(r["providers"].get(name)) for name in providers]
+        + [_speed_up(r, name) for name in providers]
+        for r in found
+    ]
+    return (
+        f"{_table(header, rows)}\n\n{found[0]['title']}; medians and, in brackets, the 20th to 80th percentile; "
+        f"vs: speed-up over that baseline; {_machine(content)}."
+    )
+
+
+def align_gpu(content: dict) -> str:
+    """The losses on a GPU, a table for each size and dtype: GPU time, and the wall time of the call."""
+    titles = dict.fromkeys(result["title"] for result in content["results"])
+    parts = [_gpu_table([r for r in content["results"] if r["title"] == title]) for title in titles]
+    return "\n\n".join(parts) + (
+        "\n\nMedians and, in brackets, the 20th to 80th percentile; ms: GPU time; wall ms: time of the call; vs: "
+        f"speed-up over that baseline, wall: in wall time; {_machine(content)}."
+    )
+
+
+def _gpu_table(found: list[dict]) -> str:
+    providers = dict.fromkeys(name for result in found for name in result["providers"])
+    others = [name for name in providers if name != "ours"]
+    bases = [name for name in others if name in ("eager", "torch.compile")]
+    header = ["loss", "pad_kernels, ms", *(f"{_name(name)}, ms" for name in others)]
+    header += [f"{_name(name)}, wall ms" for name in ("ours", *bases)]
+    header += [f"vs {name}{wall}" for name in bases for wall in ("", ", wall")]
+    rows = [
+        [result["label"]]
+        + [_milliseconds(result["providers"].get(name)) for name in ("ours", *others)]
+        + [_milliseconds(result["providers"].get(name), "wall_ms") for name in ("ours", *bases)]
+        + [_speed_up(result, name, column) for name in bases for column in ("ms", "wall_ms")]
+        for result in found
+    ]
+    return f"{found[0]['title']}:\n\n{_table(header, rows)}"
+
+
+def significance(content: dict) -> str:
+    """The significance prior, all its cases."""
+    providers = [name for name in content["results"][0]["providers"] if name != "ours"]
+    header = ["case", "pad_kernels, ms", *(f"{_name(name)}, ms" for name in providers)]
+    rows = [
+        [r["title"], _milliseconds(r["providers"]["ours"])]
+        + [_milliseconds(r["providers"].get(name)) for name in providers]
+        for r in content["results"]
+    ]
+    return f"{_table(header, rows)}\n\n{_machine(content)}."
+
+
+def demo(content: dict) -> str:
+    """Word hit rate and probe accuracy, mean over seeds with the lowest and highest."""
+    runs = content["runs"]
+
+    def row(title: str, pick) -> list[str]:
+        picked = [pick(run) for run in runs]
+        return [title, *(_spread([p[name] for p in picked]) if name in picked[0] else "-" for name in STUDENTS)]
+
+    rows = [
+        row("word hit rate: the best frame of a word lies within the word", lambda run: run["word_hit_rate"]),
+        row(
+            "intent accuracy of a linear probe",
+            lambda run: {"chance": run["probe"]["chance"], **run["probe_accuracy"]},
+        ),
+        row("loss on held-out speech", lambda run: run["held_out_loss"]),
+    ]
+    if all(run.get("word_hit_rate_recordings") for run in runs):
+        rows.insert(1, row("word hit rate on five real recordings", lambda run: run["word_hit_rate_recordings"]))
+    seconds = statistics.mean(sum(run["seconds"].values()) for run in runs)
+    seeds = ", ".join(str(run["seed"]) for run in runs)
+    return (
+        f"{_table(['', *STUDENTS], rows)}\n\nMean over seeds {seeds} (lowest-highest), test split; "
+        f"{seconds:.0f} s per run; {_machine(content)}."
+    )
+
+
+def sweep(content: dict) -> str:
+    """Speed over all sizes of the sweep, against eager and eager written well."""
+    header = ["loss", "dtype", "speed-up over", "sizes", "median", "lowest", "lowest at"]
+    rows = [
+        [row["label"], row["dtype"], row["base"], str(row["sizes"]), f"{row['median']:.1f}x", f"{row['lowest']:.2f}x",
+         row["at"]]
+        for row in content["sweep"]
+        if "+backward" in row["label"] or row["lowest"] < 1
+    ]  # fmt: skip
+    count = max(row["sizes"] for row in content["sweep"])
+    return (
+        f"{_table(header, rows)}\n\n{count} sizes, 16 utterances each; sizes at which the baseline's result is wrong "
+        f"are left out; {_machine(content)}."
+    )
+
+
+def step(content: dict) -> str:
+    """The whole step: time, peak memory, and the share of PAD."""
+    rows = []
+    for result in content["results"]:
+        variants, parts = result["variants"], result.get("parts_ms")
+        ratios = [step_bench.relative(result, name, "plain") for name in ("eager", "ours")]
+        cells = [_seconds(variants[name]) for name in step_bench.VARIANTS]
+        cells += ["-" if ratio is None else f"{ratio:.2f}x" for ratio in ratios]
+        cells += [megabytes(variants[name]["peak_bytes"]) for name in step_bench.VARIANTS]
+        timed = parts is not None and variants["ours"]["ms"]
+        share = f"{100 * sum(parts.values()) / variants['ours']['ms']['p50']:.1f} %" if timed else "-"
+        rows.append([result["label"], *cells, share])
+    names = [_name(name) for name in step_bench.VARIANTS]
+    header = ["audio", *(f"{name}, s" for name in names), "eager / plain", "pad_kernels / plain"]
+    header += [*(f"{name}, MB" for name in names), "PAD's share of the step"]
+    first = content["results"][0]
+    steps = first["variants"]["plain"]["ms"]["rounds"]
+    wrong = [result["label"] for result in content["results"] if not result["correct"]]
+    note = f"losses of eager and pad_kernels differ at {', '.join(wrong)}; " if wrong else ""
+    return (
+        f"{_table(header, rows)}\n\nMedian of {steps} steps, {first['case']['precision']}; "
+        f"peak memory beyond models and optimizer; {note}{_machine(content)}."
+    )
+
+
+def quality(content: dict) -> str:
+    """Each preset: intent probe and where its units lie, mean over seeds with the lowest and highest."""
+    by_preset: dict[str, list[dict]] = {}
+    for run in content["runs"]:
+        by_preset.setdefault(run["preset"], []).append(run)
+    units = {"pad-slocal": "prior, pool", "no-prior": "no prior, pool", "no-span-pool": "prior, no pool"}
+    rows = []
+    for preset, runs in by_preset.items():
+        rows.append([
+            preset,
+            _spread([run["probe_accuracy"] for run in runs]),
+            _spread([run["frame_hits"]["hit_rate"] for run in runs]),
+            *(_spread([run["unit_hits"][name]["hit_rate"] for run in runs]) for name in units),
+        ])  # fmt: skip
+    first = next(iter(by_preset.values()))
+    chances = [statistics.mean(run["unit_hits"][name]["chance"] for run in first) for name in units]
+    frames = statistics.mean(run["frame_hits"]["chance"] for run in first)
+    rows.append(["chance", f"{1 / 24:.3f}", f"{frames:.3f}", *(f"{chance:.3f}" for chance in chances)])
+    header = ["preset", "intent accuracy", "best frame in the word"]
+    header += [f"best span on the word: {which}" for which in units.values()]
+    seeds = sorted({run["seed"] for run in content["runs"]})
+    return (
+        f"{_table(header, rows)}\n\nMean over seeds {', '.join(map(str, seeds))} (lowest-highest), test split, "
+        f"{content['steps']} steps; {_machine(content)}."
+    )
+
+
+def scaling(content: dict) -> str:
+    """A step in one process and in two."""
+    rows = []
+    for processes, found in content["processes"].items():
+        low, median, high = (found[name] / 1e3 for name in ("p20", "p50", "p80"))
+        audio = int(processes) * content["seconds_of_audio"] / median
+        rows.append([processes, f"{median:.2f} ({low:.2f}-{high:.2f})", f"{audio:.2f} s"])
+    one, two = (content["processes"][name]["p50"] for name in ("1", "2"))
+    return (
+        f"{_table(['processes', 'step, s (20th to 80th percentile)', 'audio per second'], rows)}\n\n"
+        f"Twice the audio in {two / one:.2f} times the time; each process: {_machine(content)}."
+    )
+
+
+def support() -> str:
+    """Which backend has which op, from the backends themselves."""
+    found = backends.FASTEST_FIRST.values()
+    header = [f"{each.name} ({', '.join(each.default_devices or ('any device',))})" for each in found]
+    rows = [[f"`{op}`", *("yes" if op in each.ops else "-" for each in found)] for op in backends.OPS]
+    return _table(["op", *header], rows)
+
+
+def targets(content: dict) -> str:
+    """What a run was to reach, and whether it did."""
+    met = {None: "not measured", True: "yes", False: "no"}
+    rows = [
+        [bar["bar"], f"{number(bar['wanted'])} {bar['unit']}", number(bar["measured"]), met[bar["met"]]]
+        for bar in content["bars"]
+    ]
+    return _table(["target", "required", "measured", "met"], rows)
