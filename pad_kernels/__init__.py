@@ -2,11 +2,11 @@
 
 import importlib
 
-from pad_kernels.alignment import Alignment, align, alignment_matrix
 from pad_kernels.backends import available_backends
 from pad_kernels.loss import PADLoss, pad_loss
-from pad_kernels.significance import significance, significance_from_attentions
-from pad_kernels.spans import Spans, select_spans
+from pad_kernels.ops.alignment import Alignment, align, alignment_matrix
+from pad_kernels.ops.significance import significance, significance_from_attentions
+from pad_kernels.ops.spans import Spans, select_spans
 
 __version__ = "0.1.0"
 __all__ = [

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from pad_kernels.dtypes import FLOATING, INTEGER
+from pad_kernels.inputs import FLOATING, INTEGER
 
 _PLAIN = (Tensor, torch.nn.Parameter)
 LOWEST_TEMPERATURE = 1e-38  # its inverse is a float32

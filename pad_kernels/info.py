@@ -11,7 +11,7 @@ import sys
 
 import torch
 
-from pad_kernels import backends, canary
+from pad_kernels import backends, self_test
 
 
 def _version(package: str) -> str:
@@ -103,7 +103,7 @@ def check() -> list[str]:
             for op in backends.OPS:
                 for dtype in (torch.float32, torch.bfloat16):
                     if backends.reason_against(op, name, device, dtype) is None:
-                        failures.append(canary.failure(name, backends._backend(name), op, device, dtype))
+                        failures.append(self_test.failure(name, backends._backend(name), op, device, dtype))
     return sorted({failure for failure in failures if failure is not None})
 
 

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pad_kernels import backends, checks, reference
-from pad_kernels.nodes import GlobalLoss, LocalLoss
-from pad_kernels.spans import ANCHORS, around_anchors
-from pad_kernels.weights import MASKED_IN_SPANS, position_weights
+from pad_kernels import backends, checks
+from pad_kernels.autograd import GlobalLoss, LocalLoss
+from pad_kernels.backends import reference
+from pad_kernels.ops.spans import ANCHORS, around_anchors
+from pad_kernels.ops.weights import MASKED_IN_SPANS, position_weights
 
 LEVELS = ("global", "token", "span")
 REDUCTIONS = ("mean", "sum", "none")

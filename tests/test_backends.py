@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import pad_kernels
-from pad_kernels import backends, canary, pad_loss, reference
+from pad_kernels import backends, pad_loss, self_test
+from pad_kernels.backends import reference
 
 SPEECH, TEXT = torch.randn(2, 9, 8), torch.randn(2, 3, 8)
 
@@ -93,20 +94,20 @@ class _Broken:
 
 @pytest.mark.parametrize("op", ["alignment_forward", "alignment_backward", "significance", "select_spans"])
 def test_the_canary_finds_a_broken_backend(monkeypatch, op):
-    monkeypatch.setattr(canary, "_found", {})
+    monkeypatch.setattr(self_test, "_found", {})
     cpu = torch.device("cpu")
-    failure = canary.failure("broken", _Broken(op), op, cpu, torch.float32)
+    failure = self_test.failure("broken", _Broken(op), op, cpu, torch.float32)
     assert re.search("division by zero" if op == "significance" else "computes .* wrongly on cpu", failure)
-    assert canary.failure("broken", reference, op, cpu, torch.float32) == failure  # kept
-    monkeypatch.setattr(canary, "_found", {})
-    assert canary.failure("right", reference, op, cpu, torch.float32) is None
+    assert self_test.failure("broken", reference, op, cpu, torch.float32) == failure  # kept
+    monkeypatch.setattr(self_test, "_found", {})
+    assert self_test.failure("right", reference, op, cpu, torch.float32) is None
 
 
 def test_a_failing_canary_on_a_gpu(monkeypatch):
     """`auto` warns and takes the next; a backend asked for by name is an error."""
     gpu = torch.device("cuda", 0)
     monkeypatch.setattr(backends, "_backend", lambda name: backends._Reference())
-    monkeypatch.setattr(backends.canary, "failure", lambda name, *rest: f"{name} is broken")
+    monkeypatch.setattr(backends.self_test, "failure", lambda name, *rest: f"{name} is broken")
     backends.reason_against.cache_clear()
     backends._warn.cache_clear()
     with pytest.raises(RuntimeError, match="triton is broken"):

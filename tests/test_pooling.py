@@ -4,7 +4,8 @@ import pytest
 import torch
 from inputs import KINDS, make_inputs, relative_error
 
-from pad_kernels import backends, reference
+from pad_kernels import backends
+from pad_kernels.backends import reference
 
 BAR = {torch.float32: 1e-5, torch.float64: 1e-12, torch.bfloat16: 1e-2, torch.float16: 1e-2}
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 from inputs import KINDS, make_inputs, make_mask
 
-from pad_kernels import pad_loss, reference, select_spans, significance, significance_from_attentions
+from pad_kernels import pad_loss, select_spans, significance, significance_from_attentions
+from pad_kernels.backends import reference
 
 EXACT = 1e-12
 

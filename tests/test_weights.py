@@ -6,8 +6,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from inputs import KINDS, make_mask, relative_error
 
-from pad_kernels import backends, checks, reference
-from pad_kernels.weights import position_weights
+from pad_kernels import backends, checks
+from pad_kernels.backends import reference
+from pad_kernels.ops.weights import position_weights
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 

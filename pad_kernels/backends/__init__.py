@@ -7,7 +7,8 @@ import warnings
 
 import torch
 
-from pad_kernels import canary, reference
+from pad_kernels import self_test
+from pad_kernels.backends import reference
 
 OPS = (
     "alignment_forward",
@@ -110,7 +111,7 @@ def serve(op: str, name: str, device: torch.device, dtype: torch.dtype, width: i
             continue
         backend = _backend(candidate)
         if device.type == "cuda" and candidate != "reference":
-            failure = canary.failure(candidate, backend, op, device, dtype)
+            failure = self_test.failure(candidate, backend, op, device, dtype)
             if failure is not None and name != "auto":
                 raise RuntimeError(f"pad_kernels: {failure}")
             if failure is not None:

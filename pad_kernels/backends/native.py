@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from pad_kernels.dtypes import accumulator
+from pad_kernels.inputs import accumulator
 
 try:
     from pad_kernels import _native

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from pad_kernels import backends, checks
-from pad_kernels.dtypes import FLOATING, accumulator
-from pad_kernels.weights import over_sum
+from pad_kernels.inputs import FLOATING, accumulator
+from pad_kernels.ops.weights import over_sum
 
 torch.library.define(
     "pad_kernels::significance",

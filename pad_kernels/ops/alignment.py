@@ -5,9 +5,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pad_kernels import backends, checks, reference
-from pad_kernels.dtypes import accumulator
-from pad_kernels.weights import MASKED_IN_SPANS, position_weights
+from pad_kernels import backends, checks
+from pad_kernels.backends import reference
+from pad_kernels.inputs import accumulator
+from pad_kernels.ops.weights import MASKED_IN_SPANS, position_weights
 
 
 class Alignment(NamedTuple):

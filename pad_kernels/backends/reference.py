@@ -10,7 +10,7 @@ import functools
 import torch
 from torch import Tensor
 
-from pad_kernels.dtypes import accumulator
+from pad_kernels.inputs import accumulator
 
 EPS = 1e-8
 SIGNIFICANCE_ROWS = 256

@@ -3,7 +3,7 @@
 import torch
 
 from pad_kernels import backends, checks
-from pad_kernels.dtypes import accumulator
+from pad_kernels.inputs import accumulator
 
 torch.library.define(
     "pad_kernels::pooled_distance_forward",

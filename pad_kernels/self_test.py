@@ -8,8 +8,8 @@ Runs once in a process for each backend, op, GPU and dtype, at the first use the
 import torch
 from torch import Tensor
 
-from pad_kernels import reference
-from pad_kernels.dtypes import accumulator
+from pad_kernels.backends import reference
+from pad_kernels.inputs import accumulator
 
 BAR = {torch.float64: 1e-6, torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 1e-2}
 _found: dict[tuple, str | None] = {}

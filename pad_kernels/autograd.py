@@ -6,7 +6,9 @@ batch do. Inside torch.compile, and wherever else operators are recorded, the lo
 
 import torch
 
-from pad_kernels import alignment, backends, pooling, reference
+from pad_kernels import backends
+from pad_kernels.backends import reference
+from pad_kernels.ops import alignment, pooling
 
 
 class LocalLoss(torch.autograd.Function):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pad_kernels import backends, checks
-from pad_kernels.weights import position_weights
+from pad_kernels.ops.weights import position_weights
 
 ANCHORS = ("topk", "peaks", "stride")
 

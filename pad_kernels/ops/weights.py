@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pad_kernels import checks
-from pad_kernels.dtypes import FLOATING, accumulator
+from pad_kernels.inputs import FLOATING, accumulator
 
 # Of masked frames where units are spans: they count in no mean.
 MASKED_IN_SPANS = -1.0
