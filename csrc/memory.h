@@ -5,6 +5,9 @@
 
 namespace pad {
 
+// From this size on a result finds little room in the caches and its memory is worth keeping.
+constexpr int64_t large_result_bytes = int64_t{1} << 23;
+
 class Memory {
  public:
   explicit Memory(int64_t bytes);

@@ -1,13 +1,15 @@
 """Alignment of text tokens with speech units by prior-weighted cosine similarity."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from pad_kernels import backends, checks
 from pad_kernels.backends import reference
-from pad_kernels.inputs import accumulator
+from pad_kernels.backends.base import Backend
+from pad_kernels.inputs import AlignmentInputs, Gradients, Needed, Positions, Saved, opmath_dtype
+from pad_kernels.ops import registration
 from pad_kernels.ops.weights import MASKED_IN_SPANS, position_weights
 
 
@@ -25,96 +27,102 @@ class Alignment(NamedTuple):
 
 
 _INPUTS = "Tensor speech, Tensor text, Tensor frame_prior, Tensor token_mask, Tensor? start, Tensor? end"
-torch.library.define(
-    "pad_kernels::alignment_forward",
-    f"({_INPUTS}, float temperature, str backend) -> (Tensor, Tensor, Tensor)",
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
-torch.library.define(
-    "pad_kernels::alignment_backward",
+_FORWARD = f"({_INPUTS}, float temperature, str backend) -> (Tensor, Tensor, Tensor)"
+_BACKWARD = (
     f"(Tensor grad_similarity, {_INPUTS}, float temperature, Tensor similarity, Tensor unit, "
-    "Tensor log_normalizer, bool need_speech, bool need_text, str backend) -> (Tensor, Tensor)",
-    tags=(torch.Tag.pt2_compliant_tag,),
+    "Tensor log_normalizer, bool need_speech, bool need_text, str backend) -> (Tensor, Tensor)"
 )
 
 
-def forward(speech, text, frame_prior, token_mask, start, end, temperature, backend):
-    """The op alignment_forward: similarity, best unit and log-normaliser of each token."""
-    function = backends.serve(
-        "alignment_forward", backend, speech.device, speech.dtype, speech.shape[2]
+def _select(op: str, name: str, inputs: AlignmentInputs) -> Backend:
+    speech = inputs.speech
+    return backends.select_backend(op, name, speech.device, speech.dtype, speech.shape[2])
+
+
+def _forward(*arguments: Any) -> Saved:
+    *values, backend = arguments
+    inputs = AlignmentInputs(*values)
+    checks.alignment_op(inputs)
+    return _select("alignment_forward", backend, inputs).alignment_forward(inputs)
+
+
+def _forward_fake(*arguments: Any) -> Saved:
+    text: Tensor = arguments[1]
+    similarity = text.new_empty(text.shape[:2], dtype=opmath_dtype(text.dtype))
+    return Saved(similarity, torch.empty_like(similarity, dtype=torch.int64), torch.empty_like(similarity))
+
+
+def _backward_arguments(arguments: tuple[Any, ...]) -> tuple[Tensor, AlignmentInputs, Saved, Needed, str]:
+    grad_similarity, *inputs, similarity, unit, log_normalizer, need_speech, need_text, backend = arguments
+    saved = Saved(similarity, unit, log_normalizer)
+    return grad_similarity, AlignmentInputs(*inputs), saved, Needed(need_speech, need_text), backend
+
+
+def _backward(*arguments: Any) -> Gradients:
+    grad_similarity, inputs, saved, needed, backend = _backward_arguments(arguments)
+    checks.alignment_backward_op(grad_similarity, inputs, saved)
+    chosen = _select("alignment_backward", backend, inputs)
+    return chosen.alignment_backward(grad_similarity, inputs, saved, needed)
+
+
+def _backward_fake(*arguments: Any) -> Gradients:
+    _, inputs, _, needed, _ = _backward_arguments(arguments)
+    speech, text = inputs.speech, inputs.text
+    return (
+        speech.new_empty(speech.shape if needed.speech else 0),
+        text.new_empty(text.shape if needed.text else 0),
     )
-    return function(speech, text, frame_prior, token_mask, start, end, temperature)
 
 
-torch.library.impl("pad_kernels::alignment_forward", "CompositeExplicitAutograd", forward)
-
-
-@torch.library.register_fake("pad_kernels::alignment_forward")
-def _forward_fake(speech, text, frame_prior, token_mask, start, end, temperature, backend):
-    similarity = text.new_empty(text.shape[:2], dtype=accumulator(text.dtype))
-    return similarity, torch.empty_like(similarity, dtype=torch.int64), torch.empty_like(similarity)
-
-
-def backward(grad_similarity, speech, *rest):
-    """The op alignment_backward: gradients of speech and text, each empty unless needed."""
-    *rest, backend = rest
-    function = backends.serve(
-        "alignment_backward", backend, speech.device, speech.dtype, speech.shape[2]
-    )
-    return function(grad_similarity, speech, *rest)
-
-
-torch.library.impl("pad_kernels::alignment_backward", "CompositeExplicitAutograd", backward)
-
-
-@torch.library.register_fake("pad_kernels::alignment_backward")
-def _backward_fake(
-    grad_similarity, speech, text, frame_prior, token_mask, start, end, temperature,
-    similarity, unit, log_normalizer, need_speech, need_text, backend,
-):  # fmt: skip
-    grad_speech = speech.new_empty(speech.shape if need_speech else 0)
-    return grad_speech, text.new_empty(text.shape if need_text else 0)
-
-
-def _save(ctx, inputs, output):
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Saved) -> None:
     *tensors, ctx.temperature, ctx.backend = inputs
     ctx.save_for_backward(*tensors, *output)
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
 
 
-def _gradients(ctx, grad_similarity, _unit, _log_normalizer):
-    need_speech, need_text = ctx.needs_input_grad[:2]
-    if grad_similarity is None or not (need_speech or need_text):
+def _gradients(ctx: Any, grad_similarity: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+    needed = ctx.needs_input_grad[:2]
+    if grad_similarity is None or not any(needed):
         return (None,) * 8
     *inputs, similarity, unit, log_normalizer = ctx.saved_tensors
-    grad_speech, grad_text = torch.ops.pad_kernels.alignment_backward.default(
-        grad_similarity, *inputs, ctx.temperature, similarity, unit, log_normalizer,
-        need_speech, need_text, ctx.backend,
-    )  # fmt: skip
-    return grad_speech if need_speech else None, grad_text if need_text else None, *(None,) * 6
+    grads = torch.ops.pad_kernels.alignment_backward.default(
+        grad_similarity, *inputs, ctx.temperature, similarity, unit, log_normalizer, *needed, ctx.backend
+    )
+    return *(grad if wanted else None for grad, wanted in zip(grads, needed)), *(None,) * 6
 
 
-def _no_second_gradient(ctx, *grads):
-    raise RuntimeError("pad_kernels: the alignment can be differentiated once; its gradient has no gradient")
-
-
+registration.define("alignment_forward", _FORWARD, _forward, _forward_fake)
+registration.define("alignment_backward", _BACKWARD, _backward, _backward_fake)
 torch.library.register_autograd("pad_kernels::alignment_forward", _gradients, setup_context=_save)
-torch.library.register_autograd("pad_kernels::alignment_backward", _no_second_gradient)
-checks.refuse_vmap("pad_kernels::alignment_forward", "pad_kernels::alignment_backward")
+registration.refuse_vmap("alignment_forward")
+registration.differentiate_once("alignment_backward", "the alignment")
 
 
-def _checked(speech, text, spans, speech_mask, text_mask, speech_prior, temperature):
+def _checked(
+    speech: Tensor,
+    text: Tensor,
+    spans: tuple[Tensor, Tensor] | None,
+    speech_mask: Tensor | None,
+    text_mask: Tensor | None,
+    speech_prior: Tensor | None,
+    temperature: float,
+) -> AlignmentInputs:
+    """The arguments of `align`, folded."""
     speech, text = checks.embeddings(speech, text)
     batch, frames, _ = speech.shape
     speech_mask = checks.mask("speech_mask", speech_mask, speech.shape[:2], speech.device)
     token_mask = checks.mask("text_mask", text_mask, text.shape[:2], text.device)
     if token_mask is None:
         token_mask = torch.ones(text.shape[:2], dtype=torch.bool, device=text.device)
-    start, end = checks.spans(spans, batch, frames, speech.device, None)
+    start = end = None
+    if spans is not None:
+        start, end = checks.spans(spans, batch, speech.device)
+        start, end = checks.spans_inside(start, end, frames, checks.spans_fit(start, end, frames))
     masked = 0.0 if start is None else MASKED_IN_SPANS
-    frame_prior = position_weights("speech_prior", speech, speech_mask, speech_prior, masked=masked)
-    return speech, text, frame_prior, token_mask, start, end, checks.temperature(temperature)
+    checks.prior("speech_prior", speech_prior, speech.shape[:2], speech.device)
+    frame_prior = position_weights(Positions("speech_prior", speech, speech_mask, speech_prior), masked=masked)
+    return AlignmentInputs(speech, text, frame_prior, token_mask, start, end, checks.temperature(temperature))
 
 
 def align(
@@ -157,8 +165,8 @@ def align(
     Source: section 3 of arXiv 2303.03600 (local alignment); the soft form is this package's.
     """
     backends.check_name(backend)
-    arguments = _checked(speech, text, spans, speech_mask, text_mask, speech_prior, temperature)
-    return Alignment(*torch.ops.pad_kernels.alignment_forward.default(*arguments, backend or ""))
+    inputs = _checked(speech, text, spans, speech_mask, text_mask, speech_prior, temperature)
+    return Alignment(*torch.ops.pad_kernels.alignment_forward.default(*inputs, backend or ""))
 
 
 def alignment_matrix(
@@ -177,5 +185,4 @@ def alignment_matrix(
     masked tokens are 0. float32, float64 for float64 inputs. Computed in plain PyTorch, whatever the backend.
     """
     backends.check_name(backend)
-    arguments = _checked(speech, text, spans, speech_mask, text_mask, speech_prior, temperature)
-    return reference.alignment_matrix(*arguments)
+    return reference.alignment_matrix(_checked(speech, text, spans, speech_mask, text_mask, speech_prior, temperature))

@@ -1,71 +1,59 @@
 """What each position weighs: a mask and a prior folded into one number, as the ops take it."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from pad_kernels import checks
-from pad_kernels.inputs import FLOATING, accumulator
+from pad_kernels.inputs import Positions, opmath_dtype
 
-# Of masked frames where units are spans: they count in no mean.
+# The weight of masked frames where units are spans: they count in no mean.
 MASKED_IN_SPANS = -1.0
 
 
-def position_weights(
-    name: str,
-    values: Tensor,
-    real: Tensor | None,
-    given: Tensor | None,
-    compiled=None,
-    *,
-    normalized: bool = False,
-    masked: float = 0.0,
-) -> Tensor:
-    """Weights [B, L] of `values` [B, L, ...] in their accumulator dtype; constants.
+def position_weights(positions: Positions, *, normalized: bool = False, masked: float = 0.0) -> Tensor:
+    """Weights [B, L] of the positions in the opmath dtype of their values; constants.
 
-    The prior `given` (argument `name`), which `normalized` divides by its sum over the row, or without one 1 / (number
-    of real positions). Positions that the bool mask `real` leaves out weigh `masked`, and may hold anything.
-    compiled: from `backends.compiled`, to do it in one go where the tensors are plain.
+    The prior, which `normalized` divides by its sum over the row, or without one 1 / (number of real positions). Masked
+    positions weigh `masked`, and may hold anything.
 
-    Raises ValueError for a prior of the wrong shape, dtype or device; on the CPU also for one that is negative or NaN
-    at a real position, or whose sum the accumulator dtype does not hold. Elsewhere such a prior counts as 0.
+    Raises ValueError, on the CPU, for a prior that is negative or NaN at a real position, or whose sum the dtype does
+    not hold. Elsewhere such a prior counts as 0.
     """
-    shape, dtype, device = values.shape[:2], accumulator(values.dtype), values.device
-    if given is not None:
-        checks.tensor(name, given, FLOATING, shape, device, "a floating-point tensor")
-    if compiled and checks.are_plain(real, given):
-        weights, bounds = compiled.position_weights(real, given, shape, dtype, normalized, masked)
-        _check_bounds(name, bounds, shape, dtype)
-        return weights
-    if given is not None:
-        weights = _prior(name, given.detach(), real, dtype)
+    name, values, mask, prior = positions
+    shape, dtype = values.shape[:2], opmath_dtype(values.dtype)
+    if prior is not None:
+        weights = _prior(name, prior.detach(), mask, dtype)
         if normalized:
-            weights = over_sum(weights)
-    elif real is None:
-        return torch.full(shape, 1 / max(shape[1], 1), dtype=dtype, device=device)
+            weights = normalize(weights)
+    elif mask is None:
+        return torch.full(shape, 1 / max(shape[1], 1), dtype=dtype, device=values.device)
     else:
-        weights = real / real.sum(1, keepdim=True).to(dtype).clamp(min=1)
-    return weights if masked == 0 or real is None else torch.where(real, weights, masked)
+        weights = mask / mask.sum(1, keepdim=True).to(dtype).clamp(min=1)
+    return weights if masked == 0 or mask is None else torch.where(mask, weights, masked)
 
 
-def over_sum(weights: Tensor) -> Tensor:
-    """Weights [B, L] that sum to 1 over each row, or stay 0."""
-    total = weights.sum(1, keepdim=True)
+def normalize(weights: Tensor, total: Tensor | None = None) -> Tensor:
+    """Weights [B, L] over their sum [B, 1], so that each row sums to 1; a row whose sum is 0 stays as it is."""
+    if total is None:
+        total = weights.sum(1, keepdim=True)
     return weights / total.masked_fill(total == 0, 1)
 
 
-def _prior(name: str, given: Tensor, real: Tensor | None, dtype: torch.dtype) -> Tensor:
-    if real is not None:
-        given = torch.where(real, given, 0)
-    if not checks.values_can_be_read(given):
-        return torch.where(given > 0, given, 0).to(dtype)
-    if given.numel():
-        _check_bounds(name, [bound.item() for bound in torch.aminmax(given)], given.shape, dtype)
-    return given.to(dtype)
+def _prior(name: str, prior: Tensor, mask: Tensor | None, dtype: torch.dtype) -> Tensor:
+    if mask is not None:
+        prior = torch.where(mask, prior, 0)
+    if not checks.values_can_be_read(prior):
+        return torch.where(prior > 0, prior, 0).to(dtype)
+    if prior.numel():
+        check_bounds(name, [bound.item() for bound in torch.aminmax(prior)], prior.shape, dtype)
+    return prior.to(dtype)
 
 
-def _check_bounds(name, bounds, shape, dtype):
+def check_bounds(name: str, bounds: Sequence[float], shape: Sequence[int], dtype: torch.dtype) -> None:
+    """ValueError unless the lowest and the highest prior are at least 0, and a row's sum a number of `dtype`."""
     lowest, highest = bounds
     limits = torch.finfo(dtype)
     if not (lowest >= 0 and highest <= limits.max / max(shape[1], 1) and (highest == 0 or highest >= limits.tiny)):

@@ -1,0 +1,56 @@
+"""The private parts of torch that the package uses, all of them; tests/test_torch_internals.py holds each to its meaning.
+
+A functorch transform is torch.vmap, torch.func.grad, jvp and their like; autograd uses vmap itself for a batch of
+upstream gradients (is_grads_batched, jacobian(vectorize=True)).
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
+def in_functorch() -> bool:
+    """Whether a functorch transform is at work, outside torch.compile."""
+    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+
+
+def is_batched(value: object) -> bool:
+    """Whether vmap maps over this tensor."""
+    return isinstance(value, Tensor) and torch._C._functorch.is_batchedtensor(value)
+
+
+def is_differentiated_by_functorch(value: Tensor) -> bool:
+    """Whether torch.func.grad, or its like, differentiates with respect to this tensor."""
+    return torch._C._functorch.is_gradtrackingtensor(value)
+
+
+def has_tangent(value: Tensor) -> bool:
+    """Whether forward mode (jvp) differentiates with respect to this tensor."""
+    return forward_ad._current_level >= 0 and forward_ad.unpack_dual(value).tangent is not None
+
+
+def can_bypass_dispatcher(*values: Tensor | None) -> bool:
+    """Whether the memory of tensors may be used directly: nobody traces, transforms or watches operators."""
+    if (
+        torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._get_tracing_state() is not None
+    ):
+        return False
+    for value in values:
+        if value is not None and (type(value) not in _PLAIN or value.is_meta):
+            return False
+    return True
+
+
+def without_functorch(function: Any, *arguments: Any) -> Any:
+    """The function's value for arguments that no functorch transform is about, with the transforms set aside."""
+    from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+
+    with temporarily_clear_interpreter_stack():
+        return function(*arguments)
