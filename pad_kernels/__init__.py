@@ -1,6 +1,7 @@
 """Fused kernels that align text with speech inside a training loss (PAD, arXiv 2303.03600)."""
 
 import importlib
+from types import ModuleType
 
 from pad_kernels.backends import available_backends
 from pad_kernels.loss import PADLoss, pad_loss
@@ -24,7 +25,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name):
+def __getattr__(name: str) -> ModuleType:
     # `python -m pad_kernels.info` warns if the package has imported the module before it runs.
     if name == "info":
         return importlib.import_module("pad_kernels.info")

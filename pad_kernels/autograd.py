@@ -48,8 +48,8 @@ class RegisteredOps(Backend):
     def select_spans(self, inputs: SpanInputs) -> tuple[Tensor, Tensor]:
         """torch.ops.pad_kernels.select_spans"""
         name = backends.name_for("select_spans", self.name)
-        spans: tuple[Tensor, Tensor] = _OPS.select_spans.default(*inputs, name)
-        return spans
+        bounds: tuple[Tensor, Tensor] = _OPS.select_spans.default(*inputs, name)
+        return bounds
 
     def pooled_distance_forward(self, inputs: PoolingInputs) -> Pooled:
         """torch.ops.pad_kernels.pooled_distance_forward"""

@@ -8,7 +8,7 @@ import math
 import reprlib
 from collections.abc import Sequence
 from numbers import Real
-from typing import NoReturn, TypeGuard
+from typing import Any, NoReturn, TypeGuard
 
 import torch
 from torch import Tensor
@@ -184,7 +184,7 @@ def scales(value: object) -> list[float]:
     return [float(scale) for scale in value]
 
 
-def per_utterance(name: str, value: object, batch: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+def per_utterance(name: str, value: Any, batch: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """A number, or a tensor [B] of numbers, as a tensor [B] of `dtype`; at least 0."""
     if isinstance(value, Tensor):
         allowed = INTEGER if dtype == torch.int64 else (*FLOATING, *INTEGER)
@@ -202,8 +202,9 @@ def per_utterance(name: str, value: object, batch: int, device: torch.device, dt
 
 def anchors_wanted(name: str, value: object) -> None:
     """A number of anchors, or a tensor of such numbers (their values are checked with their utterances)."""
-    whole = isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool)
-    if not isinstance(value, Tensor) and not (whole and 0 <= value <= MOST_ANCHORS):
+    if isinstance(value, Tensor):
+        return
+    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)) or not 0 <= value <= MOST_ANCHORS:
         _wrong(name, value, f"an int from 0 to {MOST_ANCHORS}, or a tensor of such")
 
 

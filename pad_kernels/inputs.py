@@ -1,4 +1,6 @@
-"""What passes between the losses, the ops and the backends, by name; B utterances of M frames, N tokens, U units, width D.
+"""What passes between the losses, the ops and the backends, by name.
+
+B utterances of M frames, N tokens and U units, of width D.
 
 "Opmath" is the dtype of sums, norms and softmax: float64 for float64 embeddings, else float32.
 """

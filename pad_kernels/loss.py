@@ -1,6 +1,6 @@
 """The losses of PAD: global, token (TLocal) and span (SLocal), made of the ops."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -70,7 +70,7 @@ def pad_loss(
         checks.refuse_functorch("pad_kernels.pad_loss", speech, text, *others)
     speech_side = _positions("speech", speech, speech_mask, speech_prior)
     text_side = _positions("text", text, text_mask, text_prior)
-    bounds = () if spans is None else checks.spans(spans, speech.shape[0], speech.device)
+    bounds: tuple[Tensor, ...] = () if spans is None else checks.spans(spans, speech.shape[0], speech.device)
     op = "pooled_distance_forward" if level == "global" else "alignment_forward"
     run = _select(op, backend or "", *speech_side[1:], *text_side[1:], *bounds)
     if spans is not None:
@@ -78,15 +78,15 @@ def pad_loss(
         spans = checks.spans_inside(start, end, speech.shape[1], run.spans_fit(start, end, speech.shape[1]))
     in_spans = level == "span"
     request = LossRequest(speech_side, text_side, in_spans, spans, selection if in_spans and spans is None else None)
-    weights = run.loss_weights(request)
-
-    function: type[LocalLoss | GlobalLoss] = LocalLoss
+    weights: tuple[Tensor | None, ...] = run.loss_weights(request)
+    apply: Callable[..., Tensor] = LocalLoss.apply
     if level == "global":
-        function, weights = GlobalLoss, weights[:2]
+        apply, weights = GlobalLoss.apply, weights[:2]
     options = LossOptions(float(temperature), reduction, run)
-    if in_functorch:
-        return torch_internals.without_functorch(function.apply, speech, text, *weights, options)
-    return function.apply(speech, text, *weights, options)
+    if in_functorch:  # and no transform is about the inputs
+        loss: Tensor = torch_internals.without_functorch(apply, speech, text, *weights, options)
+        return loss
+    return apply(speech, text, *weights, options)
 
 
 def _positions(side: str, values: Tensor, mask: Tensor | None, prior: Tensor | None) -> Positions:

@@ -35,7 +35,7 @@ def _random(*shape: int) -> Tensor:
 
 def _error(value: Tensor, truth: Tensor) -> float:
     value, truth = value.double().cpu(), truth.double().cpu()
-    return ((value - truth).norm() / truth.norm().clamp(min=1e-12)).item()
+    return float((value - truth).norm() / truth.norm().clamp(min=1e-12))
 
 
 def _largest_error(values: Iterable[Tensor], truths: Iterable[Tensor]) -> float:
@@ -48,11 +48,9 @@ def _alignment_cases(device: torch.device, dtype: torch.dtype) -> list[Alignment
     frame_prior = ((torch.arange(70) < torch.tensor([[70], [41]])).float() / 70).to(device)
     token_mask = (torch.arange(17) < torch.tensor([[17], [9]])).to(device)
     start = torch.arange(0, 66, 3, dtype=torch.int32).expand(2, -1).to(device)
-    return [
-        AlignmentInputs(speech, text, frame_prior, token_mask, *spans, temperature)
-        for spans in ((None, None), (start, start + 5))
-        for temperature in (0.1, 0.0)
-    ]
+    frames = AlignmentInputs(speech, text, frame_prior, token_mask, None, None, 0.1)
+    spans = frames._replace(start=start, end=start + 5)
+    return [inputs._replace(temperature=temperature) for inputs in (frames, spans) for temperature in (0.1, 0.0)]
 
 
 def _alignment(backend: Backend, device: torch.device, dtype: torch.dtype) -> float:

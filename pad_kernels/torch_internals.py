@@ -1,7 +1,7 @@
-"""The private parts of torch that the package uses, all of them; tests/test_torch_internals.py holds each to its meaning.
+"""The private parts of torch that the package uses, all of them; tests/test_torch_internals.py tests each.
 
-A functorch transform is torch.vmap, torch.func.grad, jvp and their like; autograd uses vmap itself for a batch of
-upstream gradients (is_grads_batched, jacobian(vectorize=True)).
+A functorch transform is torch.vmap, torch.func.grad, jvp and their like. For a batch of upstream gradients
+(is_grads_batched, jacobian(vectorize=True)) autograd has an older vmap, which calls a registered op for each of them.
 """
 
 from typing import Any
@@ -23,6 +23,11 @@ def is_batched(value: object) -> bool:
     return isinstance(value, Tensor) and torch._C._functorch.is_batchedtensor(value)
 
 
+def is_batch_of_gradients(value: Tensor) -> bool:
+    """Whether autograd runs a backward once for all of these upstream gradients, by an older vmap of its own."""
+    return torch._C._functorch.is_legacy_batchedtensor(value)
+
+
 def is_differentiated_by_functorch(value: Tensor) -> bool:
     """Whether torch.func.grad, or its like, differentiates with respect to this tensor."""
     return torch._C._functorch.is_gradtrackingtensor(value)
@@ -30,7 +35,9 @@ def is_differentiated_by_functorch(value: Tensor) -> bool:
 
 def has_tangent(value: Tensor) -> bool:
     """Whether forward mode (jvp) differentiates with respect to this tensor."""
-    return forward_ad._current_level >= 0 and forward_ad.unpack_dual(value).tangent is not None
+    if forward_ad._current_level < 0:
+        return False
+    return forward_ad.unpack_dual(value).tangent is not None  # type: ignore[no-untyped-call]
 
 
 def can_bypass_dispatcher(*values: Tensor | None) -> bool:
@@ -43,7 +50,7 @@ def can_bypass_dispatcher(*values: Tensor | None) -> bool:
     ):
         return False
     for value in values:
-        if value is not None and (type(value) not in _PLAIN or value.is_meta):
+        if value is not None and (type(value) not in _PLAIN or value.is_meta or is_batch_of_gradients(value)):
             return False
     return True
 

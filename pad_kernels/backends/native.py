@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import importlib
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -26,10 +27,9 @@ from pad_kernels.inputs import (
 )
 from pad_kernels.ops.weights import check_bounds
 
-_native: Any
 REASON: str | None = None  # why the library is missing
 try:
-    from pad_kernels import _native
+    _native: Any = importlib.import_module("pad_kernels._native")
 except ImportError as failure:
     _native = None
     _note = Path(__file__).parent.parent / "_build.txt"
@@ -402,4 +402,4 @@ class NativeBackend(NativeHelpers):
         return grad_speech, grad_text
 
 
-BACKEND = NativeBackend()
+BACKEND: NativeBackend = NativeBackend()

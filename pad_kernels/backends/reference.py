@@ -39,7 +39,8 @@ def _select(values: Tensor, valid: Tensor) -> Tensor:
 
 
 def _norm(values: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(values, dim=-1, keepdim=True).clamp(min=EPS)
+    norm: Tensor = torch.linalg.vector_norm(values, dim=-1, keepdim=True)
+    return norm.clamp(min=EPS)
 
 
 def _pool_spans(speech: Tensor, frame_prior: Tensor, start: Tensor, end: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -282,4 +283,4 @@ class ReferenceBackend(Backend):
         )
 
 
-BACKEND = ReferenceBackend()
+BACKEND: ReferenceBackend = ReferenceBackend()

@@ -26,8 +26,8 @@ def refuse_vmap(name: str) -> None:
 def differentiate_once(name: str, what: str) -> None:
     """The backward op `name`, of which the first argument is the upstream gradient.
 
-    It has no gradient itself. Under vmap, as autograd runs it for a batch of upstream gradients, it is called for each
-    of them; what else is batched is refused.
+    It has no gradient itself. For a batch of upstream gradients it is called for each of them; torch.vmap over
+    anything else is refused.
     """
 
     def second(ctx: Any, *grads: Any) -> Any:

@@ -94,4 +94,4 @@ class TritonBackend(NativeHelpers):
         return select_backend("select_spans", "auto", prior.device, prior.dtype).select_spans(inputs)
 
 
-BACKEND = TritonBackend()
+BACKEND: TritonBackend = TritonBackend()
