@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <string>
 #include <tuple>
+#include <unordered_map>
 #include <utility>
 #include <vector>
 
@@ -65,10 +66,18 @@ class Arguments {
 
  private:
   py::handle find(const char* name) {
-    PyObject* found = PyDict_GetItemString(named_.ptr(), name);
+    PyObject* found = PyDict_GetItemWithError(named_.ptr(), interned(name));
     if (!found) throw py::type_error(std::string("missing argument: ") + name);
     ++taken_;
     return found;
+  }
+
+  // The name as Python knows it, made once: a literal has one address. Called with the interpreter's lock held.
+  static PyObject* interned(const char* name) {
+    static std::unordered_map<const char*, PyObject*> known;
+    PyObject*& text = known[name];
+    if (!text) text = PyUnicode_InternFromString(name);
+    return text;
   }
 
   const py::kwargs& named_;

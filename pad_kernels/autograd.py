@@ -83,7 +83,11 @@ def _restore(ctx: Any, grad: Tensor) -> tuple[Backend, LossInputs, LossSaved, Ne
     inputs = LossInputs(speech, text, frame_prior, token_prior, start, end, ctx.temperature, ctx.reduction)
     backend: Backend = ctx.backend
     # The registered op is the one that says that it has no gradient, and that knows of batches of gradients.
-    if torch.is_grad_enabled() or not torch_internals.can_bypass_dispatcher(grad):
+    if (
+        torch.is_grad_enabled()
+        or torch_internals.is_batch_of_gradients(grad)
+        or not torch_internals.can_bypass_dispatcher(grad)
+    ):
         backend = RegisteredOps(backend.name)
     saved = LossSaved(tuple(tensors), ctx.grad_scale if scale is None else scale)
     return backend, inputs, saved, Needed(*ctx.needs_input_grad[:2])

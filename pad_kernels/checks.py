@@ -62,7 +62,7 @@ def tensor(
     name: str, value: object, dtypes: Sequence[torch.dtype], shape: Shape, device: torch.device, wanted: str
 ) -> None:
     """A tensor of one of `dtypes`, of `shape` and on `device`; `wanted` names it in the message."""
-    if not _is_strided(value) or value.dtype not in dtypes or tuple(value.shape) != tuple(shape):
+    if not _is_strided(value) or value.dtype not in dtypes or value.shape != shape:
         _wrong(name, value, f"{wanted} of shape {tuple(shape)}")
     if value.device != device:
         _wrong(name, value, f"a tensor on {device}")
@@ -92,7 +92,7 @@ def embeddings(speech: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
             )
         dtype = torch.promote_types(speech.dtype, text.dtype)
         speech, text = speech.to(dtype), text.to(dtype)
-    if not torch.compiler.is_compiling():
+    if torch_internals.in_forward_mode() or torch_internals.in_functorch():
         _refuse_other_derivatives(speech, text)
     return speech, text
 

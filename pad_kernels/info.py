@@ -41,7 +41,7 @@ def report() -> dict[str, Any]:
         found = []
         for device in devices:
             for op in OPS:
-                reason = backends.unsupported_reason(op, backend, device, torch.float32)
+                reason = backend.unsupported_reason(op, device, torch.float32)
                 if reason is None:
                     ops[device.type][op].append(name)
                 found.append(reason)
@@ -98,7 +98,7 @@ def check() -> list[str]:
         for backend in backends.FASTEST_FIRST.values():
             for op in OPS:
                 for dtype in (torch.float32, torch.bfloat16):
-                    if backends.unsupported_reason(op, backend, device, dtype) is None:
+                    if backend.unsupported_reason(op, device, dtype) is None:
                         failures.append(self_test.failure(backend, op, device, dtype))
     return sorted({failure for failure in failures if failure is not None})
 

@@ -68,16 +68,25 @@ def pad_loss(
     if in_functorch:
         others = (speech_mask, text_mask, speech_prior, text_prior, num_anchors, *(spans or ()))
         checks.refuse_functorch("pad_kernels.pad_loss", speech, text, *others)
-    speech_side = _positions("speech", speech, speech_mask, speech_prior)
-    text_side = _positions("text", text, text_mask, text_prior)
-    bounds: tuple[Tensor, ...] = () if spans is None else checks.spans(spans, speech.shape[0], speech.device)
+    device = speech.device
+    speech_mask = checks.mask("speech_mask", speech_mask, speech.shape[:2], device)
+    text_mask = checks.mask("text_mask", text_mask, text.shape[:2], device)
+    checks.prior("speech_prior", speech_prior, speech.shape[:2], device)
+    checks.prior("text_prior", text_prior, text.shape[:2], device)
+    bounds: tuple[Tensor, ...] = () if spans is None else checks.spans(spans, speech.shape[0], device)
     op = "pooled_distance_forward" if level == "global" else "alignment_forward"
-    run = _select(op, backend or "", *speech_side[1:], *text_side[1:], *bounds)
+    run = _select(op, backend or "", speech, text, speech_mask, text_mask, speech_prior, text_prior, *bounds)
     if spans is not None:
         start, end = bounds
         spans = checks.spans_inside(start, end, speech.shape[1], run.spans_fit(start, end, speech.shape[1]))
     in_spans = level == "span"
-    request = LossRequest(speech_side, text_side, in_spans, spans, selection if in_spans and spans is None else None)
+    request = LossRequest(
+        Positions("speech_prior", speech, speech_mask, speech_prior),
+        Positions("text_prior", text, text_mask, text_prior),
+        in_spans,
+        spans,
+        selection if in_spans and spans is None else None,
+    )
     weights: tuple[Tensor | None, ...] = run.loss_weights(request)
     apply: Callable[..., Tensor] = LocalLoss.apply
     if level == "global":
@@ -87,13 +96,6 @@ def pad_loss(
         loss: Tensor = torch_internals.without_functorch(apply, speech, text, *weights, options)
         return loss
     return apply(speech, text, *weights, options)
-
-
-def _positions(side: str, values: Tensor, mask: Tensor | None, prior: Tensor | None) -> Positions:
-    shape, device = values.shape[:2], values.device
-    mask = checks.mask(f"{side}_mask", mask, shape, device)
-    checks.prior(f"{side}_prior", prior, shape, device)
-    return Positions(f"{side}_prior", values, mask, prior)
 
 
 def _select(op: str, name: str, speech: Tensor, *others: Tensor | None) -> Backend:

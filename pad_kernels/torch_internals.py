@@ -25,12 +25,17 @@ def is_batched(value: object) -> bool:
 
 def is_batch_of_gradients(value: Tensor) -> bool:
     """Whether autograd runs a backward once for all of these upstream gradients, by an older vmap of its own."""
-    return torch._C._functorch.is_legacy_batchedtensor(value)
+    return not torch.compiler.is_compiling() and torch._C._functorch.is_legacy_batchedtensor(value)
 
 
 def is_differentiated_by_functorch(value: Tensor) -> bool:
     """Whether torch.func.grad, or its like, differentiates with respect to this tensor."""
     return torch._C._functorch.is_gradtrackingtensor(value)
+
+
+def in_forward_mode() -> bool:
+    """Whether forward mode (jvp) is at work, outside torch.compile."""
+    return not torch.compiler.is_compiling() and forward_ad._current_level >= 0
 
 
 def has_tangent(value: Tensor) -> bool:
@@ -50,7 +55,7 @@ def can_bypass_dispatcher(*values: Tensor | None) -> bool:
     ):
         return False
     for value in values:
-        if value is not None and (type(value) not in _PLAIN or value.is_meta or is_batch_of_gradients(value)):
+        if value is not None and (type(value) not in _PLAIN or value.is_meta):
             return False
     return True
 

@@ -30,9 +30,9 @@ def only_reference(monkeypatch):
     """As if the compiled library had not been built."""
     monkeypatch.setattr(native, "_native", None)
     monkeypatch.setattr(native, "REASON", "the compiled library is missing")
-    backends.unsupported_reason.cache_clear()
+    backends.forget_candidates()
     yield
-    backends.unsupported_reason.cache_clear()
+    backends.forget_candidates()
 
 
 def test_reference_is_always_there():
@@ -117,14 +117,14 @@ def test_a_failing_self_test_on_a_gpu(monkeypatch):
         "failure",
         lambda backend, *rest: None if backend.name == "reference" else f"{backend.name} is broken",
     )
-    backends.unsupported_reason.cache_clear()
+    backends.forget_candidates()
     backends._warn.cache_clear()
     with pytest.raises(RuntimeError, match="triton is broken"):
         backends.select_backend("significance", "triton", gpu, torch.float32)
     with pytest.warns(RuntimeWarning) as warned:
         assert backends.select_backend("significance", "auto", gpu, torch.float32)
     assert "triton is broken; another backend is used" in str(warned[0].message)
-    backends.unsupported_reason.cache_clear()
+    backends.forget_candidates()
 
 
 def test_check_of_the_installation():

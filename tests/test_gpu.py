@@ -38,7 +38,7 @@ def on_gpu(inputs: Inputs) -> Inputs:
 def gpu(request) -> str:
     """Each backend that computes the alignment on this GPU."""
     chosen = backends.FASTEST_FIRST[request.param]
-    why = backends.unsupported_reason("alignment_forward", chosen, torch.device("cuda", 0), torch.float32)
+    why = chosen.unsupported_reason("alignment_forward", torch.device("cuda", 0), torch.float32)
     if why:
         pytest.skip(why)
     return request.param

@@ -16,14 +16,6 @@ FASTEST_FIRST: dict[str, Backend] = {
 ENVIRONMENT_VARIABLE = "PAD_KERNELS_BACKEND"
 
 
-@functools.lru_cache(maxsize=4096)
-def unsupported_reason(
-    op: str, backend: Backend, device: torch.device, dtype: torch.dtype, width: int | None = None
-) -> str | None:
-    """None where `backend` runs `op` on this device, dtype and width D, else why it does not."""
-    return backend.unsupported_reason(op, device, dtype, width)
-
-
 def check_name(name: str | None, argument: str = "backend") -> None:
     """ValueError unless `name` is None, "auto" or the name of a backend."""
     if name is not None and name != "auto" and name not in FASTEST_FIRST:
@@ -36,14 +28,19 @@ def _warn(failure: str) -> None:
     warnings.warn(f"pad_kernels: {failure}; another backend is used", RuntimeWarning, stacklevel=4)
 
 
-@functools.cache
-def _by_default(device_type: str) -> tuple[Backend, ...]:
-    """What "auto" considers, the fastest first."""
-    return tuple(
-        backend
-        for backend in FASTEST_FIRST.values()
-        if backend.default_devices is None or device_type in backend.default_devices
-    )
+@functools.lru_cache(maxsize=4096)
+def _candidates(
+    op: str, name: str, device: torch.device, dtype: torch.dtype, width: int | None
+) -> tuple[tuple[Backend, ...], str | None]:
+    """The backends that can run the op, the fastest first, of those that `name` allows; and why the last cannot."""
+    found, reason = [], None
+    for backend in FASTEST_FIRST.values() if name == "auto" else (FASTEST_FIRST[name],):
+        if name == "auto" and backend.default_devices is not None and device.type not in backend.default_devices:
+            continue
+        reason = backend.unsupported_reason(op, device, dtype, width)
+        if reason is None:
+            found.append(backend)
+    return tuple(found), reason
 
 
 def select_backend(op: str, name: str, device: torch.device, dtype: torch.dtype, width: int | None = None) -> Backend:
@@ -58,21 +55,20 @@ def select_backend(op: str, name: str, device: torch.device, dtype: torch.dtype,
         name = os.environ.get(ENVIRONMENT_VARIABLE) or "auto"
         check_name(name, f"environment variable {ENVIRONMENT_VARIABLE}")
         name = name_for(op, name)
-    candidates = _by_default(device.type) if name == "auto" else (FASTEST_FIRST[name],)
-    reason: str | None = None
+    candidates, reason = _candidates(op, name, device, dtype, width)
     for backend in candidates:
-        reason = unsupported_reason(op, backend, device, dtype, width)
-        if reason is not None:
-            continue
-        if device.type == "cuda":
-            failure = self_test.failure(backend, op, device, dtype)
-            if failure is not None and name != "auto":
-                raise RuntimeError(f"pad_kernels: {failure}")
-            if failure is not None:
-                _warn(failure)
-                continue
-        return backend
+        failure = self_test.failure(backend, op, device, dtype) if device.type == "cuda" else None
+        if failure is None:
+            return backend
+        if name != "auto":
+            raise RuntimeError(f"pad_kernels: {failure}")
+        _warn(failure)
     raise ValueError(f"backend {name!r} cannot run {op} on {device} with {dtype}: {reason}")
+
+
+def forget_candidates() -> None:
+    """For tests that change what a backend can do."""
+    _candidates.cache_clear()
 
 
 def name_for(op: str, name: str) -> str:
@@ -86,5 +82,5 @@ def available_backends(device: torch.device | str = "cpu") -> list[str]:
     return [
         name
         for name, backend in FASTEST_FIRST.items()
-        if any(unsupported_reason(op, backend, device, torch.float32) is None for op in OPS)
+        if any(backend.unsupported_reason(op, device, torch.float32) is None for op in OPS)
     ]

@@ -82,9 +82,12 @@ def release_kept_memory() -> None:
 
 def execution_context(device: torch.device) -> contextlib.AbstractContextManager[_Context]:
     """Where a call into the library runs."""
-    if device.type == "cpu":
-        return contextlib.nullcontext((torch.get_num_threads(), 0, None))
-    return _on_stream(device)
+    return _on_cpu(torch.get_num_threads()) if device.type == "cpu" else _on_stream(device)
+
+
+@functools.cache
+def _on_cpu(threads: int) -> contextlib.AbstractContextManager[_Context]:
+    return contextlib.nullcontext((threads, 0, None))
 
 
 @contextlib.contextmanager
@@ -382,9 +385,7 @@ class NativeBackend(NativeHelpers):
         """csrc/pooling.h: gradients of speech and text, each empty unless needed."""
         speech, text, frame_weights, token_weights = inputs
         dtype, device = opmath_dtype(speech.dtype), speech.device
-        inputs = inputs._replace(
-            frame_weights=frame_weights.to(dtype).contiguous(), token_weights=token_weights.to(dtype).contiguous()
-        )
+        inputs = PoolingInputs(speech, text, frame_weights.to(dtype).contiguous(), token_weights.to(dtype).contiguous())
         grad = grad.to(dtype).contiguous()
         difference, totals = saved.difference.contiguous(), saved.totals.contiguous()
         grad_speech = _gradient(needed.speech, speech.shape, speech.dtype, device)
