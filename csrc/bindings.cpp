@@ -1,10 +1,10 @@
-// The Python module: pointers, sizes and strides in, nothing out. The caller keeps the tensors alive.
+// The Python module: pointers, sizes and strides in, by name. The caller keeps the tensors alive.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <array>
 #include <cstdint>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -22,18 +22,64 @@ namespace py = pybind11;
 
 namespace {
 
+using Address = uintptr_t;
+
 template <class T>
-T* pointer(uintptr_t address) {
+T* pointer(Address address) {
   return reinterpret_cast<T*>(address);
 }
 
-using Address = uintptr_t;
+// The arguments of a call, by name alone, so that none can be taken for another.
+class Arguments {
+ public:
+  explicit Arguments(const py::kwargs& named) : named_(named) {}
+
+  template <class T>
+  T value(const char* name) {
+    return find(name).cast<T>();
+  }
+
+  // Address 0: null.
+  template <class T>
+  T* pointer(const char* name) {
+    return ::pointer<T>(value<Address>(name));
+  }
+
+  pad::Element element(const char* name) { return static_cast<pad::Element>(value<int>(name)); }
+
+  // (address, strides in elements of all dimensions but the last)
+  pad::Rows rows(const char* name) {
+    const auto [address, batch, row] = value<std::tuple<Address, int64_t, int64_t>>(name);
+    return {::pointer<void>(address), batch, row};
+  }
+
+  pad::HeadRows head_rows(const char* name) {
+    const auto [address, batch, head, row] = value<std::tuple<Address, int64_t, int64_t, int64_t>>(name);
+    return {::pointer<void>(address), batch, head, row};
+  }
+
+  // To be called once all are taken: a name that nobody asked for is an error.
+  void finish() const {
+    if (taken_ != named_.size()) throw py::type_error("an argument that this function does not know");
+  }
+
+ private:
+  py::handle find(const char* name) {
+    PyObject* found = PyDict_GetItemString(named_.ptr(), name);
+    if (!found) throw py::type_error(std::string("missing argument: ") + name);
+    ++taken_;
+    return found;
+  }
+
+  const py::kwargs& named_;
+  size_t taken_ = 0;
+};
 
 // Where an op runs: on the CPU with so many threads, or (no threads) on a CUDA stream, with memory that the
 // caller allocates, by size in bytes, for as long as the work takes.
-struct Place {
-  explicit Place(const py::tuple& place)
-      : threads(place[0].cast<int>()), stream(pointer<void>(place[1].cast<Address>())), allocate(place[2]) {}
+struct ExecutionContext {
+  explicit ExecutionContext(const py::tuple& context)
+      : threads(context[0].cast<int>()), stream(pointer<void>(context[1].cast<Address>())), allocate(context[2]) {}
 
   bool on_cpu() const { return threads > 0; }
 
@@ -44,175 +90,206 @@ struct Place {
   py::object allocate;
 };
 
-template <class Arguments>
-int64_t no_workspace(const Arguments&) {
+template <class Op>
+int64_t no_workspace(const Op&) {
   return 0;
 }
 
-template <class Arguments>
-void run(const Place& place, const Arguments& arguments, void (*on_cpu)(const Arguments&),
-         int64_t (*workspace)(const Arguments&),
-         void (*on_gpu)(const Arguments&, const pad::cuda::ExecutionContext&)) {
-  void* memory = place.on_cpu() ? nullptr : place.memory(workspace(arguments));
+template <class Op>
+void run(const ExecutionContext& context, const Op& op, void (*on_cpu)(const Op&), int64_t (*workspace)(const Op&),
+         void (*on_gpu)(const Op&, const pad::cuda::ExecutionContext&)) {
+  void* memory = context.on_cpu() ? nullptr : context.memory(workspace(op));
   py::gil_scoped_release unlocked;
-  place.on_cpu() ? on_cpu(arguments) : on_gpu(arguments, {.workspace = memory, .stream = place.stream});
+  context.on_cpu() ? on_cpu(op) : on_gpu(op, {.workspace = memory, .stream = context.stream});
 }
 
-// sizes: batch, frames, tokens, units, width; strides: of speech and text, batch then row.
-pad::AlignmentArguments alignment_arguments(const std::array<int64_t, 5>& sizes, const std::array<int64_t, 4>& strides,
-                                            int element, Address speech, Address text, Address frame_prior,
-                                            Address token_mask, Address start, Address end, double temperature,
-                                            const Place& place) {
-  return {sizes[0],
-          sizes[1],
-          sizes[2],
-          sizes[3],
-          sizes[4],
-          static_cast<pad::Element>(element),
-          {pointer<void>(speech), strides[0], strides[1]},
-          {pointer<void>(text), strides[2], strides[3]},
-          pointer<void>(frame_prior),
-          pointer<uint8_t>(token_mask),
-          pointer<int32_t>(start),
-          pointer<int32_t>(end),
-          temperature,
-          place.threads};
+ExecutionContext read_alignment(Arguments& from, pad::AlignmentArguments& op) {
+  const ExecutionContext context(from.value<py::tuple>("context"));
+  op.batch = from.value<int64_t>("batch");
+  op.frames = from.value<int64_t>("frames");
+  op.tokens = from.value<int64_t>("tokens");
+  op.units = from.value<int64_t>("units");
+  op.width = from.value<int64_t>("width");
+  op.element = from.element("element");
+  op.speech = from.rows("speech");
+  op.text = from.rows("text");
+  op.frame_prior = from.pointer<void>("frame_prior");
+  op.token_mask = from.pointer<uint8_t>("token_mask");
+  op.start = from.pointer<int32_t>("start");
+  op.end = from.pointer<int32_t>("end");
+  op.temperature = from.value<double>("temperature");
+  op.threads = context.threads;
+  return context;
 }
 
-void alignment_forward(const std::array<int64_t, 5>& sizes, const std::array<int64_t, 4>& strides, int element,
-                       Address speech, Address text, Address frame_prior, Address token_mask, Address start,
-                       Address end, double temperature, Address similarity, Address unit, Address log_normalizer,
-                       const py::tuple& where) {
-  const Place place(where);
-  const pad::AlignmentForward arguments{
-      alignment_arguments(sizes, strides, element, speech, text, frame_prior, token_mask, start, end, temperature,
-                          place),
-      pointer<void>(similarity), pointer<int64_t>(unit), pointer<void>(log_normalizer)};
-  run(place, arguments, pad::alignment_forward, pad::cuda::alignment_forward_workspace, pad::cuda::alignment_forward);
+void alignment_forward(const py::kwargs& named) {
+  Arguments from(named);
+  pad::AlignmentForward op{};
+  const ExecutionContext context = read_alignment(from, op);
+  op.similarity = from.pointer<void>("similarity");
+  op.unit = from.pointer<int64_t>("unit");
+  op.log_normalizer = from.pointer<void>("log_normalizer");
+  from.finish();
+  run(context, op, pad::alignment_forward, pad::cuda::alignment_forward_workspace, pad::cuda::alignment_forward);
 }
 
-void alignment_backward(const std::array<int64_t, 5>& sizes, const std::array<int64_t, 4>& strides, int element,
-                        Address speech, Address text, Address frame_prior, Address token_mask, Address start,
-                        Address end, double temperature, Address grad_similarity, Address similarity, Address unit,
-                        Address log_normalizer, Address grad_speech, Address grad_text, const py::tuple& where) {
-  const Place place(where);
-  const pad::AlignmentBackward arguments{
-      alignment_arguments(sizes, strides, element, speech, text, frame_prior, token_mask, start, end, temperature,
-                          place),
-      pointer<void>(grad_similarity), pointer<void>(similarity), pointer<int64_t>(unit),
-      pointer<void>(log_normalizer),  pointer<void>(grad_speech), pointer<void>(grad_text)};
-  run(place, arguments, pad::alignment_backward, pad::cuda::alignment_backward_workspace,
-      pad::cuda::alignment_backward);
+void alignment_backward(const py::kwargs& named) {
+  Arguments from(named);
+  pad::AlignmentBackward op{};
+  const ExecutionContext context = read_alignment(from, op);
+  op.grad_similarity = from.pointer<void>("grad_similarity");
+  op.similarity = from.pointer<void>("similarity");
+  op.unit = from.pointer<int64_t>("unit");
+  op.log_normalizer = from.pointer<void>("log_normalizer");
+  op.grad_speech = from.pointer<void>("grad_speech");
+  op.grad_text = from.pointer<void>("grad_text");
+  from.finish();
+  run(context, op, pad::alignment_backward, pad::cuda::alignment_backward_workspace, pad::cuda::alignment_backward);
 }
 
-// sizes: batch, heads, length, width; strides: of query and key, batch, head and row.
-void significance(const std::array<int64_t, 4>& sizes, const std::array<int64_t, 6>& strides, int element,
-                  Address query, Address key, Address mask, Address lse, double scale, Address out,
-                  const py::tuple& where) {
-  const pad::SignificanceArguments arguments{sizes[0],
-                                             sizes[1],
-                                             sizes[2],
-                                             sizes[3],
-                                             static_cast<pad::Element>(element),
-                                             {pointer<void>(query), strides[0], strides[1], strides[2]},
-                                             {pointer<void>(key), strides[3], strides[4], strides[5]},
-                                             pointer<uint8_t>(mask),
-                                             pointer<void>(lse),
-                                             scale,
-                                             pointer<void>(out),
-                                             Place(where).threads};
+void significance(const py::kwargs& named) {
+  Arguments from(named);
+  pad::SignificanceArguments op{};
+  op.batch = from.value<int64_t>("batch");
+  op.heads = from.value<int64_t>("heads");
+  op.length = from.value<int64_t>("length");
+  op.width = from.value<int64_t>("width");
+  op.element = from.element("element");
+  op.query = from.head_rows("query");
+  op.key = from.head_rows("key");
+  op.mask = from.pointer<uint8_t>("mask");
+  op.lse = from.pointer<void>("lse");
+  op.scale = from.value<double>("scale");
+  op.out = from.pointer<void>("out");
+  op.threads = ExecutionContext(from.value<py::tuple>("context")).threads;
+  from.finish();
   py::gil_scoped_release unlocked;
-  pad::significance(arguments);
+  pad::significance(op);
 }
 
-// sizes: batch, frames, anchors of an utterance at most.
-void select_spans(const std::array<int64_t, 3>& sizes, Address frame_prior, bool is_double, Address frame_mask,
-                  Address num_tokens, Address num_anchors, const std::vector<double>& scales, Address xi, int anchors,
-                  Address start, Address end, const py::tuple& where) {
-  const Place place(where);
-  const pad::SpanArguments arguments{sizes[0],
-                                     sizes[1],
-                                     sizes[2],
-                                     static_cast<int64_t>(scales.size()),
-                                     pointer<void>(frame_prior),
-                                     is_double,
-                                     pointer<uint8_t>(frame_mask),
-                                     pointer<int64_t>(num_tokens),
-                                     pointer<int64_t>(num_anchors),
-                                     scales.data(),
-                                     pointer<double>(xi),
-                                     static_cast<pad::Anchors>(anchors),
-                                     pointer<int32_t>(start),
-                                     pointer<int32_t>(end),
-                                     place.threads};
-  run(place, arguments, pad::select_spans, pad::cuda::select_spans_workspace, pad::cuda::select_spans);
+void select_spans(const py::kwargs& named) {
+  Arguments from(named);
+  const ExecutionContext context(from.value<py::tuple>("context"));
+  const auto scales = from.value<std::vector<double>>("scales");
+  pad::SpanArguments op{};
+  op.batch = from.value<int64_t>("batch");
+  op.frames = from.value<int64_t>("frames");
+  op.max_anchors = from.value<int64_t>("max_anchors");
+  op.scale_count = static_cast<int64_t>(scales.size());
+  op.frame_prior = from.pointer<void>("frame_prior");
+  op.is_double = from.value<bool>("is_double");
+  op.frame_mask = from.pointer<uint8_t>("frame_mask");
+  op.num_tokens = from.pointer<int64_t>("num_tokens");
+  op.num_anchors = from.pointer<int64_t>("num_anchors");
+  op.scales = scales.data();
+  op.xi = from.pointer<double>("xi");
+  op.anchors = static_cast<pad::Anchors>(from.value<int>("anchors"));
+  op.start = from.pointer<int32_t>("start");
+  op.end = from.pointer<int32_t>("end");
+  op.threads = context.threads;
+  from.finish();
+  run(context, op, pad::select_spans, pad::cuda::select_spans_workspace, pad::cuda::select_spans);
 }
 
-// sizes: batch, frames, tokens, width.
-pad::PooledDistanceArguments pooled_distance_arguments(const std::array<int64_t, 4>& sizes, int element,
-                                                       Address frame_weights, Address token_weights,
-                                                       const Place& place) {
-  return {sizes[0],
-          sizes[3],
-          {sizes[1], sizes[2]},
-          static_cast<pad::Element>(element),
-          {pointer<void>(frame_weights), pointer<void>(token_weights)},
-          place.threads};
+ExecutionContext read_pooling(Arguments& from, pad::PooledDistanceArguments& op) {
+  const ExecutionContext context(from.value<py::tuple>("context"));
+  op.batch = from.value<int64_t>("batch");
+  op.width = from.value<int64_t>("width");
+  op.lengths[pad::SPEECH] = from.value<int64_t>("frames");
+  op.lengths[pad::TEXT] = from.value<int64_t>("tokens");
+  op.element = from.element("element");
+  op.weights[pad::SPEECH] = from.pointer<void>("frame_weights");
+  op.weights[pad::TEXT] = from.pointer<void>("token_weights");
+  op.threads = context.threads;
+  return context;
 }
 
-// strides: of speech and text, batch then row.
-void pooled_distance_forward(const std::array<int64_t, 4>& sizes, int element, Address frame_weights,
-                             Address token_weights, const std::array<int64_t, 4>& strides, Address speech,
-                             Address text, Address distance, Address difference, Address totals,
-                             const py::tuple& where) {
-  const Place place(where);
-  const pad::PooledDistanceForward arguments{
-      pooled_distance_arguments(sizes, element, frame_weights, token_weights, place),
-      {{pointer<void>(speech), strides[0], strides[1]}, {pointer<void>(text), strides[2], strides[3]}},
-      pointer<void>(distance),
-      pointer<void>(difference),
-      pointer<void>(totals)};
-  run(place, arguments, pad::pooled_distance_forward, no_workspace, pad::cuda::pooled_distance_forward);
+void pooled_distance_forward(const py::kwargs& named) {
+  Arguments from(named);
+  pad::PooledDistanceForward op{};
+  const ExecutionContext context = read_pooling(from, op);
+  op.values[pad::SPEECH] = from.rows("speech");
+  op.values[pad::TEXT] = from.rows("text");
+  op.distance = from.pointer<void>("distance");
+  op.difference = from.pointer<void>("difference");
+  op.totals = from.pointer<void>("totals");
+  from.finish();
+  run(context, op, pad::pooled_distance_forward, no_workspace, pad::cuda::pooled_distance_forward);
 }
 
 // A gradient that is not wanted: address 0.
-void pooled_distance_backward(const std::array<int64_t, 4>& sizes, int element, Address frame_weights,
-                              Address token_weights, Address grad, Address difference, Address totals,
-                              Address grad_speech, Address grad_text, const py::tuple& where) {
-  const Place place(where);
-  const pad::PooledDistanceBackward arguments{
-      pooled_distance_arguments(sizes, element, frame_weights, token_weights, place),
-      pointer<void>(grad),
-      pointer<void>(difference),
-      pointer<void>(totals),
-      {pointer<void>(grad_speech), pointer<void>(grad_text)}};
-  run(place, arguments, pad::pooled_distance_backward, no_workspace, pad::cuda::pooled_distance_backward);
+void pooled_distance_backward(const py::kwargs& named) {
+  Arguments from(named);
+  pad::PooledDistanceBackward op{};
+  const ExecutionContext context = read_pooling(from, op);
+  op.grad = from.pointer<void>("grad");
+  op.difference = from.pointer<void>("difference");
+  op.totals = from.pointer<void>("totals");
+  op.grad_values[pad::SPEECH] = from.pointer<void>("grad_speech");
+  op.grad_values[pad::TEXT] = from.pointer<void>("grad_text");
+  from.finish();
+  run(context, op, pad::pooled_distance_backward, no_workspace, pad::cuda::pooled_distance_backward);
 }
 
-// sizes: batch, length. Returns the bounds of the priors.
-std::pair<double, double> position_weights(const std::array<int64_t, 2>& sizes, Address real, Address prior,
-                                           int element, bool normalized, double masked, Address weights,
-                                           bool is_double) {
+// Returns the bounds of the priors.
+std::pair<double, double> position_weights(const py::kwargs& named) {
+  Arguments from(named);
   double bounds[2];
-  pad::position_weights({sizes[0], sizes[1], pointer<uint8_t>(real), pointer<void>(prior),
-                         static_cast<pad::Element>(element), normalized, masked, pointer<void>(weights), is_double,
-                         bounds});
+  pad::PositionWeights op{};
+  op.batch = from.value<int64_t>("batch");
+  op.length = from.value<int64_t>("length");
+  op.mask = from.pointer<uint8_t>("mask");
+  op.prior = from.pointer<void>("prior");
+  op.element = from.element("element");
+  op.normalized = from.value<bool>("normalized");
+  op.masked = from.value<double>("masked");
+  op.weights = from.pointer<void>("weights");
+  op.is_double = from.value<bool>("is_double");
+  op.bounds = bounds;
+  from.finish();
+  pad::position_weights(op);
   return {bounds[0], bounds[1]};
 }
 
-bool spans_fit(Address start, Address end, int64_t count, int64_t frames) {
-  return pad::spans_fit({.count = count, .start = pointer<int32_t>(start), .end = pointer<int32_t>(end)}, frames);
+bool spans_fit(const py::kwargs& named) {
+  Arguments from(named);
+  pad::SpanBounds spans{};
+  spans.count = from.value<int64_t>("count");
+  spans.start = from.pointer<int32_t>("start");
+  spans.end = from.pointer<int32_t>("end");
+  const auto frames = from.value<int64_t>("frames");
+  from.finish();
+  return pad::spans_fit(spans, frames);
 }
 
-double token_loss(int64_t batch, bool is_double, int reduction, Address loss, int64_t tokens, Address similarity,
-                  Address unit, Address weights) {
-  return pad::token_loss({{batch, is_double, static_cast<pad::Reduction>(reduction), pointer<void>(loss)},
-                          tokens, pointer<void>(similarity), pointer<int64_t>(unit), pointer<void>(weights)});
+void read_loss(Arguments& from, pad::BatchLoss& op) {
+  op.batch = from.value<int64_t>("batch");
+  op.is_double = from.value<bool>("is_double");
+  op.reduction = static_cast<pad::Reduction>(from.value<int>("reduction"));
+  op.loss = from.pointer<void>("loss");
 }
 
-double pooled_loss(int64_t batch, bool is_double, int reduction, Address loss, Address distance, Address totals) {
-  return pad::pooled_loss({{batch, is_double, static_cast<pad::Reduction>(reduction), pointer<void>(loss)},
-                           pointer<void>(distance), pointer<void>(totals)});
+// Both return grad_scale.
+double token_loss(const py::kwargs& named) {
+  Arguments from(named);
+  pad::TokenLoss op{};
+  read_loss(from, op);
+  op.tokens = from.value<int64_t>("tokens");
+  op.similarity = from.pointer<void>("similarity");
+  op.unit = from.pointer<int64_t>("unit");
+  op.weights = from.pointer<void>("weights");
+  from.finish();
+  return pad::token_loss(op);
+}
+
+double pooled_loss(const py::kwargs& named) {
+  Arguments from(named);
+  pad::PooledLoss op{};
+  read_loss(from, op);
+  op.distance = from.pointer<void>("distance");
+  op.totals = from.pointer<void>("totals");
+  from.finish();
+  return pad::pooled_loss(op);
 }
 
 }  // namespace

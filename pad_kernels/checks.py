@@ -1,4 +1,4 @@
-"""Checks of arguments, once for all ops.
+"""Checks of arguments: what users give to the public functions, and what reaches a registered op.
 
 Shapes, dtypes and devices are always checked. Values are checked where nobody has to wait for that: on CPU
 tensors, outside torch.compile.
@@ -6,20 +6,33 @@ tensors, outside torch.compile.
 
 import math
 import reprlib
+from collections.abc import Sequence
 from numbers import Real
+from typing import Any, NoReturn, TypeGuard
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
-from pad_kernels.dtypes import FLOATING, INTEGER
+from pad_kernels import torch_internals
+from pad_kernels.inputs import (
+    ANCHORS,
+    FLOATING,
+    INTEGER,
+    AlignmentInputs,
+    Pooled,
+    PoolingInputs,
+    Saved,
+    SpanInputs,
+    SpanSelection,
+    opmath_dtype,
+)
 
-_PLAIN = (Tensor, torch.nn.Parameter)
+Shape = Sequence[int]
 LOWEST_TEMPERATURE = 1e-38  # its inverse is a float32
 MOST_ANCHORS = 2**20
 
 
-def describe(value) -> str:
+def describe(value: object) -> str:
     """What an error message says of a value."""
     if not isinstance(value, Tensor):
         return reprlib.repr(value)
@@ -27,23 +40,8 @@ def describe(value) -> str:
     return f"a {layout}{str(value.dtype)[6:]} tensor of shape {tuple(value.shape)} on {value.device}"
 
 
-def _wrong(name, value, expected):
+def _wrong(name: str, value: object, expected: str) -> NoReturn:
     raise ValueError(f"{name}: got {describe(value)}, expected {expected}")
-
-
-def are_plain(*values: Tensor | None) -> bool:
-    """Whether the memory of tensors may be used past the dispatcher: nobody traces or transforms it."""
-    if (
-        torch.compiler.is_compiling()
-        or torch._C._are_functorch_transforms_active()
-        or torch._C._len_torch_dispatch_stack()
-        or torch._C._get_tracing_state() is not None
-    ):
-        return False
-    for value in values:
-        if value is not None and (type(value) not in _PLAIN or value.is_meta):
-            return False
-    return True
 
 
 def values_can_be_read(value: Tensor) -> bool:
@@ -51,24 +49,27 @@ def values_can_be_read(value: Tensor) -> bool:
     return value.device.type == "cpu" and type(value) is Tensor and not torch.compiler.is_compiling()
 
 
-def _is_strided(value) -> bool:
+def _is_strided(value: object) -> TypeGuard[Tensor]:
     return isinstance(value, Tensor) and value.layout == torch.strided
 
 
-def _is_number(value) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)
+def _is_number(value: object) -> TypeGuard[float]:
+    # The first look is the quick one: isinstance of an abstract class takes ten times as long.
+    return type(value) in (float, int) or isinstance(value, Real) and not isinstance(value, bool)
 
 
-def tensor(name, value, dtypes, shape, device, wanted):
+def tensor(
+    name: str, value: object, dtypes: Sequence[torch.dtype], shape: Shape, device: torch.device, wanted: str
+) -> None:
     """A tensor of one of `dtypes`, of `shape` and on `device`; `wanted` names it in the message."""
-    if not _is_strided(value) or value.dtype not in dtypes or tuple(value.shape) != tuple(shape):
+    if not _is_strided(value) or value.dtype not in dtypes or value.shape != shape:
         _wrong(name, value, f"{wanted} of shape {tuple(shape)}")
     if value.device != device:
         _wrong(name, value, f"a tensor on {device}")
 
 
-def embeddings(speech: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
-    """Speech [B, M, D] and text [B, N, D], of one dtype and device; autocast promotes the narrower dtype."""
+def _sides(speech: Tensor, text: Tensor) -> None:
+    """Speech [B, M, D] and text [B, N, D] on one device."""
     for name, value in (("speech", speech), ("text", text)):
         if not _is_strided(value) or value.dim() != 3 or value.dtype not in FLOATING:
             _wrong(name, value, "a floating-point tensor of shape [batch, length, width]")
@@ -78,6 +79,11 @@ def embeddings(speech: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
         _wrong("text", text, f"the width of speech, {speech.shape[2]}, and at least 1")
     if text.device != speech.device:
         _wrong("text", text, f"a tensor on the device of speech, {speech.device}")
+
+
+def embeddings(speech: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+    """Speech [B, M, D] and text [B, N, D], of one dtype and device; autocast promotes the narrower dtype."""
+    _sides(speech, text)
     if speech.dtype != text.dtype:
         if not torch.is_autocast_enabled(speech.device.type):
             raise ValueError(
@@ -86,21 +92,35 @@ def embeddings(speech: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
             )
         dtype = torch.promote_types(speech.dtype, text.dtype)
         speech, text = speech.to(dtype), text.to(dtype)
-    if not torch.compiler.is_compiling():
+    if torch_internals.in_forward_mode() or torch_internals.in_functorch():
         _refuse_other_derivatives(speech, text)
     return speech, text
 
 
-def _refuse_other_derivatives(*values: Tensor) -> None:
+def _refuse_other_derivatives(*values: object) -> None:
     """Forward mode: torch would drop the tangents of an op without such a derivative, and call them 0.
     torch.func: it does not reach the backward of a registered op."""
-    if forward_ad._current_level >= 0 and any(forward_ad.unpack_dual(value).tangent is not None for value in values):
+    tensors = [value for value in values if isinstance(value, Tensor)]
+    if any(torch_internals.has_tangent(value) for value in tensors):
         raise RuntimeError("pad_kernels: no forward-mode derivative (jvp); use reverse mode (backward, autograd.grad)")
-    if any(torch._C._functorch.is_gradtrackingtensor(value) for value in values):
+    if any(torch_internals.is_differentiated_by_functorch(value) for value in tensors):
         raise RuntimeError("pad_kernels: no derivative by torch.func; use backward or torch.autograd.grad")
 
 
-def mask(name: str, value: Tensor | None, shape, device) -> Tensor | None:
+def refuse_functorch(name: str, *values: object) -> None:
+    """RuntimeError if a functorch transform is about one of the values."""
+    if any(torch_internals.is_batched(value) for value in values):
+        raise RuntimeError(f"{name} does not take torch.vmap: it is batched already, pass all utterances at once")
+    _refuse_other_derivatives(*values)
+
+
+def prior(name: str, value: Tensor | None, shape: Shape, device: torch.device) -> None:
+    """A floating-point prior; its values are checked as it is made into weights."""
+    if value is not None:
+        tensor(name, value, FLOATING, shape, device, "a floating-point tensor")
+
+
+def mask(name: str, value: Tensor | None, shape: Shape, device: torch.device) -> Tensor | None:
     """A mask as bool; integers 0 and 1 are taken as transformers' attention_mask."""
     if value is None:
         return None
@@ -114,44 +134,47 @@ def mask(name: str, value: Tensor | None, shape, device) -> Tensor | None:
     return value != 0
 
 
-def spans(value, batch: int, frames: int, device, compiled) -> tuple[Tensor | None, Tensor | None]:
-    """Spans (start, end) [B, U] as int32, or (None, None); `compiled` as for `position_weights`."""
-    if value is None:
-        return None, None
+def spans(value: object, batch: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Spans (start, end) [B, U], int32 or int64."""
     if not isinstance(value, (tuple, list)) or len(value) != 2:
         _wrong("spans", value, "a pair of tensors (start, end)")
     start, end = value
-    units = start.shape[1] if isinstance(start, Tensor) and start.dim() == 2 else "units"
+    units = start.shape[1] if isinstance(start, Tensor) and start.dim() == 2 else None
     for name, bound in (("spans start", start), ("spans end", end)):
-        if units == "units" or not isinstance(bound, Tensor):
+        if units is None or not isinstance(bound, Tensor):
             _wrong(name, bound, f"an int32 or int64 tensor of shape [{batch}, units]")
         tensor(name, bound, (torch.int32, torch.int64), (batch, units), device, "an int32 or int64 tensor")
-    if compiled and start.dtype == end.dtype == torch.int32 and are_plain(start, end):
-        fit = compiled.spans_fit(start, end, frames)
-    else:
-        fit = not values_can_be_read(start) or ((start >= 0) & (start <= end) & (end <= frames)).all()
-    if not fit:
-        raise ValueError(f"spans: got a span that is not 0 <= start <= end <= {frames}, the number of frames")
-    if start.dtype == torch.int64 or end.dtype == torch.int64:
-        start, end = (bound.clamp(0, frames).to(torch.int32) for bound in (start, end))
     return start, end
 
 
+def spans_fit(start: Tensor, end: Tensor, frames: int) -> bool:
+    """Whether all spans lie within the frames, where the values can be read without a wait; else True."""
+    return not values_can_be_read(start) or bool(((start >= 0) & (start <= end) & (end <= frames)).all())
 
-def temperature(value) -> float:
+
+def spans_inside(start: Tensor, end: Tensor, frames: int, fit: bool) -> tuple[Tensor, Tensor]:
+    """The spans as int32, clipped where their values could not be read; ValueError if they do not `fit`."""
+    if not fit:
+        raise ValueError(f"spans: got a span that is not 0 <= start <= end <= {frames}, the number of frames")
+    if start.dtype == torch.int64 or end.dtype == torch.int64:
+        return start.clamp(0, frames).to(torch.int32), end.clamp(0, frames).to(torch.int32)
+    return start, end
+
+
+def temperature(value: object) -> float:
     """A finite number, 0 or large enough to divide by in float32."""
     if not _is_number(value) or not (value == 0 or LOWEST_TEMPERATURE <= value < math.inf):
         _wrong("temperature", value, f"0 (hard alignment) or a finite number of at least {LOWEST_TEMPERATURE}")
     return float(value)
 
 
-def choice(name: str, value, allowed: tuple[str, ...]) -> None:
+def choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
     """One of the names in `allowed`."""
     if value not in allowed:
         _wrong(name, value, "one of " + ", ".join(repr(option) for option in allowed))
 
 
-def scales(value) -> list[float]:
+def scales(value: object) -> list[float]:
     """Widths of the spans of an anchor, in units of xi: at least one, each positive."""
     if not isinstance(value, (tuple, list)) or not value:
         _wrong("scales", value, "a sequence of positive numbers")
@@ -161,7 +184,7 @@ def scales(value) -> list[float]:
     return [float(scale) for scale in value]
 
 
-def per_utterance(name: str, value, batch: int, device, dtype) -> Tensor:
+def per_utterance(name: str, value: Any, batch: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """A number, or a tensor [B] of numbers, as a tensor [B] of `dtype`; at least 0."""
     if isinstance(value, Tensor):
         allowed = INTEGER if dtype == torch.int64 else (*FLOATING, *INTEGER)
@@ -177,25 +200,141 @@ def per_utterance(name: str, value, batch: int, device, dtype) -> Tensor:
     return torch.full((batch,), value, dtype=dtype, device=device)
 
 
-def anchors_wanted(name: str, value) -> None:
+def anchors_wanted(name: str, value: object) -> None:
     """A number of anchors, or a tensor of such numbers (their values are checked with their utterances)."""
-    whole = isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool)
-    if not isinstance(value, Tensor) and not (whole and 0 <= value <= MOST_ANCHORS):
+    if isinstance(value, Tensor):
+        return
+    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)) or not 0 <= value <= MOST_ANCHORS:
         _wrong(name, value, f"an int from 0 to {MOST_ANCHORS}, or a tensor of such")
 
 
-def number(name: str, value) -> float:
+def number(name: str, value: object) -> float:
     """A finite number."""
     if not _is_number(value) or not math.isfinite(value):
         _wrong(name, value, "a finite number")
     return float(value)
 
 
-def refuse_vmap(*names: str) -> None:
-    """Ops that are batched already: torch.vmap over them is an error, not a slow loop."""
-    for name in names:
+def span_inputs(
+    frame_prior: Tensor,
+    frame_mask: Tensor,
+    num_tokens: Tensor | int,
+    selection: SpanSelection,
+    *,
+    xi: Tensor | float | None = None,
+    max_anchors: int | None = None,
+) -> SpanInputs:
+    """The inputs of select_spans, counts as one per utterance; `max_anchors` None: the largest count."""
+    batch, device = frame_prior.shape[0], frame_prior.device
+    name, wanted = "num_anchors", selection.num_anchors
+    if wanted is None:
+        name, wanted = "num_tokens", num_tokens
+    anchors_wanted(name, wanted)
+    num_tokens = per_utterance("num_tokens", num_tokens, batch, device, torch.int64)
+    num_anchors = num_tokens if name == "num_tokens" else per_utterance(name, wanted, batch, device, torch.int64)
+    if max_anchors is None:
+        if isinstance(wanted, Tensor):
+            wanted = int(wanted.max()) if wanted.numel() else 0
+        max_anchors = wanted
+    anchors_wanted("max_anchors", max_anchors)
+    if xi is not None:
+        xi = per_utterance("xi", xi, batch, device, torch.float64)
+    return SpanInputs(
+        frame_prior, frame_mask, num_tokens, num_anchors, max_anchors, selection.scales, xi, selection.anchors
+    )
 
-        def refuse(info, in_dims, *arguments, name=name):
-            raise RuntimeError(f"{name} does not take torch.vmap: it is batched already, pass all utterances at once")
 
-        torch.library.register_vmap(name, refuse)
+# What reaches a registered op, from whoever calls it. A shape, dtype or device that a kernel does not expect would
+# have it read and write beyond its memory.
+
+
+def _op_sides(speech: Tensor, text: Tensor) -> None:
+    _sides(speech, text)
+    if text.dtype != speech.dtype:
+        _wrong("text", text, f"the dtype of speech, {speech.dtype}")
+
+
+def _floating(name: str, value: Tensor, shape: Shape, device: torch.device) -> None:
+    tensor(name, value, FLOATING, shape, device, "a floating-point tensor")
+
+
+def _exactly(name: str, value: Tensor, dtype: torch.dtype, shape: Shape, device: torch.device) -> None:
+    tensor(name, value, (dtype,), shape, device, f"a {str(dtype)[6:]} tensor")
+
+
+def alignment_op(inputs: AlignmentInputs) -> None:
+    """The inputs of alignment_forward. Spans that reach beyond the frames are clipped by every backend."""
+    speech, text, frame_prior, token_mask, start, end, _ = inputs
+    _op_sides(speech, text)
+    device = speech.device
+    _floating("frame_prior", frame_prior, speech.shape[:2], device)
+    _exactly("token_mask", token_mask, torch.bool, text.shape[:2], device)
+    if start is not None or end is not None:
+        spans((start, end), speech.shape[0], device)
+    temperature(inputs.temperature)
+
+
+def alignment_backward_op(grad_similarity: Tensor, inputs: AlignmentInputs, saved: Saved) -> None:
+    """The inputs of alignment_backward: as in the forward, and what it gave."""
+    alignment_op(inputs)
+    speech, text, start = inputs.speech, inputs.text, inputs.start
+    shape, device, dtype = text.shape[:2], speech.device, opmath_dtype(speech.dtype)
+    _floating("grad_similarity", grad_similarity, shape, device)
+    _exactly("similarity", saved.similarity, dtype, shape, device)
+    _exactly("unit", saved.unit, torch.int64, shape, device)
+    _exactly("log_normalizer", saved.log_normalizer, dtype, shape, device)
+    units = speech.shape[1] if start is None else start.shape[1]
+    if saved.unit.numel() and values_can_be_read(saved.unit):
+        lowest, highest = (int(bound) for bound in torch.aminmax(saved.unit))
+        if lowest < -1 or highest >= units:
+            raise ValueError(f"unit: got values from {lowest} to {highest}, expected -1 to {units - 1}")
+
+
+def pooling_op(inputs: PoolingInputs) -> None:
+    """The inputs of pooled_distance_forward."""
+    speech, text, frame_weights, token_weights = inputs
+    _op_sides(speech, text)
+    _floating("frame_weights", frame_weights, speech.shape[:2], speech.device)
+    _floating("token_weights", token_weights, text.shape[:2], speech.device)
+
+
+def pooling_backward_op(grad: Tensor, inputs: PoolingInputs, saved: Pooled) -> None:
+    """The inputs of pooled_distance_backward: as in the forward, and what it gave."""
+    pooling_op(inputs)
+    batch, _, width = inputs.speech.shape
+    dtype, device = opmath_dtype(inputs.speech.dtype), inputs.speech.device
+    _floating("grad", grad, (batch,), device)
+    _exactly("difference", saved.difference, dtype, (batch, width), device)
+    _exactly("totals", saved.totals, dtype, (batch, 2), device)
+
+
+def significance_op(query: Tensor, key: Tensor, mask: Tensor | None, lse: Tensor | None) -> None:
+    """The inputs of significance; the public function relies on these checks."""
+    for name, value in (("query", query), ("key", key)):
+        if not _is_strided(value) or value.dim() != 4 or value.dtype not in FLOATING:
+            _wrong(name, value, "a floating-point tensor of shape [B, H, T, d]")
+    tensor("key", key, (query.dtype,), query.shape, query.device, f"like query a {str(query.dtype)[6:]} tensor")
+    batch, heads, length, width = query.shape
+    if heads == 0 or width == 0:
+        _wrong("query", query, "at least one head and width 1")
+    if mask is not None:
+        _exactly("mask", mask, torch.bool, (batch, length), query.device)
+    if lse is not None:
+        shape, dtypes = (batch, heads, length), (torch.float32, torch.float64)
+        tensor("lse", lse, dtypes, shape, query.device, "a float32 or float64 tensor")
+
+
+def select_spans_op(inputs: SpanInputs) -> None:
+    """The inputs of select_spans. Counts beyond `max_anchors` are cut to it by every backend."""
+    prior, device = inputs.frame_prior, inputs.frame_prior.device
+    if not _is_strided(prior) or prior.dim() != 2 or prior.dtype not in FLOATING:
+        _wrong("frame_prior", prior, "a floating-point tensor of shape [batch, frames]")
+    batch = (prior.shape[0],)
+    _exactly("frame_mask", inputs.frame_mask, torch.bool, prior.shape, device)
+    _exactly("num_tokens", inputs.num_tokens, torch.int64, batch, device)
+    _exactly("num_anchors", inputs.num_anchors, torch.int64, batch, device)
+    anchors_wanted("max_anchors", inputs.max_anchors)
+    scales(inputs.scales)
+    if inputs.xi is not None:
+        _exactly("xi", inputs.xi, torch.float64, batch, device)
+    choice("anchors", inputs.anchors, ANCHORS)

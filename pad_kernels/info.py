@@ -8,10 +8,13 @@ import importlib.metadata
 import os
 import platform
 import sys
+from typing import Any
 
 import torch
 
-from pad_kernels import backends, canary
+from pad_kernels import backends, self_test
+from pad_kernels.backends import native
+from pad_kernels.backends.base import OPS
 
 
 def _version(package: str) -> str:
@@ -25,31 +28,24 @@ def _devices() -> list[torch.device]:
     return [torch.device("cpu")] + ([torch.device("cuda")] if torch.cuda.is_available() else [])
 
 
-def _native(name: str) -> str:
-    try:
-        from pad_kernels.backends import native
-    except ImportError:
-        return "none"
-    return getattr(native, name)() or "none"
-
-
-def report() -> dict:
-    """Versions, CPU, devices, backends with the reason for each one missing, and which ops each serves.
+def report() -> dict[str, Any]:
+    """Versions, CPU, devices, backends with the reason for each one missing, and which backends implement each op.
 
     `backends` maps a name to None (available) or the reason; `ops` maps a device type and an op to the names
-    of the backends that serve it in float32, the fastest first: the first one is what "auto" takes.
+    of the backends that run it in float32, the fastest first: the first one is what "auto" takes.
     """
     devices = _devices()
-    reasons, ops = {}, {device.type: {op: [] for op in backends.OPS} for device in devices}
-    for name in backends.FASTEST_FIRST:
-        against = []
+    reasons: dict[str, str | None] = {}
+    ops: dict[str, dict[str, list[str]]] = {device.type: {op: [] for op in OPS} for device in devices}
+    for name, backend in backends.FASTEST_FIRST.items():
+        found = []
         for device in devices:
-            for op in backends.OPS:
-                reason = backends.reason_against(op, name, device, torch.float32)
+            for op in OPS:
+                reason = backend.unsupported_reason(op, device, torch.float32)
                 if reason is None:
                     ops[device.type][op].append(name)
-                against.append(reason)
-        reasons[name] = None if None in against else against[0]
+                found.append(reason)
+        reasons[name] = None if None in found else found[0]
     return {
         "versions": {
             "pad_kernels": _version("pad-kernels"),
@@ -60,18 +56,18 @@ def report() -> dict:
         "cpu": {
             "machine": platform.machine(),
             "torch_capability": torch.backends.cpu.get_cpu_capability(),
-            "native_instruction_set": _native("instruction_set"),
+            "native_instruction_set": native.instruction_set() or "none",
             "threads": torch.get_num_threads(),
         },
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
-        "cuda_kernels": _native("cuda_targets"),
+        "cuda_kernels": native.cuda_targets() or "none",
         "default_backend": os.environ.get(backends.ENVIRONMENT_VARIABLE) or "auto",
         "backends": reasons,
         "ops": ops,
     }
 
 
-def text(found: dict) -> str:
+def text(found: dict[str, Any]) -> str:
     """The report for a terminal."""
     versions, cpu = found["versions"], found["cpu"]
     lines = [f"{name:<12} {version}" for name, version in versions.items()]
@@ -85,7 +81,7 @@ def text(found: dict) -> str:
     lines += ["", "backends"]
     for name, reason in found["backends"].items():
         lines.append(f"  {name:<10} {'available' if reason is None else 'missing: ' + reason}")
-    column = max(len(op) for op in backends.OPS) + 2
+    column = max(len(op) for op in OPS) + 2
     for device, ops in found["ops"].items():
         names = "".join(f"{name:<12}" for name in found["backends"])
         lines += ["", f"{'ops on ' + device:<{column + 2}}{names}".rstrip()]
@@ -99,11 +95,11 @@ def check() -> list[str]:
     """Runs a tiny case of each op on every backend and device, in float32 and bfloat16; what went wrong."""
     failures = []
     for device in _devices():
-        for name in backends.FASTEST_FIRST[:-1]:
-            for op in backends.OPS:
+        for backend in backends.FASTEST_FIRST.values():
+            for op in OPS:
                 for dtype in (torch.float32, torch.bfloat16):
-                    if backends.reason_against(op, name, device, dtype) is None:
-                        failures.append(canary.failure(name, backends._backend(name), op, device, dtype))
+                    if backend.unsupported_reason(op, device, dtype) is None:
+                        failures.append(self_test.failure(backend, op, device, dtype))
     return sorted({failure for failure in failures if failure is not None})
 
 

@@ -1,18 +1,14 @@
 """The losses of PAD: global, token (TLocal) and span (SLocal), made of the ops."""
 
-import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from pad_kernels import backends, checks, reference
-from pad_kernels.nodes import GlobalLoss, LocalLoss
-from pad_kernels.spans import ANCHORS, around_anchors
-from pad_kernels.weights import MASKED_IN_SPANS, position_weights
-
-LEVELS = ("global", "token", "span")
-REDUCTIONS = ("mean", "sum", "none")
+from pad_kernels import backends, checks, torch_internals
+from pad_kernels.autograd import GlobalLoss, LocalLoss, LossOptions, RegisteredOps
+from pad_kernels.backends.base import Backend
+from pad_kernels.inputs import ANCHORS, LEVELS, REDUCTIONS, LossRequest, Positions, SpanSelection
 
 
 def pad_loss(
@@ -64,91 +60,68 @@ def pad_loss(
 
     Source: section 3 of arXiv 2303.03600 (PAD-Glob, PAD-TLocal, PAD-SLocal).
     """
-    _check_options(level, temperature, num_anchors, scales, anchors, reduction, backend)
+    selection = _check_options(level, temperature, num_anchors, scales, anchors, reduction, backend)
     if spans is not None and level != "span":
         raise ValueError(f'spans: got spans with level={level!r}, expected level="span" or no spans')
-    backend = backend or ""
     speech, text = checks.embeddings(speech, text)
-    speech_mask = checks.mask("speech_mask", speech_mask, speech.shape[:2], speech.device)
-    text_mask = checks.mask("text_mask", text_mask, text.shape[:2], text.device)
-    plain = checks.are_plain(speech, text)
-    compiled = backends.compiled(backend, speech.device) if plain else None
-    masked = MASKED_IN_SPANS if level == "span" else 0.0
-    frame_prior = position_weights("speech_prior", speech, speech_mask, speech_prior, compiled, masked=masked)
-    token_prior = position_weights("text_prior", text, text_mask, text_prior, compiled, normalized=True)
-
-    if level == "global":
-        run = GlobalLoss.apply if plain else _global_loss
-        return run(speech, text, frame_prior, token_prior, reduction, backend)
+    in_functorch = torch_internals.in_functorch()
+    if in_functorch:
+        others = (speech_mask, text_mask, speech_prior, text_prior, num_anchors, *(spans or ()))
+        checks.refuse_functorch("pad_kernels.pad_loss", speech, text, *others)
+    device = speech.device
+    speech_mask = checks.mask("speech_mask", speech_mask, speech.shape[:2], device)
+    text_mask = checks.mask("text_mask", text_mask, text.shape[:2], device)
+    checks.prior("speech_prior", speech_prior, speech.shape[:2], device)
+    checks.prior("text_prior", text_prior, text.shape[:2], device)
+    bounds: tuple[Tensor, ...] = () if spans is None else checks.spans(spans, speech.shape[0], device)
+    op = "pooled_distance_forward" if level == "global" else "alignment_forward"
+    run = _select(op, backend or "", speech, text, speech_mask, text_mask, speech_prior, text_prior, *bounds)
     if spans is not None:
-        start, end = checks.spans(spans, *speech.shape[:2], speech.device, compiled)
-    elif level == "span":
-        start, end = _select(frame_prior, speech_mask, speech_prior, text, text_mask, num_anchors, scales, anchors,
-                             backend)  # fmt: skip
-    else:
-        start = end = None
-    run = LocalLoss.apply if plain else _local_loss
-    return run(speech, text, frame_prior, token_prior, start, end, float(temperature), reduction, backend)
-
-
-def _local_loss(speech, text, frame_prior, token_prior, start, end, temperature, reduction, backend):
-    similarity, unit, _ = torch.ops.pad_kernels.alignment_forward.default(
-        speech, text, frame_prior, token_prior > 0, start, end, temperature, backend
+        start, end = bounds
+        spans = checks.spans_inside(start, end, speech.shape[1], run.spans_fit(start, end, speech.shape[1]))
+    in_spans = level == "span"
+    request = LossRequest(
+        Positions("speech_prior", speech, speech_mask, speech_prior),
+        Positions("text_prior", text, text_mask, text_prior),
+        in_spans,
+        spans,
+        selection if in_spans and spans is None else None,
     )
-    return reference.token_loss(similarity, unit, token_prior, reduction)[0]
+    weights: tuple[Tensor | None, ...] = run.loss_weights(request)
+    apply: Callable[..., Tensor] = LocalLoss.apply
+    if level == "global":
+        apply, weights = GlobalLoss.apply, weights[:2]
+    options = LossOptions(float(temperature), reduction, run)
+    if in_functorch:  # and no transform is about the inputs
+        loss: Tensor = torch_internals.without_functorch(apply, speech, text, *weights, options)
+        return loss
+    return apply(speech, text, *weights, options)
 
 
-def _global_loss(speech, text, frame_weights, token_weights, reduction, backend):
-    distance, _, totals = torch.ops.pad_kernels.pooled_distance_forward.default(
-        speech, text, frame_weights, token_weights, backend
-    )
-    return reference.pooled_loss(distance, totals, reduction)[0]
+def _select(op: str, name: str, speech: Tensor, *others: Tensor | None) -> Backend:
+    """What a loss made of `op` is computed by."""
+    if not torch_internals.can_bypass_dispatcher(speech, *others):
+        return RegisteredOps(name)
+    return backends.select_backend(op, name, speech.device, speech.dtype, speech.shape[2])
 
 
-def _select(frame_prior, speech_mask, speech_prior, text, text_mask, num_anchors, scales, anchors, backend):
-    batch, tokens, _ = text.shape
-    if speech_mask is None:
-        speech_mask = torch.ones(frame_prior.shape, dtype=torch.bool, device=text.device)
-    # Without a prior there is nothing to choose anchors by.
-    return around_anchors(
-        frame_prior,
-        speech_mask,
-        tokens if text_mask is None else text_mask.sum(1),
-        num_anchors,
-        checks.scales(scales),
-        "stride" if speech_prior is None else anchors,
-        None,
-        tokens if num_anchors is None else None,
-        # Triton has no selection of spans; the alignment is what was asked of it.
-        "auto" if backend == "triton" else backend,
-    )
-
-
-def _check_options(level, temperature, num_anchors, scales, anchors, reduction, backend):
-    options = (level, temperature, num_anchors, anchors, reduction, backend)
-    # A training loop passes the same options every time. `typed`: True is not 1.
-    if isinstance(scales, (tuple, list)) and not torch.compiler.is_compiling() and not isinstance(num_anchors, Tensor):
-        try:
-            return _remembered(*options, *scales)
-        except TypeError:  # what has no hash is wrong, and named below
-            pass
-    _check(*options, scales)
-
-
-@functools.lru_cache(typed=True)
-def _remembered(*options):
-    _check(*options[:6], options[6:])
-
-
-def _check(level, temperature, num_anchors, anchors, reduction, backend, scales):
+def _check_options(
+    level: str,
+    temperature: float,
+    num_anchors: Tensor | int | None,
+    scales: Sequence[float],
+    anchors: str,
+    reduction: str,
+    backend: str | None,
+) -> SpanSelection:
     checks.choice("level", level, LEVELS)
     checks.choice("anchors", anchors, ANCHORS)
     checks.choice("reduction", reduction, REDUCTIONS)
     checks.temperature(temperature)
     if num_anchors is not None:
         checks.anchors_wanted("num_anchors", num_anchors)
-    checks.scales(scales)
     backends.check_name(backend)
+    return SpanSelection(num_anchors, checks.scales(scales), anchors)
 
 
 class PADLoss(torch.nn.Module):
@@ -164,7 +137,7 @@ class PADLoss(torch.nn.Module):
         anchors: str = "topk",
         reduction: str = "mean",
         backend: str | None = None,
-    ):
+    ) -> None:
         super().__init__()
         _check_options(level, temperature, num_anchors, scales, anchors, reduction, backend)
         self.level = level

@@ -5,11 +5,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pad_kernels.inputs import AlignmentInputs
+
 KINDS = ("full", "ragged", "left", "holes", "zero_priors", "some_empty", "all_empty")
 
 
 class Inputs(NamedTuple):
-    """The tensors of the alignment ops, masks and priors folded."""
+    """The tensors of AlignmentInputs."""
 
     speech: Tensor
     text: Tensor
@@ -22,6 +24,10 @@ class Inputs(NamedTuple):
         """The same values in float64, detached."""
         wide = [x.detach().double() if x is not None and x.is_floating_point() else x for x in self]
         return Inputs(*wide)
+
+    def at(self, temperature: float) -> AlignmentInputs:
+        """What the alignment takes."""
+        return AlignmentInputs(*self, temperature)
 
 
 def make_mask(kind: str, batch: int, length: int, generator: torch.Generator) -> Tensor:

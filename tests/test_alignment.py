@@ -6,7 +6,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from inputs import KINDS, Inputs, make_inputs, relative_error
 
-from pad_kernels import align, alignment_matrix, reference
+from pad_kernels import align, alignment_matrix
+from pad_kernels.backends import reference
+from pad_kernels.inputs import Needed, Saved
 
 BAR = {torch.float32: 1e-5, torch.float64: 1e-12, torch.bfloat16: 1e-2, torch.float16: 1e-2}
 
@@ -20,10 +22,10 @@ def run(inputs: Inputs, temperature: float, backend: str, grad: torch.Tensor):
 
 def truth(inputs: Inputs, temperature: float, grad: torch.Tensor, unit: torch.Tensor):
     """The same in float64; for the hard alignment the gradient is that of the units given."""
-    wide = inputs.double()
-    similarity, best, log_normalizer = reference.alignment_forward(*wide, temperature)
-    saved = (similarity, best if temperature else unit, log_normalizer)
-    gradients = reference.alignment_backward(grad.double(), *wide, temperature, *saved, True, True)
+    wide = inputs.double().at(temperature)
+    similarity, best, log_normalizer = reference.BACKEND.alignment_forward(wide)
+    saved = Saved(similarity, best if temperature else unit, log_normalizer)
+    gradients = reference.BACKEND.alignment_backward(grad.double(), wide, saved, Needed(True, True))
     return similarity, best, log_normalizer, *gradients
 
 
@@ -38,7 +40,7 @@ def check_units(inputs, temperature, unit, expected, tolerance):
     if (unit == expected).all():
         return
     wide = inputs.double()
-    units, prior, _ = reference._units(wide.speech, wide.frame_prior, wide.start, wide.end)
+    units, prior, _ = reference._units(wide.at(temperature))
     text = wide.text.nan_to_num(0)
     score = (text / reference._norm(text)) @ (units / reference._norm(units)).mT
     score = score / temperature + prior.log()[:, None] if temperature else score

@@ -1,4 +1,4 @@
-"""Who serves what, how one is chosen, and what happens where the compiled library is missing."""
+"""Which backend implements each op, how one is chosen, and what happens where the compiled library is missing."""
 
 import os
 import re
@@ -9,7 +9,10 @@ import pytest
 import torch
 
 import pad_kernels
-from pad_kernels import backends, canary, pad_loss, reference
+from pad_kernels import backends, pad_loss, self_test
+from pad_kernels.backends import native
+from pad_kernels.backends.base import OPS
+from pad_kernels.backends.reference import ReferenceBackend
 
 SPEECH, TEXT = torch.randn(2, 9, 8), torch.randn(2, 3, 8)
 
@@ -25,12 +28,11 @@ def in_a_new_process(*arguments, **environment):
 @pytest.fixture
 def only_reference(monkeypatch):
     """As if the compiled library had not been built."""
-    missing = backends._Missing("the compiled library is missing")
-    found = backends._backend
-    monkeypatch.setattr(backends, "_backend", lambda name: missing if name == "native" else found(name))
-    backends.reason_against.cache_clear()
+    monkeypatch.setattr(native, "_native", None)
+    monkeypatch.setattr(native, "REASON", "the compiled library is missing")
+    backends.forget_candidates()
     yield
-    backends.reason_against.cache_clear()
+    backends.forget_candidates()
 
 
 def test_reference_is_always_there():
@@ -41,11 +43,11 @@ def test_reference_is_always_there():
 def test_auto_takes_the_fastest(monkeypatch):
     monkeypatch.delenv("PAD_KERNELS_BACKEND", raising=False)
     cpu = torch.device("cpu")
-    for op in backends.OPS:
+    for op in OPS:
         fastest = pad_kernels.info.report()["ops"]["cpu"][op][0]
-        function = getattr(backends._backend(fastest), op)
-        assert backends.serve(op, "auto", cpu, torch.float32) is function
-        assert backends.serve(op, "", cpu, torch.float32) is function
+        backend = backends.FASTEST_FIRST[fastest]
+        assert backends.select_backend(op, "auto", cpu, torch.float32) is backend
+        assert backends.select_backend(op, "", cpu, torch.float32) is backend
 
 
 def test_auto_falls_back(only_reference):
@@ -74,47 +76,55 @@ def test_environment_falls_back_for_ops_that_triton_lacks(monkeypatch):
     assert torch.equal(pad_loss(SPEECH, TEXT, level="global"), expected)
 
 
-class _Broken:
+class _Broken(ReferenceBackend):
     """The reference, but for one op."""
 
+    name = "broken"
+
     def __init__(self, op):
-        self.op = op
+        right = getattr(self, op)
 
-    def __getattr__(self, name):
-        function = getattr(reference, name)
-        if name != self.op:
-            return function
-        if name == "significance":
-            return lambda *arguments: 1 / 0
-        return lambda *arguments: tuple(
-            1.01 * x if x.is_floating_point() else x + 1 for x in function(*arguments)
-        )
+        def wrong(*arguments):
+            if op == "significance":
+                return 1 / 0
+            found = right(*arguments)
+            changed = (1.01 * x if x.is_floating_point() else x + 1 for x in found)
+            return type(found)(*changed) if hasattr(found, "_fields") else tuple(changed)
+
+        setattr(self, op, wrong)
 
 
-@pytest.mark.parametrize("op", ["alignment_forward", "alignment_backward", "significance", "select_spans"])
-def test_the_canary_finds_a_broken_backend(monkeypatch, op):
-    monkeypatch.setattr(canary, "_found", {})
+@pytest.mark.parametrize("op", OPS)
+def test_the_self_test_finds_a_broken_backend(monkeypatch, op):
+    monkeypatch.setattr(self_test, "_found", {})
     cpu = torch.device("cpu")
-    failure = canary.failure("broken", _Broken(op), op, cpu, torch.float32)
+    failure = self_test.failure(_Broken(op), op, cpu, torch.float32)
     assert re.search("division by zero" if op == "significance" else "computes .* wrongly on cpu", failure)
-    assert canary.failure("broken", reference, op, cpu, torch.float32) == failure  # kept
-    monkeypatch.setattr(canary, "_found", {})
-    assert canary.failure("right", reference, op, cpu, torch.float32) is None
+    right = ReferenceBackend()
+    right.name = "broken"
+    assert self_test.failure(right, op, cpu, torch.float32) == failure  # kept
+    monkeypatch.setattr(self_test, "_found", {})
+    assert self_test.failure(right, op, cpu, torch.float32) is None
 
 
-def test_a_failing_canary_on_a_gpu(monkeypatch):
+def test_a_failing_self_test_on_a_gpu(monkeypatch):
     """`auto` warns and takes the next; a backend asked for by name is an error."""
     gpu = torch.device("cuda", 0)
-    monkeypatch.setattr(backends, "_backend", lambda name: backends._Reference())
-    monkeypatch.setattr(backends.canary, "failure", lambda name, *rest: f"{name} is broken")
-    backends.reason_against.cache_clear()
+    for backend in backends.FASTEST_FIRST.values():
+        monkeypatch.setattr(type(backend), "unsupported_reason", lambda *arguments: None)
+    monkeypatch.setattr(
+        backends.self_test,
+        "failure",
+        lambda backend, *rest: None if backend.name == "reference" else f"{backend.name} is broken",
+    )
+    backends.forget_candidates()
     backends._warn.cache_clear()
     with pytest.raises(RuntimeError, match="triton is broken"):
-        backends.serve("significance", "triton", gpu, torch.float32)
+        backends.select_backend("significance", "triton", gpu, torch.float32)
     with pytest.warns(RuntimeWarning) as warned:
-        assert backends.serve("significance", "auto", gpu, torch.float32)
+        assert backends.select_backend("significance", "auto", gpu, torch.float32)
     assert "triton is broken; another backend is used" in str(warned[0].message)
-    backends.reason_against.cache_clear()
+    backends.forget_candidates()
 
 
 def test_check_of_the_installation():
@@ -160,13 +170,13 @@ def test_import_is_light():
 
 def test_information():
     output = in_a_new_process("-m", "pad_kernels.info")
-    for word in ("pad_kernels", "torch", "threads", "reference", "native", "triton", *backends.OPS):
+    for word in ("pad_kernels", "torch", "threads", "reference", "native", "triton", *OPS):
         assert word in output
     report = pad_kernels.info.report()
     assert report["backends"]["reference"] is None and report["backends"]["triton"]
     available = [name for name, reason in report["backends"].items() if reason is None]
     assert available == pad_kernels.available_backends()
-    assert all("reference" in report["ops"]["cpu"][op] for op in backends.OPS)
+    assert all("reference" in report["ops"]["cpu"][op] for op in OPS)
 
 
 def test_public_names():

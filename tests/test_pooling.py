@@ -4,7 +4,9 @@ import pytest
 import torch
 from inputs import KINDS, make_inputs, relative_error
 
-from pad_kernels import backends, reference
+from pad_kernels import backends
+from pad_kernels.backends.reference import BACKEND as reference
+from pad_kernels.inputs import Needed, PoolingInputs
 
 BAR = {torch.float32: 1e-5, torch.float64: 1e-12, torch.bfloat16: 1e-2, torch.float16: 1e-2}
 
@@ -25,12 +27,13 @@ def make(batch, frames, tokens, width, scale=1.0, **options):
 def check(speech, text, frame_weights, token_weights, backend):
     weights = frame_weights, token_weights
     forward, backward = (
-        backends.serve(f"pooled_distance_{way}", backend, speech.device, speech.dtype)
+        backends.select_backend(f"pooled_distance_{way}", backend, speech.device, speech.dtype)
         for way in ("forward", "backward")
     )
-    found = forward(speech, text, *weights)
-    wide = [weight.double() for weight in weights]
-    expected = reference.pooled_distance_forward(speech.double(), text.double(), *wide)
+    inputs = PoolingInputs(speech, text, *weights)
+    found = forward.pooled_distance_forward(inputs)
+    wide = PoolingInputs(*(tensor.double() for tensor in inputs))
+    expected = reference.pooled_distance_forward(wide)
     bar = BAR[speech.dtype]
     for one, other in zip(found, expected):
         assert one.dtype == frame_weights.dtype and one.shape == other.shape
@@ -38,10 +41,10 @@ def check(speech, text, frame_weights, token_weights, backend):
 
     grad = torch.randn(found[0].shape, generator=torch.Generator().manual_seed(1), dtype=frame_weights.dtype)
     # The signs of the backend's own differences: one that is about 0 may come out on either side.
-    saved = found[1].double(), expected[2]
-    truth = reference.pooled_distance_backward(grad.double(), *saved, *wide, torch.float64, True, True)
+    saved = expected._replace(difference=found.difference.double())
+    truth = reference.pooled_distance_backward(grad.double(), wide, saved, Needed(True, True))
     for needed in ((True, True), (True, False), (False, True)):
-        gradients = backward(grad, *found[1:], *weights, speech.dtype, *needed)
+        gradients = backward.pooled_distance_backward(grad, inputs, found, Needed(*needed))
         for need, one, other, weight in zip(needed, gradients, truth, weights):
             assert one.dtype == speech.dtype
             if not need:

@@ -6,7 +6,9 @@ import pytest
 import torch
 from inputs import KINDS, make_inputs, make_mask
 
-from pad_kernels import pad_loss, reference, select_spans, significance, significance_from_attentions
+from pad_kernels import pad_loss, select_spans, significance, significance_from_attentions
+from pad_kernels.backends import reference
+from pad_kernels.inputs import AlignmentInputs, Needed, Saved
 
 EXACT = 1e-12
 
@@ -20,8 +22,8 @@ def close(value, truth):
 @pytest.mark.parametrize("kind", KINDS)
 def test_alignment(kind, units, temperature):
     inputs = make_inputs(4, 13, 6, 5, kind=kind, units=units, dtype=torch.float64, seed=3)
-    found = reference.alignment(*inputs, temperature)
-    matrix = reference.alignment_matrix(*inputs, temperature)
+    found = reference.alignment(inputs.at(temperature))
+    matrix = reference.alignment_matrix(inputs.at(temperature))
     for b in range(4):
         speech, text, prior, token_mask = (x[b].numpy() for x in inputs[:4])
         spans = None if units is None else list(zip(inputs.start[b].tolist(), inputs.end[b].tolist()))
@@ -42,7 +44,7 @@ def test_gradient_is_exact(kind, units, temperature):
     speech, text = (x.nan_to_num(0).requires_grad_() for x in inputs[:2])
 
     def similarity(speech, text):
-        return reference.alignment(speech, text, *inputs[2:], temperature)[0]
+        return reference.alignment(AlignmentInputs(speech, text, *inputs[2:], temperature)).similarity
 
     assert torch.autograd.gradcheck(similarity, (speech, text))
 
@@ -54,12 +56,12 @@ def test_backward_equals_autograd(kind, units, temperature):
     """The gradient written out is autograd's; NaN where nothing takes part reaches neither."""
     inputs = make_inputs(3, 40, 7, 9, kind=kind, units=units, dtype=torch.float64)
     speech, text = (x.requires_grad_() for x in inputs[:2])
-    outputs = reference.alignment(*inputs, temperature)
+    outputs = reference.alignment(inputs.at(temperature))
     grad = torch.randn(outputs[0].shape, dtype=torch.float64)
     by_autograd = torch.autograd.grad(outputs[0], (speech, text), grad)
-    outputs = [x.detach() for x in outputs]
-    detached = (speech.detach(), text.detach(), *inputs[2:])
-    written_out = reference.alignment_backward(grad, *detached, temperature, *outputs, True, True)
+    saved = Saved(*(x.detach() for x in outputs))
+    detached = AlignmentInputs(speech.detach(), text.detach(), *inputs[2:], temperature)
+    written_out = reference.BACKEND.alignment_backward(grad, detached, saved, Needed(True, True))
     for one, other in zip(by_autograd, written_out):
         assert one.isfinite().all()
         assert close(one, other)
@@ -72,11 +74,12 @@ def test_backward_equals_autograd_below_the_smallest_norm(units, temperature):
     inputs.speech[:, ::2] *= 1e-10
     inputs.text[:, 1] *= 1e-11
     speech, text = (x.requires_grad_() for x in inputs[:2])
-    outputs = reference.alignment(*inputs, temperature)
+    outputs = reference.alignment(inputs.at(temperature))
     by_autograd = torch.autograd.grad(outputs[0].sum(), (speech, text))
-    arguments = [x if x is None else x.detach() for x in (*inputs, *outputs)]
-    grad = torch.ones_like(arguments[6])
-    written_out = reference.alignment_backward(grad, *arguments[:6], temperature, *arguments[6:], True, True)
+    detached = AlignmentInputs(speech.detach(), text.detach(), *inputs[2:], temperature)
+    saved = Saved(*(x.detach() for x in outputs))
+    grad = torch.ones_like(saved.similarity)
+    written_out = reference.BACKEND.alignment_backward(grad, detached, saved, Needed(True, True))
     for one, other in zip(by_autograd, written_out):
         assert np.allclose(one, other, rtol=EXACT, atol=EXACT * one.abs().max())
 
@@ -85,7 +88,7 @@ def test_gradient_of_zero_vectors_is_finite():
     speech = torch.zeros(1, 4, 3, dtype=torch.float64, requires_grad=True)
     text = torch.zeros(1, 2, 3, dtype=torch.float64, requires_grad=True)
     prior, mask = torch.full((1, 4), 0.25, dtype=torch.float64), torch.ones(1, 2, dtype=torch.bool)
-    reference.alignment(speech, text, prior, mask, None, None, 0.1)[0].sum().backward()
+    reference.alignment(AlignmentInputs(speech, text, prior, mask, None, None, 0.1)).similarity.sum().backward()
     assert (speech.grad == 0).all() and (text.grad == 0).all()
 
 

@@ -6,8 +6,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from inputs import Inputs
 
-from pad_kernels import Spans, align, alignment_matrix, reference
-from pad_kernels.ties import _bits, first_equal
+from pad_kernels import Spans, align, alignment_matrix
+from pad_kernels.backends import reference
+from pad_kernels.backends.ties import _bits, first_equal
+from pad_kernels.inputs import AlignmentInputs
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 LAYOUTS = ("contiguous", "channels_first", "frames_first")
@@ -88,13 +90,13 @@ def test_spans_with_the_same_bounds(backend, temperature, inputs):
 @given(repeated(most_spans=150))
 def test_spans_over_equal_frames(temperature, inputs):
     """The reference compares what spans cover. Single frames of any prior tie where it is hard."""
-    unit = reference.alignment_forward(*inputs, temperature)[1]
+    unit = reference.BACKEND.alignment_forward(inputs.at(temperature)).unit
     for b in range(len(unit)):
         contents = frame_contents(inputs, b, hard=False)
         bounds = list(zip(inputs.start[b].tolist(), inputs.end[b].tolist()))
         assert_first(unit[b], [tuple(contents[low:high]) for low, high in bounds])
     single = torch.arange(inputs.speech.shape[1], dtype=torch.int32).expand(len(unit), -1)
-    unit = reference.alignment_forward(*inputs[:4], single, single + 1, temperature)[1]
+    unit = reference.BACKEND.alignment_forward(AlignmentInputs(*inputs[:4], single, single + 1, temperature)).unit
     for b in range(len(unit)):
         assert_first(unit[b], frame_contents(inputs, b, temperature == 0))
 
@@ -171,7 +173,7 @@ def test_first_equal_of_rows_of_few_values(width, dtype, values):
 
 def test_first_equal_of_one_fingerprint(monkeypatch):
     """Rows that differ are never taken for equal."""
-    monkeypatch.setattr("pad_kernels.ties._multipliers", lambda count, device: torch.zeros(count, dtype=torch.int64))
+    monkeypatch.setattr("pad_kernels.backends.ties._multipliers", lambda count, device: torch.zeros(count, dtype=torch.int64))
     rows = torch.arange(12).reshape(1, 4, 3)
     assert first_equal(rows).tolist() == [[0, 1, 2, 3]]
 

@@ -35,9 +35,10 @@ def test_opcheck_others(backend):
     weights, token_weights = torch.rand(2, 6), torch.rand(2, 3)
     opcheck(OPS.pooled_distance_forward.default, (speech, text, weights, token_weights, backend))
     for needed in ((True, True), (True, False), (False, True)):
-        saved = (torch.randn(2, 5), torch.rand(2, 2), weights, token_weights)
-        backward = (torch.randn(2), *saved, torch.bfloat16, *needed, backend)
-        opcheck(OPS.pooled_distance_backward.default, backward)
+        for dtype in (torch.float32, torch.bfloat16):
+            inputs = (speech.detach().to(dtype), text.detach().to(dtype), weights, token_weights)
+            backward = (torch.randn(2), *inputs, torch.randn(2, 5), torch.rand(2, 2), *needed, backend)
+            opcheck(OPS.pooled_distance_backward.default, backward)
     query, key, mask = torch.randn(2, 3, 6, 4), torch.randn(2, 3, 6, 4), torch.rand(2, 6) < 0.7
     opcheck(OPS.significance.default, (query, key, mask, 0.5, None, backend))
     opcheck(OPS.significance.default, (query, key, None, 0.5, torch.randn(2, 3, 6), backend))

@@ -35,7 +35,7 @@ def test_the_package_does_not_import_triton():
         ("significance", "cuda", torch.float16, 80, None),
         ("significance", "cuda", torch.float16, None, None),
         ("select_spans", "cuda", torch.float32, None, "no select_spans"),
-        ("serves", "cuda", torch.float32, None, "no serves"),
+        ("kernels", "cuda", torch.float32, None, "no kernels"),
         ("alignment_forward", "cpu", torch.float32, 768, "on cuda, not on cpu"),
         ("alignment_forward", "cuda", torch.float64, 768, "not torch.float64"),
         ("alignment_forward", "cuda", torch.float32, 2056, "multiples of 8 up to 2048, not 2056"),
@@ -44,10 +44,10 @@ def test_the_package_does_not_import_triton():
         ("significance", "cuda", torch.float32, 264, "16 to 256 columns, not 264"),
     ],
 )
-def test_serves(op, device, dtype, width, reason):
-    from pad_kernels.backends.triton import serves
+def test_unsupported_reason(op, device, dtype, width, reason):
+    from pad_kernels.backends.triton import BACKEND
 
-    found = serves(op, torch.device(device), dtype, width)
+    found = BACKEND.unsupported_reason(op, torch.device(device), dtype, width)
     assert found is None if reason is None else reason in found
 
 

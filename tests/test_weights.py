@@ -6,27 +6,31 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from inputs import KINDS, make_mask, relative_error
 
-from pad_kernels import backends, checks, reference
-from pad_kernels.weights import position_weights
+from pad_kernels import checks
+from pad_kernels.backends import FASTEST_FIRST
+from pad_kernels.inputs import Pooled, Positions, Saved
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
 
 @pytest.fixture
 def compiled(native):
-    return backends.compiled("", torch.device("cpu"))
+    return FASTEST_FIRST[native]
+
+
+REFERENCE = FASTEST_FIRST["reference"]
 
 
 def both(compiled, *arguments, **options):
     """The weights in PyTorch and compiled, or the errors of both."""
 
-    def outcome(how):
+    def outcome(backend):
         try:
-            return position_weights("prior", *arguments, how, **options)
+            return backend.position_weights(Positions("prior", *arguments), **options)
         except ValueError as error:
             return str(error)
 
-    return outcome(None), outcome(compiled)
+    return outcome(REFERENCE), outcome(compiled)
 
 
 @settings(max_examples=150, deadline=None, derandomize=True,
@@ -82,12 +86,14 @@ def test_spans(compiled):
         bounds = [x.clone() for x in (start, end)]
         if change is not None:
             bounds[0 if change[0] is start else 1][1, 1] = change[1]
-        for how in (None, compiled):
+        for backend in (REFERENCE, compiled):
+            found = checks.spans(bounds, 2, start.device)
+            fit = backend.spans_fit(*found, 6)
             if change is None:
-                assert all(torch.equal(x, y) for x, y in zip(checks.spans(bounds, 2, 6, start.device, how), bounds))
+                assert all(torch.equal(x, y) for x, y in zip(checks.spans_inside(*found, 6, fit), bounds))
                 continue
             with pytest.raises(ValueError, match="spans: got a span that is not 0 <= start <= end <= 6"):
-                checks.spans(bounds, 2, 6, start.device, how)
+                checks.spans_inside(*found, 6, fit)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -100,27 +106,28 @@ def test_the_loss_of_a_batch(compiled, empty, reduction, dtype):
     distance, totals = torch.rand(3, dtype=dtype), torch.rand(3, 2, dtype=dtype) + 0.1
     for b in empty:
         unit[b], totals[b, b % 2], distance[b] = -1, 0, torch.nan
-    for name, arguments in (("token_loss", (similarity, unit, weights)), ("pooled_loss", (distance, totals))):
-        expected, share = getattr(reference, name)(*arguments, reduction)
-        found, own_share = getattr(compiled, name)(*arguments, reduction)
+    saved, pooled = Saved(similarity, unit, torch.zeros(3, 7, dtype=dtype)), Pooled(distance, distance[:, None], totals)
+    for name, arguments in (("token_loss", (saved, weights)), ("pooled_loss", (pooled,))):
+        expected, grad_scale = getattr(REFERENCE, name)(*arguments, reduction)
+        found, own_grad_scale = getattr(compiled, name)(*arguments, reduction)
         assert found.dtype == dtype and found.shape == expected.shape and found.isfinite().all()
         assert relative_error(found, expected) <= (1e-15 if dtype == torch.float64 else 1e-6)
-        assert float(own_share) == pytest.approx(float(share))
+        assert float(own_grad_scale) == pytest.approx(float(grad_scale))
 
 
 @pytest.mark.parametrize("name", ["token_loss", "pooled_loss"])
 def test_a_nan_reaches_the_loss(compiled, name):
     similarity = torch.full((2, 3), torch.nan)
-    arguments = (similarity, torch.zeros(2, 3, dtype=torch.int64), torch.ones(2, 3))
+    arguments = (Saved(similarity, torch.zeros(2, 3, dtype=torch.int64), similarity), torch.ones(2, 3))
     if name == "pooled_loss":
-        arguments = (similarity[:, 0].clone(), torch.ones(2, 2))
-    for module in (compiled, reference):
-        assert getattr(module, name)(*arguments, "mean")[0].isnan()
+        arguments = (Pooled(similarity[:, 0].clone(), similarity, torch.ones(2, 2)),)
+    for backend in (compiled, REFERENCE):
+        assert getattr(backend, name)(*arguments, "mean")[0].isnan()
 
 
 def test_no_utterance(compiled):
     nothing = torch.zeros(0, 4)
-    for module in (compiled, reference):
+    for backend in (compiled, REFERENCE):
         for reduction, shape in (("mean", ()), ("sum", ()), ("none", (0,))):
-            loss, _ = module.token_loss(nothing, nothing.long(), nothing, reduction)
+            loss, _ = backend.token_loss(Saved(nothing, nothing.long(), nothing), nothing, reduction)
             assert loss.shape == shape and not loss.any()

@@ -11,8 +11,8 @@ from inputs import KINDS, Inputs, make_inputs, relative_error
 from test_alignment import BAR, NANS, check_nan, check_units, random_grad, strided, truth
 from test_significance import make, row_normalizer
 
-from pad_kernels import reference
-from pad_kernels.backends import triton as backend
+from pad_kernels.backends.reference import BACKEND as reference
+from pad_kernels.backends.triton import kernels as backend
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SPANS = pytest.mark.parametrize("spans", [False, True], ids=["frames", "spans"])

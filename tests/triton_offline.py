@@ -65,8 +65,8 @@ def describe(kernel, arguments, constants, warps, stages):
 
 def launches(every):
     """Each different launch, and the entries of the configurations that were not reached."""
-    from pad_kernels.backends import triton as ops
     from pad_kernels.backends.triton import configurations
+    from pad_kernels.backends.triton import kernels as ops
 
     found, reached = {}, set()
 
@@ -88,7 +88,7 @@ def launches(every):
     for name, table in tables.items():
         setattr(configurations, name, Watched(name, table))
     for name, module in list(sys.modules.items()):
-        if name.startswith(ops.__name__ + ".") and hasattr(module, "launch"):
+        if name.startswith(ops.__package__ + ".") and hasattr(module, "launch"):
             module.launch = record
 
     def empty(*shape, dtype):

@@ -106,10 +106,10 @@ void find_lowest(const Utterance<T>& utterance, const Units<T>& units, int32_t* 
   const Buffer<int64_t> latest(utterance.frames), earlier(units.count);  // of the units with one first frame; -1: none
   for (int64_t i = 0; i < utterance.frames; ++i) latest[i] = -1;
   for (int64_t c = 0; c < units.count; ++c) {
-    int64_t& head = latest[utterance.first_frame(units.index[c])];
-    const int64_t last = utterance.last_frame(units.index[c]);
+    int64_t& head = latest[utterance.unit_start(units.index[c])];
+    const int64_t past = utterance.unit_end(units.index[c]);
     int64_t equal = head;
-    while (equal >= 0 && utterance.last_frame(units.index[equal]) != last) equal = earlier[equal];
+    while (equal >= 0 && utterance.unit_end(units.index[equal]) != past) equal = earlier[equal];
     lowest[c] = units.index[equal < 0 ? c : equal];
     if (equal >= 0) continue;
     earlier[c] = head;
@@ -199,15 +199,15 @@ void forward_part(const AlignmentForward& arguments, const PartIndex& index, Par
   const S inverse_temperature = soft ? static_cast<S>(1 / arguments.temperature) : S{0};
   const Buffer<int32_t> lowest(utterance.start ? units.count : 0);
   if (utterance.start) find_lowest(utterance, units, lowest.data());
-  const int32_t* index = utterance.start ? lowest.data() : units.index.data();
+  const int32_t* found = utterance.start ? lowest.data() : units.index.data();
   Scores<T> scores(utterance, tokens, units);
   Running<S> running(tokens.padded);
   for (int64_t first = begin; first < end; first += tile_units) {
     const ScoreTile<S> tile = scores.tile(first, minimum(tile_units, end - first));
     if (soft && first == begin)
       for (int64_t j = 0; j < tokens.padded; ++j) running.origin[j] = tile.scores[j] * units.inverse[begin];
-    if (soft) update_soft<T>(units, index, tile, inverse_temperature, running);
-    else update_hard<T>(units, index, tile, running);
+    if (soft) update_soft<T>(units, found, tile, inverse_temperature, running);
+    else update_hard<T>(units, found, tile, running);
   }
   for (int64_t j = 0; j < tokens.count; ++j)
     partial[tokens.index[j]] = {running.best[j], running.sum[j], running.weighted[j], running.origin[j],

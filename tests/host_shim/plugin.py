@@ -3,6 +3,7 @@
 `pytest -p host_shim.plugin` with PAD_KERNELS_HOST_SHIM set to the library that `host_shim.build` made.
 """
 
+import contextlib
 import importlib.util
 import os
 import sys
@@ -19,19 +20,22 @@ def _install(path):
 
     from pad_kernels.backends import native
 
-    def run(function, device, *arguments):
+    def execution_context(device):
         memory = []
 
         def allocate(size):  # exactly as large as asked for, and full of NaN
             memory.append(torch.full((size,), 255, dtype=torch.uint8))
             return memory[0].data_ptr()
 
-        return function(*arguments, (0, 0, allocate))
+        return contextlib.nullcontext((0, 0, allocate))
 
-    serves = native.serves
-    native._run = run
-    native._reason_against_gpu = lambda index: None
-    native.serves = lambda op, device, *rest: serves(op, torch.device("cuda"), *rest)
+    backend = native.NativeBackend
+    unsupported_reason = backend.unsupported_reason
+    native.execution_context = execution_context
+    native._gpu_unsupported_reason = lambda index: None
+    backend.unsupported_reason = lambda self, op, device, *rest: unsupported_reason(
+        self, op, torch.device("cuda"), *rest
+    )
 
 
 _install(os.environ["PAD_KERNELS_HOST_SHIM"])

@@ -1,39 +1,97 @@
-"""The Triton backend: GPUs, or CPU tensors under Triton's interpreter (TRITON_INTERPRET=1 before the import)."""
+"""The Triton backend: GPUs, or CPU tensors under Triton's interpreter (TRITON_INTERPRET=1 before the import).
 
+Neither this module nor a question that it can answer without triton imports triton.
+"""
+
+import functools
+import importlib
+import os
 import re
+from typing import Any
 
 import torch
-import triton
+from torch import Tensor
 
-from pad_kernels.backends.triton.alignment_backward import alignment_backward
-from pad_kernels.backends.triton.alignment_forward import alignment_forward
-from pad_kernels.backends.triton.common import INTERPRETED
-from pad_kernels.backends.triton.significance import significance
-
-__all__ = ["alignment_backward", "alignment_forward", "serves", "significance"]
+from pad_kernels.backends.native import NativeHelpers
+from pad_kernels.inputs import AlignmentInputs, Gradients, Needed, Saved, SpanInputs
 
 OLDEST = (3, 3)  # the compiler of 3.2 aborts the process on some of the kernels
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-VERSION = tuple(int(number) for number in re.findall(r"\d+", triton.__version__)[:2])
 
 
-def _reason_against_width(op, width):
+def _width_reason(op: str, width: int) -> str | None:
     if op == "significance":
         if not 16 <= width <= 256:
             return f"the triton backend takes heads of 16 to 256 columns, not {width}"
-    elif width % 8 or not 8 <= width <= 2048:
+    elif op.startswith("alignment") and (width % 8 or not 8 <= width <= 2048):
         return f"the triton backend takes widths that are multiples of 8 up to 2048, not {width}"
     return None
 
 
-def serves(op, device, dtype, width=None):
-    """None where the op runs here on this device and dtype (and D, or the head's width), else the reason why not."""
-    if op not in __all__ or op == "serves":
-        return f"the triton backend has no {op}"
-    if VERSION < OLDEST:
+@functools.cache
+def _missing_reason() -> str | None:
+    """Why triton itself cannot be used."""
+    try:
+        triton = importlib.import_module("triton")
+    except ImportError as failure:
+        return f"the triton backend could not be imported: {failure}"
+    version = tuple(int(number) for number in re.findall(r"\d+", triton.__version__)[:2])
+    if version < OLDEST:
         return f"the triton backend needs triton {OLDEST[0]}.{OLDEST[1]} or newer, not {triton.__version__}"
-    if device.type != "cuda" and not (INTERPRETED and device.type == "cpu"):
-        return f"the triton backend runs on cuda, not on {device.type}"
-    if dtype not in DTYPES:
-        return f"the triton backend takes float32, bfloat16 and float16, not {dtype}"
-    return None if width is None else _reason_against_width(op, width)
+    return None
+
+
+class TritonBackend(NativeHelpers):
+    """Kernels in Triton."""
+
+    name = "triton"
+    ops = ("alignment_forward", "alignment_backward", "significance")
+    default_devices = ("cuda",)  # on a CPU it is the interpreter, which nobody wants by default
+
+    @functools.cached_property
+    def kernels(self) -> Any:
+        """The functions that launch the kernels."""
+        return importlib.import_module("pad_kernels.backends.triton.kernels")
+
+    def unsupported_reason(
+        self, op: str, device: torch.device, dtype: torch.dtype, width: int | None = None
+    ) -> str | None:
+        """Why triton cannot do this here, or None."""
+        reason = super().unsupported_reason(op, device, dtype, width)
+        if reason is None and device.type != "cuda":
+            interpreted = device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
+            if not interpreted:
+                return f"the triton backend runs on cuda, not on {device.type}"
+        if reason is None:
+            reason = _missing_reason()
+        if reason is None and device.type == "cpu" and not self.kernels.INTERPRETED:
+            return "the triton backend runs on cuda: TRITON_INTERPRET was set after triton had been imported"
+        if reason is None and dtype not in DTYPES:
+            return f"the triton backend takes float32, bfloat16 and float16, not {dtype}"
+        return reason if reason or width is None else _width_reason(op, width)
+
+    def alignment_forward(self, inputs: AlignmentInputs) -> Saved:
+        """Similarity, best unit and log-normaliser of each token."""
+        return Saved(*self.kernels.alignment_forward(*inputs))
+
+    def alignment_backward(
+        self, grad_similarity: Tensor, inputs: AlignmentInputs, saved: Saved, needed: Needed
+    ) -> Gradients:
+        """Gradients of speech and text, each empty unless needed."""
+        grad_speech, grad_text = self.kernels.alignment_backward(grad_similarity, *inputs, *saved, *needed)
+        return grad_speech, grad_text
+
+    def significance(self, query: Tensor, key: Tensor, mask: Tensor | None, scale: float, lse: Tensor | None) -> Tensor:
+        """Column sums [B, T] of the attention over the real rows, mean over heads, scaled to sum to 1."""
+        found: Tensor = self.kernels.significance(query, key, mask, scale, lse)
+        return found
+
+    def select_spans(self, inputs: SpanInputs) -> tuple[Tensor, Tensor]:
+        """The spans of a loss, by the fastest backend that has this op."""
+        from pad_kernels.backends import select_backend
+
+        prior = inputs.frame_prior
+        return select_backend("select_spans", "auto", prior.device, prior.dtype).select_spans(inputs)
+
+
+BACKEND: TritonBackend = TritonBackend()

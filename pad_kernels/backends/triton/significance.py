@@ -67,9 +67,7 @@ def normalizer_kernel(
     for first in range(0, past, OTHER):
         column = first + tl.arange(0, OTHER)
         real = tl.load(mask + column, mask=column < length, other=0) != 0
-        score = scores(
-            own, query, row, query_row, present, key, column, key_row, real, width, OWN, OTHER, WIDTH, WHOLE
-        )
+        score = scores(own, query, row, query_row, present, key, column, key_row, real, width, OWN, OTHER, WIDTH, WHOLE)
         score = tl.where(real[None, :], score * scale, -float("inf"))
         higher = tl.maximum(highest, tl.max(score, 1))
         reference = tl.where(higher > -float("inf"), higher, 0.0)
@@ -104,9 +102,7 @@ def column_kernel(
         row = first + tl.arange(0, OTHER)
         present = tl.load(mask + row, mask=row < length, other=0) != 0
         normal = tl.load(normalizer + place + row, mask=present, other=float("inf"))
-        score = scores(
-            own, key, column, key_row, real, query, row, query_row, present, width, OWN, OTHER, WIDTH, WHOLE
-        )
+        score = scores(own, key, column, key_row, real, query, row, query_row, present, width, OWN, OTHER, WIDTH, WHOLE)
         # A row that does not count has an infinite normaliser.
         found += tl.sum(tl.exp2(score * scale - (normal * factor)[None, :]), 1)
     tl.store(sums + place + column, tl.where(real, found, 0.0), mask=column < length)
@@ -159,9 +155,7 @@ def significance(query, key, mask, scale, lse):
     else:
         normalizer, factor = lse.to(torch.float32).contiguous(), 1 / math.log(2)
     sums = torch.empty(batch, heads, length, dtype=torch.float32, device=query.device)
-    launch(
-        column_kernel, programs, query, key, mask, normalizer, sums, *strides, *sizes, scale, factor, **constants
-    )
+    launch(column_kernel, programs, query, key, mask, normalizer, sums, *strides, *sizes, scale, factor, **constants)
     blocks = configurations.NORMALIZE
     launch(
         normalize_kernel, batch, sums, out, length, heads,

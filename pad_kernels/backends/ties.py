@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from pad_kernels.checks import values_can_be_read
+from pad_kernels.inputs import AlignmentInputs
 
 
 def _multipliers(count: int, device: torch.device) -> Tensor:
@@ -47,10 +48,10 @@ def _contents(speech: Tensor, frame_prior: Tensor, start: Tensor, end: Tensor) -
     return torch.where(inside, frame, -1)
 
 
-def first_equal_unit(speech, frame_prior, start, end, units, unit_prior) -> Tensor:
+def first_equal_unit(inputs: AlignmentInputs, units: Tensor, unit_prior: Tensor) -> Tensor:
     """For each unit the lowest index of one with the same frames and priors, or the same value and prior, [B, U]."""
-    if start is not None:
-        first = first_equal(_contents(speech, frame_prior, start, end))
+    if inputs.start is not None and inputs.end is not None:
+        first = first_equal(_contents(inputs.speech, inputs.frame_prior, inputs.start, inputs.end))
         units = units[torch.arange(len(units), device=units.device)[:, None], first]
         unit_prior = unit_prior.gather(1, first)
     return first_equal(_bits(units, unit_prior))

@@ -1,15 +1,15 @@
 """Spans of several widths around the most significant frames: anchor-based adaptive span aggregation."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from pad_kernels import backends, checks
-from pad_kernels.weights import position_weights
-
-ANCHORS = ("topk", "peaks", "stride")
+from pad_kernels import backends, checks, torch_internals
+from pad_kernels.inputs import ANCHORS, Positions, SpanInputs, SpanSelection
+from pad_kernels.ops import registration
+from pad_kernels.ops.weights import position_weights
 
 
 class Spans(NamedTuple):
@@ -19,31 +19,33 @@ class Spans(NamedTuple):
     end: Tensor
 
 
-torch.library.define(
-    "pad_kernels::select_spans",
-    "(Tensor frame_prior, Tensor frame_mask, Tensor num_tokens, Tensor num_anchors, SymInt max_anchors, "
-    "float[] scales, Tensor? xi, str anchors, str backend) -> (Tensor, Tensor)",
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
+def _run(inputs: SpanInputs, backend: str) -> tuple[Tensor, Tensor]:
+    prior = inputs.frame_prior
+    return backends.select_backend("select_spans", backend, prior.device, prior.dtype).select_spans(inputs)
 
 
-def _select_spans(frame_prior, *rest):
-    *rest, backend = rest
-    return backends.serve("select_spans", backend, frame_prior.device, frame_prior.dtype)(frame_prior, *rest)
+def _select_spans(*arguments: Any) -> tuple[Tensor, Tensor]:
+    *values, backend = arguments
+    inputs = SpanInputs(*values)
+    checks.select_spans_op(inputs)
+    return _run(inputs, backend)
 
 
-torch.library.impl("pad_kernels::select_spans", "CompositeExplicitAutograd", _select_spans)
-
-
-@torch.library.register_fake("pad_kernels::select_spans")
-def _select_spans_fake(
-    frame_prior, frame_mask, num_tokens, num_anchors, max_anchors, scales, xi, anchors, backend
-):
-    start = frame_prior.new_empty((frame_prior.shape[0], max_anchors * len(scales)), dtype=torch.int32)
+def _select_spans_fake(*arguments: Any) -> tuple[Tensor, Tensor]:
+    inputs = SpanInputs(*arguments[:-1])
+    shape = (inputs.frame_prior.shape[0], inputs.max_anchors * len(inputs.scales))
+    start = inputs.frame_prior.new_empty(shape, dtype=torch.int32)
     return start, torch.empty_like(start)
 
 
-checks.refuse_vmap("pad_kernels::select_spans")
+registration.define(
+    "select_spans",
+    "(Tensor frame_prior, Tensor frame_mask, Tensor num_tokens, Tensor num_anchors, SymInt max_anchors, "
+    "float[] scales, Tensor? xi, str anchors, str backend) -> (Tensor, Tensor)",
+    _select_spans,
+    _select_spans_fake,
+)
+registration.refuse_vmap("select_spans")
 
 
 def select_spans(
@@ -101,36 +103,10 @@ def select_spans(
     if speech_prior is None:
         anchors, frame_prior = "stride", frame_mask.to(torch.float32)
     else:
-        frame_prior = position_weights("speech_prior", speech_prior, frame_mask, speech_prior)
-    return around_anchors(
-        frame_prior, frame_mask, num_tokens, num_anchors, checks.scales(scales), anchors, xi, max_anchors, backend
-    )
-
-
-def around_anchors(
-    frame_prior: Tensor,
-    frame_mask: Tensor,
-    num_tokens: Tensor | int,
-    num_anchors: Tensor | int | None,
-    scales: list[float],
-    anchors: str,
-    xi: Tensor | float | None,
-    max_anchors: int | None,
-    backend: str | None,
-) -> Spans:
-    """`select_spans` once priors, mask and options are checked: `frame_prior` [B, M] in its accumulator dtype."""
-    batch, device = frame_prior.shape[0], frame_prior.device
-    wanted = num_tokens if num_anchors is None else num_anchors
-    name = "num_tokens" if num_anchors is None else "num_anchors"
-    checks.anchors_wanted(name, wanted)
-    num_tokens = checks.per_utterance("num_tokens", num_tokens, batch, device, torch.int64)
-    num_anchors = num_tokens if num_anchors is None else checks.per_utterance(name, wanted, batch, device, torch.int64)
-    if max_anchors is None:
-        max_anchors = wanted if isinstance(wanted, int) else int(wanted.max()) if wanted.numel() else 0
-    checks.anchors_wanted("max_anchors", max_anchors)
-    if xi is not None:
-        xi = checks.per_utterance("xi", xi, batch, device, torch.float64)
-    run = _select_spans if checks.are_plain(frame_prior) else torch.ops.pad_kernels.select_spans
-    return Spans(
-        *run(frame_prior, frame_mask, num_tokens, num_anchors, max_anchors, scales, xi, anchors, backend or "")
-    )
+        checks.prior("speech_prior", speech_prior, shape, device)
+        frame_prior = position_weights(Positions("speech_prior", speech_prior, frame_mask, speech_prior))
+    selection = SpanSelection(num_anchors, checks.scales(scales), anchors)
+    inputs = checks.span_inputs(frame_prior, frame_mask, num_tokens, selection, xi=xi, max_anchors=max_anchors)
+    if torch_internals.can_bypass_dispatcher(frame_prior):
+        return Spans(*_run(inputs, backend or ""))
+    return Spans(*torch.ops.pad_kernels.select_spans(*inputs, backend or ""))

@@ -7,29 +7,32 @@ import torch
 from torch import Tensor
 
 from pad_kernels import backends, checks
-from pad_kernels.dtypes import FLOATING, accumulator
-from pad_kernels.weights import over_sum
+from pad_kernels.inputs import FLOATING, opmath_dtype
+from pad_kernels.ops import registration
+from pad_kernels.ops.weights import normalize
 
-torch.library.define(
-    "pad_kernels::significance",
+
+def _significance(
+    query: Tensor, key: Tensor, mask: Tensor | None, scale: float, lse: Tensor | None, backend: str
+) -> Tensor:
+    checks.significance_op(query, key, mask, lse)
+    chosen = backends.select_backend("significance", backend, query.device, query.dtype, query.shape[3])
+    return chosen.significance(query, key, mask, scale, lse)
+
+
+def _significance_fake(
+    query: Tensor, key: Tensor, mask: Tensor | None, scale: float, lse: Tensor | None, backend: str
+) -> Tensor:
+    return query.new_empty((query.shape[0], query.shape[2]), dtype=opmath_dtype(query.dtype))
+
+
+registration.define(
+    "significance",
     "(Tensor query, Tensor key, Tensor? mask, float scale, Tensor? lse, str backend) -> Tensor",
-    tags=(torch.Tag.pt2_compliant_tag,),
+    _significance,
+    _significance_fake,
 )
-
-
-@torch.library.impl("pad_kernels::significance", "CompositeExplicitAutograd")
-def _significance(query, key, mask, scale, lse, backend):
-    function = backends.serve("significance", backend, query.device, query.dtype, query.shape[3])
-    return function(query, key, mask, scale, lse)
-
-
-@torch.library.register_fake("pad_kernels::significance")
-def _significance_fake(query, key, mask, scale, lse, backend):
-    shape = (query.shape[0], query.shape[2])
-    return query.new_empty(shape, dtype=accumulator(query.dtype))
-
-
-checks.refuse_vmap("pad_kernels::significance")
+registration.refuse_vmap("significance")
 
 
 def significance(
@@ -65,21 +68,15 @@ def significance(
     Source: attention-based significance prior, section 3 of arXiv 2303.03600.
     """
     backends.check_name(backend)
-    for name, value in (("query", query), ("key", key)):
-        if not isinstance(value, Tensor) or value.dim() != 4 or value.dtype not in FLOATING:
-            wanted = "a floating-point tensor of shape [B, H, T, d]"
-            raise ValueError(f"{name}: got {checks.describe(value)}, expected {wanted}")
-    checks.tensor("key", key, (query.dtype,), query.shape, query.device, f"like query a {query.dtype} tensor")
-    batch, heads, length, width = query.shape
-    if heads == 0 or width == 0:
-        raise ValueError(f"query: got {checks.describe(query)}, expected at least one head and width 1")
+    checks.significance_op(query, key, None, lse)
+    batch, _, length, width = query.shape
     mask = checks.mask("mask", mask, (batch, length), query.device)
-    if lse is not None:
-        shape, dtypes = (batch, heads, length), (torch.float32, torch.float64)
-        checks.tensor("lse", lse, dtypes, shape, query.device, "a float32 or float64 tensor")
-        lse = lse.detach()
+    lse = None if lse is None else lse.detach()
     scale = 1 / math.sqrt(width) if scale is None else checks.number("scale", scale)
-    return torch.ops.pad_kernels.significance.default(query.detach(), key.detach(), mask, scale, lse, backend or "")
+    found: Tensor = torch.ops.pad_kernels.significance.default(
+        query.detach(), key.detach(), mask, scale, lse, backend or ""
+    )
+    return found
 
 
 def significance_from_attentions(attentions: Tensor | Sequence[Tensor], mask: Tensor | None = None) -> Tensor:
@@ -116,11 +113,11 @@ def significance_from_attentions(attentions: Tensor | Sequence[Tensor], mask: Te
                 f"attentions: got {checks.describe(layer)} after {checks.describe(layers[0])}, "
                 "expected one batch size and length for all layers"
             )
-        layer = layer.detach().to(accumulator(layer.dtype))
+        layer = layer.detach().to(opmath_dtype(layer.dtype))
         real = checks.mask("mask", mask, (layer.shape[0], layer.shape[-1]), layer.device)
         if real is not None:
             both = real[:, :, None] & real[:, None, :]
             layer = torch.where(both if layer.dim() == 3 else both[:, None], layer, 0)
         column_sums = layer.sum(-2) if layer.dim() == 3 else layer.mean(1).sum(-2)
-        priors.append(over_sum(column_sums))
+        priors.append(normalize(column_sums))
     return torch.stack(priors).mean(0)

@@ -1,0 +1,171 @@
+"""What a backend is: a name, the ops that it has, where it runs, and the losses that it makes of them."""
+
+from typing import NoReturn
+
+import torch
+from torch import Tensor
+
+from pad_kernels import checks
+from pad_kernels.inputs import (
+    AlignmentInputs,
+    Gradients,
+    LossInputs,
+    LossRequest,
+    LossSaved,
+    LossWeights,
+    Needed,
+    Pooled,
+    PoolingInputs,
+    Positions,
+    Saved,
+    SpanInputs,
+)
+from pad_kernels.ops.weights import MASKED_IN_SPANS, position_weights
+
+OPS = (
+    "alignment_forward",
+    "alignment_backward",
+    "significance",
+    "select_spans",
+    "pooled_distance_forward",
+    "pooled_distance_backward",
+)
+
+
+class Backend:
+    """One way to compute the ops, and with them the losses.
+
+    A backend sets `name` and `ops`, and defines the methods of those names. It may also have its own way of any other
+    method here: the steps around the ops, which are plain PyTorch, or a whole loss, which is made of the steps.
+    """
+
+    name: str
+    ops: tuple[str, ...] = OPS
+    # The types of device on which "auto" considers this backend; None: all.
+    default_devices: tuple[str, ...] | None = None
+
+    def unsupported_reason(
+        self, op: str, device: torch.device, dtype: torch.dtype, width: int | None = None
+    ) -> str | None:
+        """None where `op` runs here on this device, dtype and width (D, or that of a head), else why it does not."""
+        return None if op in self.ops else f"the {self.name} backend has no {op}"
+
+    # The ops.
+
+    def alignment_forward(self, inputs: AlignmentInputs) -> Saved:
+        """Similarity, best unit and log-normaliser of each token."""
+        self._missing("alignment_forward")
+
+    def alignment_backward(
+        self, grad_similarity: Tensor, inputs: AlignmentInputs, saved: Saved, needed: Needed
+    ) -> Gradients:
+        """Gradients of speech and text."""
+        self._missing("alignment_backward")
+
+    def significance(self, query: Tensor, key: Tensor, mask: Tensor | None, scale: float, lse: Tensor | None) -> Tensor:
+        """Column sums [B, T] of the attention over the real rows, mean over heads, scaled to sum to 1."""
+        self._missing("significance")
+
+    def select_spans(self, inputs: SpanInputs) -> tuple[Tensor, Tensor]:
+        """Start and end [B, max_anchors * len(scales)] int32 of the spans around each anchor frame."""
+        self._missing("select_spans")
+
+    def pooled_distance_forward(self, inputs: PoolingInputs) -> Pooled:
+        """Distance of the pooled rows, their difference, and the sums of the weights."""
+        self._missing("pooled_distance_forward")
+
+    def pooled_distance_backward(self, grad: Tensor, inputs: PoolingInputs, saved: Pooled, needed: Needed) -> Gradients:
+        """Gradients of speech and text; `saved.distance` is not read."""
+        self._missing("pooled_distance_backward")
+
+    def _missing(self, op: str) -> NoReturn:
+        raise NotImplementedError(f"the {self.name} backend has no {op}")
+
+    # The steps around them.
+
+    def position_weights(self, positions: Positions, *, normalized: bool = False, masked: float = 0.0) -> Tensor:
+        """`ops.weights.position_weights`."""
+        return position_weights(positions, normalized=normalized, masked=masked)
+
+    def spans_fit(self, start: Tensor, end: Tensor, frames: int) -> bool:
+        """Whether all spans lie within the frames, where the values can be read without a wait; else True."""
+        return checks.spans_fit(start, end, frames)
+
+    def loss_weights(self, request: LossRequest) -> LossWeights:
+        """The weights of frames and tokens, and the spans: of masks and priors, or those given."""
+        frame_prior = self.position_weights(request.speech, masked=MASKED_IN_SPANS if request.in_spans else 0.0)
+        token_prior = self.position_weights(request.text, normalized=True)
+        if request.spans is not None:
+            return LossWeights(frame_prior, token_prior, *request.spans)
+        if request.selection is None:
+            return LossWeights(frame_prior, token_prior, None, None)
+        return LossWeights(frame_prior, token_prior, *self.select_spans(_span_inputs(request, frame_prior)))
+
+    def token_loss(self, saved: Saved, token_prior: Tensor, reduction: str) -> tuple[Tensor, Tensor | float]:
+        """sum_j q_j (1 - similarity_j), reduced over the utterances in which a token has a unit; and `grad_scale`."""
+        distance = (token_prior * (1 - saved.similarity)).sum(1)
+        return _reduce(distance, (saved.unit >= 0).any(1), reduction)
+
+    def pooled_loss(self, pooled: Pooled, reduction: str) -> tuple[Tensor, Tensor | float]:
+        """The distances, reduced over the utterances with weights on both sides; and `grad_scale`."""
+        return _reduce(pooled.distance, (pooled.totals > 0).all(1), reduction)
+
+    # The losses.
+
+    def local_loss_forward(self, inputs: LossInputs) -> tuple[Tensor, LossSaved]:
+        """The loss of the token and span levels."""
+        token_mask = inputs.token_prior > 0
+        saved = self.alignment_forward(_alignment_inputs(inputs, token_mask))
+        loss, grad_scale = self.token_loss(saved, inputs.token_prior, inputs.reduction)
+        return loss, LossSaved((token_mask, *saved), grad_scale)
+
+    def local_loss_backward(self, grad: Tensor, inputs: LossInputs, saved: LossSaved, needed: Needed) -> Gradients:
+        """Gradients of speech and text; `grad` is that of the reduced loss."""
+        token_mask, *tensors = saved.tensors
+        grad = grad * -saved.grad_scale
+        grad_similarity = inputs.token_prior * (grad[:, None] if grad.dim() else grad)
+        return self.alignment_backward(grad_similarity, _alignment_inputs(inputs, token_mask), Saved(*tensors), needed)
+
+    def global_loss_forward(self, inputs: LossInputs) -> tuple[Tensor, LossSaved]:
+        """The loss of the global level."""
+        pooled = self.pooled_distance_forward(inputs.pooling())
+        loss, grad_scale = self.pooled_loss(pooled, inputs.reduction)
+        return loss, LossSaved((pooled.difference, pooled.totals), grad_scale)
+
+    def global_loss_backward(self, grad: Tensor, inputs: LossInputs, saved: LossSaved, needed: Needed) -> Gradients:
+        """Gradients of speech and text; `grad` is that of the reduced loss."""
+        grad = (grad * saved.grad_scale).expand(inputs.speech.shape[0])
+        return self.pooled_distance_backward(grad, inputs.pooling(), Pooled(grad, *saved.tensors), needed)
+
+
+def _span_inputs(request: LossRequest, frame_prior: Tensor) -> SpanInputs:
+    frame_mask, text_mask, selection = request.speech.mask, request.text.mask, request.selection
+    assert selection is not None
+    if frame_mask is None:
+        frame_mask = torch.ones(frame_prior.shape, dtype=torch.bool, device=frame_prior.device)
+    if request.speech.prior is None:  # there is nothing to choose anchors by
+        selection = selection._replace(anchors="stride")
+    tokens = request.text.values.shape[1]
+    return checks.span_inputs(
+        frame_prior,
+        frame_mask,
+        tokens if text_mask is None else text_mask.sum(1),
+        selection,
+        max_anchors=tokens if selection.num_anchors is None else None,
+    )
+
+
+def _alignment_inputs(inputs: LossInputs, token_mask: Tensor) -> AlignmentInputs:
+    speech, text, frame_prior, _, start, end, temperature, _ = inputs
+    return AlignmentInputs(speech, text, frame_prior, token_mask, start, end, temperature)
+
+
+def _reduce(distance: Tensor, valid: Tensor, reduction: str) -> tuple[Tensor, Tensor | float]:
+    """The loss of distances [B] of the utterances that count, and the gradient of each such distance."""
+    distance = torch.where(valid, distance, 0)
+    if reduction == "none":
+        return distance, 1.0
+    grad_scale: Tensor | float = 1.0
+    if reduction == "mean":
+        grad_scale = valid.sum().clamp(min=1).to(distance.dtype).reciprocal()
+    return distance.sum() * grad_scale, grad_scale

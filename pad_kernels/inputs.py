@@ -1,0 +1,145 @@
+"""What passes between the losses, the ops and the backends, by name.
+
+B utterances of M frames, N tokens and U units, of width D.
+
+"Opmath" is the dtype of sums, norms and softmax: float64 for float64 embeddings, else float32.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+INTEGER = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+LEVELS = ("global", "token", "span")
+# In the order of the enumerations in csrc/spans.h and csrc/loss.h.
+ANCHORS = ("topk", "peaks", "stride")
+REDUCTIONS = ("none", "sum", "mean")
+
+
+def opmath_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of sums, norms and softmax: float64 for float64, else float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+class AlignmentInputs(NamedTuple):
+    """The alignment's inputs, masks and priors folded into weights."""
+
+    speech: Tensor  # [B, M, D]
+    text: Tensor  # [B, N, D]
+    frame_prior: Tensor  # [B, M]; 0: takes no part; below 0: masked, so not counted in a span's mean prior either
+    token_mask: Tensor  # [B, N] bool
+    start: Tensor | None  # [B, U] int32; None: the units are the frames
+    end: Tensor | None
+    temperature: float  # 0: hard
+
+
+class Saved(NamedTuple):
+    """What the alignment gives for each token, and all that its backward needs besides the inputs: [B, N] each."""
+
+    similarity: Tensor  # opmath
+    unit: Tensor  # int64, -1 where there is none
+    log_normalizer: Tensor  # opmath
+
+
+class PoolingInputs(NamedTuple):
+    """The inputs of the pooled distance; a row of weight 0 takes no part."""
+
+    speech: Tensor  # [B, M, D]
+    text: Tensor  # [B, N, D]
+    frame_weights: Tensor  # [B, M], at least 0
+    token_weights: Tensor  # [B, N], at least 0
+
+
+class Pooled(NamedTuple):
+    """What the pooled distance gives, opmath; its backward needs the last two."""
+
+    distance: Tensor  # [B]
+    difference: Tensor  # [B, D], of the pooled rows
+    totals: Tensor  # [B, 2], sums of the weights
+
+
+class SpanInputs(NamedTuple):
+    """What the spans are chosen from."""
+
+    frame_prior: Tensor  # [B, M], at least 0
+    frame_mask: Tensor  # [B, M] bool
+    num_tokens: Tensor  # [B] int64
+    num_anchors: Tensor  # [B] int64
+    max_anchors: int  # the anchors that the result has room for
+    scales: list[float]
+    xi: Tensor | None  # [B] float64, frames per token; None: real frames over real tokens
+    anchors: str  # one of ANCHORS
+
+
+class Needed(NamedTuple):
+    """Which gradients are asked for; the other is given as an empty tensor."""
+
+    speech: bool
+    text: bool
+
+
+Gradients = tuple[Tensor, Tensor]
+
+
+class Positions(NamedTuple):
+    """What is known of one side's positions, [B, L] each."""
+
+    name: str  # of the prior, in error messages
+    values: Tensor  # [B, L, ...]: the weights have its shape and device, and the opmath dtype for its dtype
+    mask: Tensor | None  # bool; None: all positions are real
+    prior: Tensor | None  # None: uniform over the real positions
+
+
+class SpanSelection(NamedTuple):
+    """How spans are to be chosen; as the arguments of `select_spans`."""
+
+    num_anchors: Tensor | int | None
+    scales: list[float]
+    anchors: str
+
+
+class LossRequest(NamedTuple):
+    """Masks, priors and spans of a loss, checked but not yet made into weights."""
+
+    speech: Positions
+    text: Positions
+    in_spans: bool  # the units are spans: masked frames are told apart from those of prior 0
+    spans: tuple[Tensor, Tensor] | None  # [B, U] int32
+    selection: SpanSelection | None  # of spans that are not given
+
+
+class LossWeights(NamedTuple):
+    """What becomes of a `LossRequest`."""
+
+    frame_prior: Tensor  # [B, M] opmath, as in AlignmentInputs
+    token_prior: Tensor  # [B, N] opmath, sums to 1 over a row with a real token, else 0
+    start: Tensor | None
+    end: Tensor | None
+
+
+class LossInputs(NamedTuple):
+    """The inputs of a loss; the global loss knows no spans and no temperature."""
+
+    speech: Tensor
+    text: Tensor
+    frame_prior: Tensor
+    token_prior: Tensor
+    start: Tensor | None
+    end: Tensor | None
+    temperature: float
+    reduction: str  # one of REDUCTIONS
+
+    def pooling(self) -> PoolingInputs:
+        """The inputs of the global level's op."""
+        return PoolingInputs(self.speech, self.text, self.frame_prior, self.token_prior)
+
+
+class LossSaved(NamedTuple):
+    """What a loss keeps for its backward: the same whichever backend computed it, so that another can go on."""
+
+    # Local: token_mask [B, N] and the fields of Saved. Global: difference [B, D] and totals [B, 2].
+    tensors: tuple[Tensor, ...]
+    # The gradient of the (reduced) loss for the distance of an utterance that counts.
+    grad_scale: Tensor | float

@@ -1,0 +1,195 @@
+"""Alignment of text tokens with speech units by prior-weighted cosine similarity."""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pad_kernels import backends, checks
+from pad_kernels.backends import reference
+from pad_kernels.backends.base import Backend
+from pad_kernels.inputs import AlignmentInputs, Gradients, Needed, Positions, Saved, opmath_dtype
+from pad_kernels.ops import registration
+from pad_kernels.ops.weights import MASKED_IN_SPANS, position_weights
+
+
+class Alignment(NamedTuple):
+    """What each token aligns with; all [B, N].
+
+    similarity: float32 (float64 for float64 inputs), differentiable.
+    unit: int64 index of the best unit, -1 where the token or its whole utterance takes no part.
+    log_normalizer: logarithm of the softmax's denominator; 0 for the hard alignment.
+    """
+
+    similarity: Tensor
+    unit: Tensor
+    log_normalizer: Tensor
+
+
+_INPUTS = "Tensor speech, Tensor text, Tensor frame_prior, Tensor token_mask, Tensor? start, Tensor? end"
+_FORWARD = f"({_INPUTS}, float temperature, str backend) -> (Tensor, Tensor, Tensor)"
+_BACKWARD = (
+    f"(Tensor grad_similarity, {_INPUTS}, float temperature, Tensor similarity, Tensor unit, "
+    "Tensor log_normalizer, bool need_speech, bool need_text, str backend) -> (Tensor, Tensor)"
+)
+
+
+def _select(op: str, name: str, inputs: AlignmentInputs) -> Backend:
+    speech = inputs.speech
+    return backends.select_backend(op, name, speech.device, speech.dtype, speech.shape[2])
+
+
+def _forward(*arguments: Any) -> Saved:
+    *values, backend = arguments
+    inputs = AlignmentInputs(*values)
+    checks.alignment_op(inputs)
+    return _select("alignment_forward", backend, inputs).alignment_forward(inputs)
+
+
+def _forward_fake(*arguments: Any) -> Saved:
+    text: Tensor = arguments[1]
+    similarity = text.new_empty(text.shape[:2], dtype=opmath_dtype(text.dtype))
+    return Saved(similarity, torch.empty_like(similarity, dtype=torch.int64), torch.empty_like(similarity))
+
+
+def _backward_arguments(arguments: tuple[Any, ...]) -> tuple[Tensor, AlignmentInputs, Saved, Needed, str]:
+    grad_similarity, *inputs, similarity, unit, log_normalizer, need_speech, need_text, backend = arguments
+    saved = Saved(similarity, unit, log_normalizer)
+    return grad_similarity, AlignmentInputs(*inputs), saved, Needed(need_speech, need_text), backend
+
+
+def _backward(*arguments: Any) -> Gradients:
+    grad_similarity, inputs, saved, needed, backend = _backward_arguments(arguments)
+    checks.alignment_backward_op(grad_similarity, inputs, saved)
+    chosen = _select("alignment_backward", backend, inputs)
+    return chosen.alignment_backward(grad_similarity, inputs, saved, needed)
+
+
+def _backward_fake(*arguments: Any) -> Gradients:
+    _, inputs, _, needed, _ = _backward_arguments(arguments)
+    speech, text = inputs.speech, inputs.text
+    return (
+        speech.new_empty(speech.shape if needed.speech else 0),
+        text.new_empty(text.shape if needed.text else 0),
+    )
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Saved) -> None:
+    *tensors, ctx.temperature, ctx.backend = inputs
+    ctx.save_for_backward(*tensors, *output)
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
+
+
+def _gradients(ctx: Any, grad_similarity: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+    needed = ctx.needs_input_grad[:2]
+    if grad_similarity is None or not any(needed):
+        return (None,) * 8
+    *inputs, similarity, unit, log_normalizer = ctx.saved_tensors
+    grads = torch.ops.pad_kernels.alignment_backward.default(
+        grad_similarity, *inputs, ctx.temperature, similarity, unit, log_normalizer, *needed, ctx.backend
+    )
+    return *(grad if wanted else None for grad, wanted in zip(grads, needed)), *(None,) * 6
+
+
+registration.define("alignment_forward", _FORWARD, _forward, _forward_fake)
+registration.define("alignment_backward", _BACKWARD, _backward, _backward_fake)
+torch.library.register_autograd("pad_kernels::alignment_forward", _gradients, setup_context=_save)
+registration.refuse_vmap("alignment_forward")
+registration.differentiate_once("alignment_backward", "the alignment")
+
+
+def _checked(
+    speech: Tensor,
+    text: Tensor,
+    spans: tuple[Tensor, Tensor] | None,
+    speech_mask: Tensor | None,
+    text_mask: Tensor | None,
+    speech_prior: Tensor | None,
+    temperature: float,
+) -> AlignmentInputs:
+    """The arguments of `align`, folded."""
+    speech, text = checks.embeddings(speech, text)
+    batch, frames, _ = speech.shape
+    speech_mask = checks.mask("speech_mask", speech_mask, speech.shape[:2], speech.device)
+    token_mask = checks.mask("text_mask", text_mask, text.shape[:2], text.device)
+    if token_mask is None:
+        token_mask = torch.ones(text.shape[:2], dtype=torch.bool, device=text.device)
+    start = end = None
+    if spans is not None:
+        start, end = checks.spans(spans, batch, speech.device)
+        start, end = checks.spans_inside(start, end, frames, checks.spans_fit(start, end, frames))
+    masked = 0.0 if start is None else MASKED_IN_SPANS
+    checks.prior("speech_prior", speech_prior, speech.shape[:2], speech.device)
+    frame_prior = position_weights(Positions("speech_prior", speech, speech_mask, speech_prior), masked=masked)
+    return AlignmentInputs(speech, text, frame_prior, token_mask, start, end, checks.temperature(temperature))
+
+
+def align(
+    speech: Tensor,
+    text: Tensor,
+    spans: tuple[Tensor, Tensor] | None = None,
+    speech_mask: Tensor | None = None,
+    text_mask: Tensor | None = None,
+    speech_prior: Tensor | None = None,
+    temperature: float = 0.1,
+    backend: str | None = None,
+) -> Alignment:
+    """Align each text token with the speech frames, or with spans of them.
+
+        phi(u, t) = u.t / (max(|u|, 1e-8) max(|t|, 1e-8))
+        A[j, k] = softmax over k of (phi(u_k, t_j) / temperature + log prior_k)
+        similarity_j = sum_k A[j, k] phi(u_k, t_j)
+        temperature 0: max_k phi(u_k, t_j)
+
+    Of equal units, frames of the same values or spans with the same bounds, the one with the lower index is taken.
+    A unit is a frame, or the mean of a span's frames weighted by the speech prior; the prior of a span is the
+    mean of its real frames' priors. Frames and units of prior 0 take no part.
+
+    Args:
+        speech: [B, M, D] float32, float64, bfloat16 or float16.
+        text: [B, N, D], same dtype.
+        spans: (start, end) [B, U] int32 or int64, half-open, start == end: no unit. None: frames.
+        speech_mask, text_mask: [B, M] and [B, N], bool or integers 0/1. None: all real.
+        speech_prior: [B, M] floating point, at least 0, any scale whose sum float32 holds. None: uniform
+            over the real frames.
+        temperature: 0 is the hard alignment; else at least 1e-38.
+        backend: "auto", "native", "reference" or "triton". None: PAD_KERNELS_BACKEND, else "auto".
+
+    Returns:
+        Alignment of similarity, unit and log_normalizer, [B, N] each. Gradients flow from the similarity to
+        speech and text.
+
+    Raises:
+        ValueError: an argument of wrong shape, dtype, device or value, or a backend that cannot serve.
+
+    Source: section 3 of arXiv 2303.03600 (local alignment); the soft form is this package's.
+    """
+    backends.check_name(backend)
+    inputs = _checked(speech, text, spans, speech_mask, text_mask, speech_prior, temperature)
+    return Alignment(*torch.ops.pad_kernels.alignment_forward.default(*inputs, backend or ""))
+
+
+def alignment_matrix(
+    speech: Tensor,
+    text: Tensor,
+    spans: tuple[Tensor, Tensor] | None = None,
+    speech_mask: Tensor | None = None,
+    text_mask: Tensor | None = None,
+    speech_prior: Tensor | None = None,
+    temperature: float = 0.1,
+    backend: str | None = None,
+) -> Tensor:
+    """The matrix A [B, N, M or U] that `align` never forms, to look at: each token's weight on every unit.
+
+    Arguments and errors as for `align`. Rows of real tokens sum to 1 (hard: one at the unit that `align` finds), rows
+    of masked tokens are 0. float32, float64 for float64 inputs. The soft alignment is computed in plain PyTorch,
+    whatever the backend.
+    """
+    backends.check_name(backend)
+    inputs = _checked(speech, text, spans, speech_mask, text_mask, speech_prior, temperature)
+    if temperature > 0:
+        return reference.alignment_matrix(inputs)
+    similarity, unit, _ = torch.ops.pad_kernels.alignment_forward.default(*inputs, backend or "")
+    units = speech.shape[1] if inputs.start is None else inputs.start.shape[1]
+    return reference.one_at(unit, units, similarity.dtype)

@@ -1,0 +1,68 @@
+"""The private parts of torch that the package uses, all of them; tests/test_torch_internals.py tests each.
+
+A functorch transform is torch.vmap, torch.func.grad, jvp and their like. For a batch of upstream gradients
+(is_grads_batched, jacobian(vectorize=True)) autograd has an older vmap, which calls a registered op for each of them.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
+def in_functorch() -> bool:
+    """Whether a functorch transform is at work, outside torch.compile."""
+    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+
+
+def is_batched(value: object) -> bool:
+    """Whether vmap maps over this tensor."""
+    return isinstance(value, Tensor) and torch._C._functorch.is_batchedtensor(value)
+
+
+def is_batch_of_gradients(value: Tensor) -> bool:
+    """Whether autograd runs a backward once for all of these upstream gradients, by an older vmap of its own."""
+    return not torch.compiler.is_compiling() and torch._C._functorch.is_legacy_batchedtensor(value)
+
+
+def is_differentiated_by_functorch(value: Tensor) -> bool:
+    """Whether torch.func.grad, or its like, differentiates with respect to this tensor."""
+    return torch._C._functorch.is_gradtrackingtensor(value)
+
+
+def in_forward_mode() -> bool:
+    """Whether forward mode (jvp) is at work, outside torch.compile."""
+    return not torch.compiler.is_compiling() and forward_ad._current_level >= 0
+
+
+def has_tangent(value: Tensor) -> bool:
+    """Whether forward mode (jvp) differentiates with respect to this tensor."""
+    if forward_ad._current_level < 0:
+        return False
+    return forward_ad.unpack_dual(value).tangent is not None  # type: ignore[no-untyped-call]
+
+
+def can_bypass_dispatcher(*values: Tensor | None) -> bool:
+    """Whether the memory of tensors may be used directly: nobody traces, transforms or watches operators."""
+    if (
+        torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._get_tracing_state() is not None
+    ):
+        return False
+    for value in values:
+        if value is not None and (type(value) not in _PLAIN or value.is_meta):
+            return False
+    return True
+
+
+def without_functorch(function: Any, *arguments: Any) -> Any:
+    """The function's value for arguments that no functorch transform is about, with the transforms set aside."""
+    from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+
+    with temporarily_clear_interpreter_stack():
+        return function(*arguments)
