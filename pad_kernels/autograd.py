@@ -68,6 +68,8 @@ class LossOptions(NamedTuple):
     temperature: float
     reduction: str
     backend: Backend
+    differentiable: bool
+    scratch: Tensor | None
 
 
 def _save(ctx: Any, inputs: LossInputs, saved: LossSaved, backend: Backend) -> None:
@@ -75,7 +77,8 @@ def _save(ctx: Any, inputs: LossInputs, saved: LossSaved, backend: Backend) -> N
     ctx.backend, ctx.temperature, ctx.reduction = backend, inputs.temperature, inputs.reduction
     scale = saved.grad_scale
     ctx.grad_scale = None if isinstance(scale, Tensor) else scale
-    ctx.save_for_backward(*inputs[:6], scale if isinstance(scale, Tensor) else None, *saved.tensors)
+    ctx.own = len(saved.own)
+    ctx.save_for_backward(*inputs[:6], scale if isinstance(scale, Tensor) else None, *saved.own, *saved.tensors)
 
 
 def _restore(ctx: Any, grad: Tensor) -> tuple[Backend, LossInputs, LossSaved, Needed]:
@@ -89,7 +92,8 @@ def _restore(ctx: Any, grad: Tensor) -> tuple[Backend, LossInputs, LossSaved, Ne
         or not torch_internals.can_bypass_dispatcher(grad)
     ):
         backend = RegisteredOps(backend.name)
-    saved = LossSaved(tuple(tensors), ctx.grad_scale if scale is None else scale)
+    grad_scale = ctx.grad_scale if scale is None else scale
+    saved = LossSaved(tuple(tensors[ctx.own :]), grad_scale, tuple(tensors[: ctx.own]))
     return backend, inputs, saved, Needed(*ctx.needs_input_grad[:2])
 
 
@@ -112,8 +116,8 @@ class LocalLoss(torch.autograd.Function):
         options: LossOptions,
     ) -> Tensor:
         """The loss; tensors as in LossInputs."""
-        temperature, reduction, backend = options
-        inputs = LossInputs(speech, text, frame_prior, token_prior, start, end, temperature, reduction)
+        temperature, reduction, backend, *rest = options
+        inputs = LossInputs(speech, text, frame_prior, token_prior, start, end, temperature, reduction, *rest)
         loss, saved = backend.local_loss_forward(inputs)
         _save(ctx, inputs, saved, backend)
         return loss
@@ -134,8 +138,8 @@ class GlobalLoss(torch.autograd.Function):
         ctx: Any, speech: Tensor, text: Tensor, frame_prior: Tensor, token_prior: Tensor, options: LossOptions
     ) -> Tensor:
         """The loss; tensors as in LossInputs."""
-        temperature, reduction, backend = options
-        inputs = LossInputs(speech, text, frame_prior, token_prior, None, None, temperature, reduction)
+        temperature, reduction, backend, *rest = options
+        inputs = LossInputs(speech, text, frame_prior, token_prior, None, None, temperature, reduction, *rest)
         loss, saved = backend.global_loss_forward(inputs)
         _save(ctx, inputs, saved, backend)
         return loss

@@ -117,6 +117,7 @@ class LossWeights(NamedTuple):
     token_prior: Tensor  # [B, N] opmath, sums to 1 over a row with a real token, else 0
     start: Tensor | None
     end: Tensor | None
+    scratch: Tensor | None = None  # for the backend that made it: see LossInputs
 
 
 class LossInputs(NamedTuple):
@@ -130,6 +131,8 @@ class LossInputs(NamedTuple):
     end: Tensor | None
     temperature: float
     reduction: str  # one of REDUCTIONS
+    differentiable: bool = True  # a gradient may be asked for
+    scratch: Tensor | None = None  # what a backend's `loss_weights` laid by for its loss
 
     def pooling(self) -> PoolingInputs:
         """The inputs of the global level's op."""
@@ -139,7 +142,9 @@ class LossInputs(NamedTuple):
 class LossSaved(NamedTuple):
     """What a loss keeps for its backward: the same whichever backend computed it, so that another can go on."""
 
-    # Local: token_mask [B, N] and the fields of Saved. Global: difference [B, D] and totals [B, 2].
-    tensors: tuple[Tensor, ...]
+    # Local: token_mask [B, N], or None, and the fields of Saved. Global: difference [B, D] and totals [B, 2].
+    tensors: tuple[Tensor | None, ...]
     # The gradient of the (reduced) loss for the distance of an utterance that counts.
     grad_scale: Tensor | float
+    # What the backend that computed it can go on with faster.
+    own: tuple[Tensor | None, ...] = ()

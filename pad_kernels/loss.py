@@ -87,11 +87,12 @@ def pad_loss(
         spans,
         selection if in_spans and spans is None else None,
     )
-    weights: tuple[Tensor | None, ...] = run.loss_weights(request)
+    *weights, scratch = run.loss_weights(request)
     apply: Callable[..., Tensor] = LocalLoss.apply
     if level == "global":
         apply, weights = GlobalLoss.apply, weights[:2]
-    options = LossOptions(float(temperature), reduction, run)
+    differentiable = torch.is_grad_enabled() and (speech.requires_grad or text.requires_grad)
+    options = LossOptions(float(temperature), reduction, run, differentiable, scratch)
     if in_functorch:  # and no transform is about the inputs
         loss: Tensor = torch_internals.without_functorch(apply, speech, text, *weights, options)
         return loss

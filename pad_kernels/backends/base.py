@@ -121,10 +121,14 @@ class Backend:
 
     def local_loss_backward(self, grad: Tensor, inputs: LossInputs, saved: LossSaved, needed: Needed) -> Gradients:
         """Gradients of speech and text; `grad` is that of the reduced loss."""
-        token_mask, *tensors = saved.tensors
+        token_mask, similarity, unit, log_normalizer = saved.tensors
+        assert similarity is not None and unit is not None and log_normalizer is not None
+        if token_mask is None:
+            token_mask = inputs.token_prior > 0
         grad = grad * -saved.grad_scale
         grad_similarity = inputs.token_prior * (grad[:, None] if grad.dim() else grad)
-        return self.alignment_backward(grad_similarity, _alignment_inputs(inputs, token_mask), Saved(*tensors), needed)
+        aligned = Saved(similarity, unit, log_normalizer)
+        return self.alignment_backward(grad_similarity, _alignment_inputs(inputs, token_mask), aligned, needed)
 
     def global_loss_forward(self, inputs: LossInputs) -> tuple[Tensor, LossSaved]:
         """The loss of the global level."""
@@ -134,8 +138,10 @@ class Backend:
 
     def global_loss_backward(self, grad: Tensor, inputs: LossInputs, saved: LossSaved, needed: Needed) -> Gradients:
         """Gradients of speech and text; `grad` is that of the reduced loss."""
+        difference, totals = saved.tensors
+        assert difference is not None and totals is not None
         grad = (grad * saved.grad_scale).expand(inputs.speech.shape[0])
-        return self.pooled_distance_backward(grad, inputs.pooling(), Pooled(grad, *saved.tensors), needed)
+        return self.pooled_distance_backward(grad, inputs.pooling(), Pooled(grad, difference, totals), needed)
 
 
 def _span_inputs(request: LossRequest, frame_prior: Tensor) -> SpanInputs:
@@ -156,8 +162,9 @@ def _span_inputs(request: LossRequest, frame_prior: Tensor) -> SpanInputs:
 
 
 def _alignment_inputs(inputs: LossInputs, token_mask: Tensor) -> AlignmentInputs:
-    speech, text, frame_prior, _, start, end, temperature, _ = inputs
-    return AlignmentInputs(speech, text, frame_prior, token_mask, start, end, temperature)
+    return AlignmentInputs(
+        inputs.speech, inputs.text, inputs.frame_prior, token_mask, inputs.start, inputs.end, inputs.temperature
+    )
 
 
 def _reduce(distance: Tensor, valid: Tensor, reduction: str) -> tuple[Tensor, Tensor | float]:

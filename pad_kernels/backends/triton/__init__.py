@@ -13,7 +13,19 @@ import torch
 from torch import Tensor
 
 from pad_kernels.backends.native import NativeHelpers
-from pad_kernels.inputs import AlignmentInputs, Gradients, Needed, Saved, SpanInputs
+from pad_kernels.inputs import (
+    AlignmentInputs,
+    Gradients,
+    LossInputs,
+    LossRequest,
+    LossSaved,
+    LossWeights,
+    Needed,
+    Pooled,
+    PoolingInputs,
+    Saved,
+    SpanInputs,
+)
 
 OLDEST = (3, 3)  # the compiler of 3.2 aborts the process on some of the kernels
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -45,7 +57,6 @@ class TritonBackend(NativeHelpers):
     """Kernels in Triton."""
 
     name = "triton"
-    ops = ("alignment_forward", "alignment_backward", "significance")
     default_devices = ("cuda",)  # on a CPU it is the interpreter, which nobody wants by default
 
     @functools.cached_property
@@ -72,14 +83,15 @@ class TritonBackend(NativeHelpers):
 
     def alignment_forward(self, inputs: AlignmentInputs) -> Saved:
         """Similarity, best unit and log-normaliser of each token."""
-        return Saved(*self.kernels.alignment_forward(*inputs))
+        saved: Saved = self.kernels.alignment_forward(inputs)
+        return saved
 
     def alignment_backward(
         self, grad_similarity: Tensor, inputs: AlignmentInputs, saved: Saved, needed: Needed
     ) -> Gradients:
         """Gradients of speech and text, each empty unless needed."""
-        grad_speech, grad_text = self.kernels.alignment_backward(grad_similarity, *inputs, *saved, *needed)
-        return grad_speech, grad_text
+        grads: Gradients = self.kernels.alignment_backward(grad_similarity, inputs, saved, needed)
+        return grads
 
     def significance(self, query: Tensor, key: Tensor, mask: Tensor | None, scale: float, lse: Tensor | None) -> Tensor:
         """Column sums [B, T] of the attention over the real rows, mean over heads, scaled to sum to 1."""
@@ -87,11 +99,43 @@ class TritonBackend(NativeHelpers):
         return found
 
     def select_spans(self, inputs: SpanInputs) -> tuple[Tensor, Tensor]:
-        """The spans of a loss, by the fastest backend that has this op."""
-        from pad_kernels.backends import select_backend
+        """Start and end [B, max_anchors * len(scales)] int32 of the spans around each anchor frame."""
+        bounds: tuple[Tensor, Tensor] = self.kernels.select_spans(inputs)
+        return bounds
 
-        prior = inputs.frame_prior
-        return select_backend("select_spans", "auto", prior.device, prior.dtype).select_spans(inputs)
+    def pooled_distance_forward(self, inputs: PoolingInputs) -> Pooled:
+        """Distance of the pooled rows, their difference, and the sums of the weights."""
+        pooled: Pooled = self.kernels.pooled_distance_forward(inputs)
+        return pooled
+
+    def pooled_distance_backward(self, grad: Tensor, inputs: PoolingInputs, saved: Pooled, needed: Needed) -> Gradients:
+        """Gradients of speech and text."""
+        grads: Gradients = self.kernels.pooled_distance_backward(grad, inputs, saved, needed)
+        return grads
+
+    def loss_weights(self, request: LossRequest) -> LossWeights:
+        """Weights of both sides and the spans, in one launch."""
+        return self.kernels.loss_weights(request) or super().loss_weights(request)
+
+    def local_loss_forward(self, inputs: LossInputs) -> tuple[Tensor, LossSaved]:
+        """The loss of the token and span levels."""
+        return self.kernels.local_loss_forward(inputs) or super().local_loss_forward(inputs)
+
+    def local_loss_backward(self, grad: Tensor, inputs: LossInputs, saved: LossSaved, needed: Needed) -> Gradients:
+        """Gradients of speech and text."""
+        if not saved.own:
+            return super().local_loss_backward(grad, inputs, saved, needed)
+        grads: Gradients = self.kernels.local_loss_backward(grad, inputs, saved, needed)
+        return grads
+
+    def global_loss_forward(self, inputs: LossInputs) -> tuple[Tensor, LossSaved]:
+        """The loss of the global level."""
+        return self.kernels.global_loss_forward(inputs) or super().global_loss_forward(inputs)
+
+    def global_loss_backward(self, grad: Tensor, inputs: LossInputs, saved: LossSaved, needed: Needed) -> Gradients:
+        """Gradients of speech and text."""
+        grads: Gradients = self.kernels.global_loss_backward(grad, inputs, saved, needed)
+        return grads
 
 
 BACKEND: TritonBackend = TritonBackend()

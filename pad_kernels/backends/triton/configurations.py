@@ -8,14 +8,10 @@ from typing import NamedTuple
 
 import torch
 
-# Two programs for each multiprocessor of a large GPU: work is split until about that many run.
-PROGRAMS = 264
-MAX_TEXT_PARTS = 8
-
 
 class Blocks(NamedTuple):
-    """Sizes of a program's tile: `width` is a step through D, `group` the columns it accumulates (where a
-    kernel has no such thing, what the comment at its table says)."""
+    """Sizes of a program's tile: `width` is a step through D, or the columns that a program owns; `group` is said
+    at each table that has one."""
 
     tokens: int
     units: int
@@ -26,37 +22,56 @@ class Blocks(NamedTuple):
 
 
 # By the bytes of an element and the largest number of tokens.
-FORWARD = {
-    2: {32: Blocks(32, 64, 64, 4, 3), 64: Blocks(64, 64, 64, 4, 3)},
-    4: {32: Blocks(32, 32, 16, 4, 2), 64: Blocks(64, 64, 16, 4, 2)},
+SCORE = {
+    2: {16: Blocks(16, 64, 64, 4, 3), 32: Blocks(32, 64, 64, 4, 3), 64: Blocks(64, 64, 64, 4, 3)},
+    4: {16: Blocks(16, 64, 16, 4, 3), 32: Blocks(32, 64, 16, 4, 3), 64: Blocks(64, 64, 16, 4, 3)},
 }
+# Where units are spans there are fewer of them, and a second product for what rounding them left over.
+SCORE_SPANS = {
+    2: {16: Blocks(16, 64, 64, 4, 3), 32: Blocks(32, 64, 64, 4, 3)},
+    4: {16: Blocks(16, 64, 16, 4, 3), 32: Blocks(32, 64, 16, 4, 3)},
+}
+# `group`: steps of columns that a program takes.
 UNIT_GRADIENT = {
-    2: {32: Blocks(32, 64, 32, 8, 3), 64: Blocks(64, 64, 32, 8, 3)},
-    4: {32: Blocks(32, 64, 16, 8, 2), 64: Blocks(64, 64, 16, 8, 2)},
+    2: {16: Blocks(16, 32, 128, 4, 1, 3), 32: Blocks(32, 32, 128, 4, 1, 3), 64: Blocks(64, 32, 128, 4, 1, 3)},
+    4: {16: Blocks(16, 64, 32, 4, 1, 4), 32: Blocks(32, 64, 32, 4, 1, 4)},
 }
 TEXT_GRADIENT = {
-    2: {32: Blocks(32, 32, 32, 8, 2, 256), 64: Blocks(64, 32, 64, 8, 2, 128)},
-    4: {32: Blocks(32, 16, 16, 8, 2, 256)},
+    2: {16: Blocks(16, 64, 64, 2, 3), 32: Blocks(32, 64, 64, 4, 3), 64: Blocks(64, 128, 64, 4, 3)},
+    4: {16: Blocks(16, 32, 64, 4, 3), 32: Blocks(32, 32, 64, 4, 3)},
 }
-# Kernels without a matrix product, or with a small one: one choice each.
-MERGE = Blocks(32, 16, 0, 4, 1)
-POOL = Blocks(0, 16, 128, 4, 2)
-HARD = Blocks(1, 0, 1024, 4, 2)
-GATHER = Blocks(0, 16, 64, 4, 1, 32)
-SUM = Blocks(0, 0, 1024, 4, 1)
-NORMALIZE = Blocks(0, 0, 1024, 4, 1)
+# By the bytes of an element. `group`: frames.
+POOL = {2: Blocks(0, 16, 256, 4, 3, 32), 4: Blocks(0, 16, 128, 4, 3, 32)}
+# `tokens`: frames, `group`: steps of columns.
+SPREAD = {2: Blocks(32, 16, 128, 4, 1, 3), 4: Blocks(32, 16, 64, 4, 1, 4)}
+SCAN = 256
+# Kernels without a matrix product: one choice each. `group`: utterances.
+SOFT_WEIGHTS = Blocks(64, 32, 0, 4, 1)
+MERGE = Blocks(64, 16, 0, 4, 1, 128)
+HARD = Blocks(64, 0, 1024, 4, 1)
+PREPARE = Blocks(0, 0, 1024, 8, 1)
+POOL_ROWS = Blocks(0, 64, 64, 4, 3)
+POOL_DISTANCE = Blocks(0, 0, 1024, 4, 1, 128)
+POOL_GRADIENT = Blocks(0, 16, 512, 4, 1)
+# `units`: heads.
+NORMALIZE = Blocks(0, 16, 256, 8, 1)
 # By the bytes of an element and the largest head width that a tile holds whole; None: in steps of `width`.
 # A program owns `units` queries or keys, and the others pass in tiles of `group`.
 SIGNIFICANCE = {
     2: {
         16: Blocks(0, 128, 16, 4, 3, 64),
         32: Blocks(0, 128, 32, 8, 3, 64),
-        64: Blocks(0, 128, 64, 8, 3, 64),
+        64: Blocks(0, 128, 64, 4, 3, 64),
         128: Blocks(0, 128, 128, 8, 2, 64),
         None: Blocks(0, 128, 64, 8, 2, 64),
     },
-    4: {None: Blocks(0, 64, 16, 8, 2, 64)},
+    4: {64: Blocks(0, 64, 64, 4, 1, 64), None: Blocks(0, 64, 32, 4, 2, 64)},
 }
+
+
+def by_itemsize(table: dict, dtype: torch.dtype) -> Blocks:
+    """The choice for elements of a dtype's size."""
+    return table[dtype.itemsize]
 
 
 def by_tokens(table: dict, dtype: torch.dtype, tokens: int) -> Blocks:
@@ -71,12 +86,15 @@ def significance_blocks(dtype: torch.dtype, width: int) -> Blocks:
     return choices[min((size for size in choices if size and size >= width), default=None)]
 
 
-def text_parts(batch: int, tokens: int, width: int, units: int, blocks: Blocks) -> int:
-    """In how many parts the units are split for the gradient of the text."""
-    programs = batch * ceil_div(tokens, blocks.tokens) * ceil_div(width, blocks.group)
-    tiles = ceil_div(units, blocks.units)
-    return max(1, min(ceil_div(PROGRAMS, programs), tiles, MAX_TEXT_PARTS))
+def cosine_dtype(dtype: torch.dtype, temperature: float) -> torch.dtype:
+    """How the cosines are kept for the backward pass: float16 where its rounding over the temperature is far
+    below that of a gradient in half precision."""
+    return torch.float16 if dtype.itemsize == 2 and temperature >= 0.05 else torch.float32
 
 
 def ceil_div(number: int, by: int) -> int:
     return -(-number // by)
+
+
+def round_up(number: int, to: int) -> int:
+    return ceil_div(number, to) * to

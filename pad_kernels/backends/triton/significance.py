@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from pad_kernels.backends.triton import configurations
-from pad_kernels.backends.triton.common import launch, load_rows, product, rows
+from pad_kernels.backends.triton.common import PRECISION, launch, load_rows, product, rows
 from pad_kernels.backends.triton.configurations import ceil_div
 
 
@@ -27,19 +27,19 @@ def past_last_real(mask, length, COUNT: tl.constexpr):
 @triton.jit
 def scores(
     own, own_base, own_row, own_stride, own_present, other_base, other_row, other_stride, other_present, width,
-    OWN: tl.constexpr, OTHER: tl.constexpr, WIDTH: tl.constexpr, WHOLE: tl.constexpr,
+    OWN: tl.constexpr, OTHER: tl.constexpr, WIDTH: tl.constexpr, WHOLE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """own other^T; `own` is held by the caller where WIDTH columns are the WHOLE of them."""
     found = tl.zeros([OWN, OTHER], tl.float32)
     if WHOLE:
         part = load_rows(other_base, other_row, other_stride, other_present, tl.arange(0, WIDTH), width)
-        found = product(own, tl.trans(part), found)
+        found = product(own, tl.trans(part), found, PRECISION)
     else:
         for step in range(0, width, WIDTH):
             column = step + tl.arange(0, WIDTH)
             own_part = load_rows(own_base, own_row, own_stride, own_present, column, width)
             part = load_rows(other_base, other_row, other_stride, other_present, column, width)
-            found = product(own_part, tl.trans(part), found)
+            found = product(own_part, tl.trans(part), found, PRECISION)
     return found
 
 
@@ -48,6 +48,7 @@ def normalizer_kernel(
     query, key, mask, normalizer,
     query_batch, query_head, query_row, key_batch, key_head, key_row, length, width, heads, tiles, scale,
     OWN: tl.constexpr, OTHER: tl.constexpr, WIDTH: tl.constexpr, WHOLE: tl.constexpr, COUNT: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """log2 of the sum of 2^(scale q k) over the real keys, for a tile of queries."""
     program = tl.program_id(0)
@@ -67,7 +68,10 @@ def normalizer_kernel(
     for first in range(0, past, OTHER):
         column = first + tl.arange(0, OTHER)
         real = tl.load(mask + column, mask=column < length, other=0) != 0
-        score = scores(own, query, row, query_row, present, key, column, key_row, real, width, OWN, OTHER, WIDTH, WHOLE)
+        score = scores(
+            own, query, row, query_row, present, key, column, key_row, real, width, OWN, OTHER, WIDTH, WHOLE,
+            PRECISION,
+        )
         score = tl.where(real[None, :], score * scale, -float("inf"))
         higher = tl.maximum(highest, tl.max(score, 1))
         reference = tl.where(higher > -float("inf"), higher, 0.0)
@@ -82,6 +86,7 @@ def column_kernel(
     query, key, mask, normalizer, sums,
     query_batch, query_head, query_row, key_batch, key_head, key_row, length, width, heads, tiles, scale, factor,
     OWN: tl.constexpr, OTHER: tl.constexpr, WIDTH: tl.constexpr, WHOLE: tl.constexpr, COUNT: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Sum over the real queries of 2^(scale q k - factor normalizer), for a tile of keys."""
     program = tl.program_id(0)
@@ -102,30 +107,40 @@ def column_kernel(
         row = first + tl.arange(0, OTHER)
         present = tl.load(mask + row, mask=row < length, other=0) != 0
         normal = tl.load(normalizer + place + row, mask=present, other=float("inf"))
-        score = scores(own, key, column, key_row, real, query, row, query_row, present, width, OWN, OTHER, WIDTH, WHOLE)
+        score = scores(
+            own, key, column, key_row, real, query, row, query_row, present, width, OWN, OTHER, WIDTH, WHOLE,
+            PRECISION,
+        )
         # A row that does not count has an infinite normaliser.
         found += tl.sum(tl.exp2(score * scale - (normal * factor)[None, :]), 1)
     tl.store(sums + place + column, tl.where(real, found, 0.0), mask=column < length)
 
 
+@triton.jit
+def over_heads(sums, place, length, heads, HEADS: tl.constexpr, COUNT: tl.constexpr):
+    """The sum over the heads at some places."""
+    found = tl.zeros([COUNT], tl.float32)
+    for first in range(0, heads, HEADS):
+        head = first + tl.arange(0, HEADS)
+        there = (head < heads)[:, None] & (place < length)[None, :]
+        found += tl.sum(tl.load(sums + head[:, None] * length + place[None, :], mask=there, other=0.0), 0)
+    return found
+
+
 @triton.jit(do_not_specialize=["length"])
-def normalize_kernel(sums, out, length, heads, COUNT: tl.constexpr):
+def normalize_kernel(sums, out, length, heads, HEADS: tl.constexpr, COUNT: tl.constexpr):
     """Sum over heads, scaled to sum to 1 over an utterance."""
     utterance = tl.program_id(0).to(tl.int64)
     sums += utterance * heads * length
     out += utterance * length
     total = tl.zeros([COUNT], tl.float32)
     for first in range(0, length, COUNT):
-        place = first + tl.arange(0, COUNT)
-        for head in range(0, heads):
-            total += tl.load(sums + head * length + place, mask=place < length, other=0.0)
+        total += over_heads(sums, first + tl.arange(0, COUNT), length, heads, HEADS, COUNT)
     whole = tl.sum(total, 0)
     whole = tl.where(whole > 0, whole, 1.0)
     for first in range(0, length, COUNT):
         place = first + tl.arange(0, COUNT)
-        found = tl.zeros([COUNT], tl.float32)
-        for head in range(0, heads):
-            found += tl.load(sums + head * length + place, mask=place < length, other=0.0)
+        found = over_heads(sums, place, length, heads, HEADS, COUNT)
         tl.store(out + place, found / whole, mask=place < length)
 
 
@@ -145,7 +160,7 @@ def significance(query, key, mask, scale, lse):
     sizes = (length, width, heads, tiles)
     constants = dict(
         OWN=blocks.units, OTHER=blocks.group, WIDTH=blocks.width, WHOLE=blocks.width >= width,
-        COUNT=configurations.NORMALIZE.width, warps=blocks.warps, stages=blocks.stages,
+        COUNT=configurations.NORMALIZE.width, PRECISION=PRECISION, warps=blocks.warps, stages=blocks.stages,
     )  # fmt: skip
     programs = batch * heads * tiles
     scale, factor = scale / math.log(2), 1.0
@@ -155,10 +170,12 @@ def significance(query, key, mask, scale, lse):
     else:
         normalizer, factor = lse.to(torch.float32).contiguous(), 1 / math.log(2)
     sums = torch.empty(batch, heads, length, dtype=torch.float32, device=query.device)
-    launch(column_kernel, programs, query, key, mask, normalizer, sums, *strides, *sizes, scale, factor, **constants)
+    launch(
+        column_kernel, programs, query, key, mask, normalizer, sums, *strides, *sizes, scale, factor, **constants
+    )
     blocks = configurations.NORMALIZE
     launch(
         normalize_kernel, batch, sums, out, length, heads,
-        COUNT=blocks.width, warps=blocks.warps, stages=blocks.stages,
+        HEADS=blocks.units, COUNT=blocks.width, warps=blocks.warps, stages=blocks.stages,
     )  # fmt: skip
     return out

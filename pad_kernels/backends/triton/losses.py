@@ -1,0 +1,66 @@
+"""The losses in few launches: one prepares weights and spans, one to three align or pool, and the last reduces.
+
+Forward: prepare, (pool the spans,) score, merge and reduce; global: prepare, difference, distance and reduce.
+Backward: soft weights, text and units, or a fill and the hard gradients, (spread to the frames); global: one.
+"""
+
+import torch
+from torch import Tensor
+
+from pad_kernels.backends.triton import pooling
+from pad_kernels.backends.triton.common import rows
+from pad_kernels.backends.triton.gradients import TokenGradient, gradients
+from pad_kernels.backends.triton.scores import Scored, is_empty, merge, score
+from pad_kernels.inputs import Gradients, LossInputs, LossSaved, Needed, Saved
+
+
+def finished(inputs: LossInputs) -> Tensor:
+    """A zero that the reduction counts up: made with the weights, or now."""
+    if inputs.scratch is not None:
+        return inputs.scratch
+    return torch.zeros(1, dtype=torch.int32, device=inputs.speech.device)
+
+
+def local_loss_forward(inputs: LossInputs) -> tuple[Tensor, LossSaved] | None:
+    """The loss of the token and span levels; None where there is no unit or no token."""
+    if is_empty(inputs.speech, inputs.text, inputs.start):
+        return None
+    spans = (x if x is None else x.contiguous() for x in (inputs.start, inputs.end))
+    token_prior = inputs.token_prior.contiguous()
+    scored = score(
+        rows(inputs.speech), rows(inputs.text), inputs.frame_prior.contiguous(), token_prior, *spans,
+        inputs.temperature, keep=inputs.differentiable and inputs.temperature > 0,
+    )  # fmt: skip
+    *aligned, loss, share = merge(scored, token_prior, inputs.reduction, finished(inputs))
+    # Frames are kept as the speech itself.
+    own = (None if inputs.start is None else scored.units, *scored[1:-1])
+    return loss, LossSaved((None, *aligned), 1.0 if share is None else share, own)
+
+
+def local_loss_backward(grad: Tensor, inputs: LossInputs, saved: LossSaved, needed: Needed) -> Gradients:
+    """Gradients of speech and text."""
+    units, *others = saved.own
+    scored = Scored(rows(inputs.speech) if units is None else units, *others, None)
+    share = saved.grad_scale if isinstance(saved.grad_scale, Tensor) else None
+    token_prior = inputs.token_prior.contiguous()
+    of_tokens = TokenGradient(None, grad, grad.stride(0) if grad.dim() else 0, share, token_prior)
+    spans = None if inputs.start is None else (inputs.start.contiguous(), inputs.end.contiguous())
+    frame_prior = inputs.frame_prior.contiguous()
+    return gradients(
+        of_tokens, scored, rows(inputs.text), Saved(*saved.tensors[1:]), spans, frame_prior, inputs.temperature, needed
+    )
+
+
+def global_loss_forward(inputs: LossInputs) -> tuple[Tensor, LossSaved] | None:
+    """The loss of the global level; None where there is no utterance."""
+    if inputs.speech.shape[0] == 0:
+        return None
+    found, totals = pooling.difference(inputs.pooling())
+    loss, share = pooling.distance(found, totals, inputs.reduction, finished(inputs))
+    return loss, LossSaved((found, totals), 1.0 if share is None else share)
+
+
+def global_loss_backward(grad: Tensor, inputs: LossInputs, saved: LossSaved, needed: Needed) -> Gradients:
+    """Gradients of speech and text."""
+    share = saved.grad_scale if isinstance(saved.grad_scale, Tensor) else None
+    return pooling.gradients(grad, share, inputs.pooling(), *saved.tensors, needed)

@@ -1,0 +1,103 @@
+"""Spans pooled into units once, by the whole chip: a banded product of weights and frames.
+
+A tile of units reads the frames from its first to its last, so that neighbouring spans share what they read.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from pad_kernels.backends.triton import configurations
+from pad_kernels.backends.triton.common import PRECISION, launch, load_rows, load_span, narrowed, product
+from pad_kernels.backends.triton.configurations import ceil_div
+
+
+@triton.jit
+def span_weights(frame_prior, frame, frames, first, past):
+    """Of units and frames the priors inside the spans and whether each counts as real there; the frames' priors."""
+    prior = tl.load(frame_prior + frame, mask=frame < frames, other=-1.0)
+    inside = (frame[None, :] >= first[:, None]) & (frame[None, :] < past[:, None])
+    weight = tl.where(inside & (prior > 0)[None, :], prior[None, :], 0.0)
+    return weight, tl.where(inside & (prior >= 0)[None, :], 1.0, 0.0), prior
+
+
+@triton.jit(do_not_specialize=["frames", "units", "unit_tiles"])
+def pool_kernel(
+    speech, frame_prior, start, end, pooled, remainder, unit_prior, unit_weight,
+    speech_batch, speech_row, frames, units, width, unit_tiles, steps,
+    UNITS: tl.constexpr, FRAMES: tl.constexpr, WIDTH: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """A tile of units at a group of columns: sum p s / sum p, the mean prior, and 1 / sum p."""
+    program = tl.program_id(0)
+    step = program % steps
+    unit_tile = program // steps % unit_tiles
+    utterance = (program // steps // unit_tiles).to(tl.int64)
+    speech += utterance * speech_batch
+    frame_prior += utterance * frames
+    unit = unit_tile * UNITS + tl.arange(0, UNITS)
+    in_tile = unit < units
+    column = step * WIDTH + tl.arange(0, WIDTH)
+    first, past = load_span(start + utterance * units, end + utterance * units, unit, in_tile, frames)
+    low = tl.min(tl.where(past > first, first, frames), 0)
+    high = tl.max(past, 0)
+
+    # Weights are divided by their sum at the end; in float16, whose range a prior may leave, before.
+    kind: tl.constexpr = speech.dtype.element_ty
+    total = tl.zeros([UNITS], tl.float32)
+    real = tl.zeros([UNITS], tl.float32)
+    divisor = tl.full([UNITS], 1.0, tl.float32)
+    if kind == tl.float16:
+        for begin in range(low, high, FRAMES):
+            frame = begin + tl.arange(0, FRAMES)
+            weight = span_weights(frame_prior, frame, high, first, past)[0]
+            total += tl.sum(weight, 1)
+        divisor = tl.where(total > 0, total, 1.0)
+        total = tl.zeros([UNITS], tl.float32)
+    found = tl.zeros([UNITS, WIDTH], tl.float32)
+    for begin in range(low, high, FRAMES):
+        frame = begin + tl.arange(0, FRAMES)
+        weight, counted, prior = span_weights(frame_prior, frame, high, first, past)
+        total += tl.sum(weight, 1)
+        real += tl.sum(counted, 1)
+        values = load_rows(speech, frame, speech_row, prior > 0, column, width)
+        if kind == tl.float32:
+            found = product(weight, values, found, PRECISION)
+        else:
+            weight = weight / divisor[:, None]
+            high_part = narrowed(weight, kind)
+            low_part = narrowed(weight - high_part.to(tl.float32), kind)
+            found = product(low_part, values, product(high_part, values, found, PRECISION), PRECISION)
+    inverse = 1 / tl.where(total > 0, total, 1.0)
+    found *= (divisor * inverse)[:, None]
+
+    row = utterance * units + unit
+    pooled += utterance * units * width
+    place = unit[:, None] * width + column[None, :]
+    inside = in_tile[:, None] & (column < width)[None, :]
+    rounded = narrowed(found, pooled.dtype.element_ty)
+    tl.store(pooled + place, rounded, mask=inside)
+    if remainder is not None:
+        below = narrowed(found - rounded.to(tl.float32), remainder.dtype.element_ty)
+        tl.store(remainder + utterance * units * width + place, below, mask=inside)
+    if step == 0:
+        tl.store(unit_prior + row, total / tl.maximum(real, 1.0), mask=in_tile)
+        tl.store(unit_weight + row, inverse, mask=in_tile)
+
+
+def pool_units(speech, frame_prior, start, end):
+    """Pooled units [B, U, D], what rounding them left over (half precision) or None, priors and weights [B, U]."""
+    batch, frames, width = speech.shape
+    units = start.shape[1]
+    pooled = torch.empty(batch, units, width, dtype=speech.dtype, device=speech.device)
+    remainder = None if speech.dtype == torch.float32 else torch.empty_like(pooled)
+    unit_prior, unit_weight = torch.empty(2, batch, units, dtype=torch.float32, device=speech.device)
+    blocks = configurations.by_itemsize(configurations.POOL, speech.dtype)
+    unit_tiles, steps = ceil_div(units, blocks.units), ceil_div(width, blocks.width)
+    launch(
+        pool_kernel, batch * unit_tiles * steps,
+        speech, frame_prior, start, end, pooled, remainder, unit_prior, unit_weight,
+        *speech.stride()[:2], frames, units, width, unit_tiles, steps,
+        UNITS=blocks.units, FRAMES=blocks.group, WIDTH=blocks.width, PRECISION=PRECISION,
+        warps=blocks.warps, stages=blocks.stages,
+    )  # fmt: skip
+    return pooled, remainder, unit_prior, unit_weight

@@ -1,0 +1,287 @@
+"""What the losses need of masks and priors, in one launch: the weight of every position, and the spans.
+
+A program has an utterance. Anchors are found without a sort: `topk` by halving on the bits of the prior that the
+K-th highest has, `peaks` one by one; both are then counted through in order of time.
+"""
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from pad_kernels.backends.triton import configurations
+from pad_kernels.backends.triton.common import NO_UNIT, launch
+from pad_kernels.inputs import LossRequest, LossWeights, SpanInputs
+from pad_kernels.ops.weights import MASKED_IN_SPANS
+
+
+@triton.jit
+def frame_weight(mask, prior, utterance, frame, frames):
+    """Weight (0 where masked) of frames, and whether each is real; 1 at real ones without a prior."""
+    inside = frame < frames
+    real = inside
+    if mask is not None:
+        real = tl.load(mask + utterance * frames + frame, mask=inside, other=0) != 0
+    if prior is None:
+        return tl.where(real, 1.0, 0.0), real
+    else:
+        weight = tl.load(prior + utterance * frames + frame, mask=real, other=0.0).to(tl.float32)
+        return tl.where(weight > 0, weight, 0.0), real
+
+
+@triton.jit
+def store_spans(start, end, anchor, place, chosen, first, past, xi, frames, SCALES: tl.constexpr):
+    """The spans of anchors: the one at `place` in order of time has units place * len(SCALES) and on."""
+    for i in tl.static_range(len(SCALES)):
+        width = tl.floor(tl.full([], SCALES[i], tl.float64) * xi + 0.5)
+        # One beyond twice the frames covers them all.
+        width = tl.minimum(tl.maximum(width, 1.0), 2.0 * frames + 1.0).to(tl.int32)
+        low = anchor - width // 2
+        unit = place * len(SCALES) + i
+        tl.store(start + unit, tl.minimum(tl.maximum(low, first), past), mask=chosen)
+        tl.store(end + unit, tl.minimum(tl.maximum(low + width, first), past), mask=chosen)
+
+
+@triton.jit(do_not_specialize=["frames", "tokens", "max_anchors", "anchor_count"])
+def prepare_kernel(
+    speech_mask, speech_prior, text_mask, text_prior, num_tokens, num_anchors, xi_given,
+    frame_weights, token_weights, start, end, scratch, finished, frames, tokens, max_anchors, anchor_count,
+    MASKED: tl.constexpr, ANCHORS: tl.constexpr, SCALES: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """An utterance. num_tokens: None for the real tokens; num_anchors: None for anchor_count, below 0 the tokens."""
+    utterance = tl.program_id(0).to(tl.int64)
+    if finished is not None:
+        if utterance == 0:
+            tl.store(finished, 0)
+    count = 0
+    first, past = frames, 0
+    positive = 0
+    for begin in range(0, frames, BLOCK):
+        frame = begin + tl.arange(0, BLOCK)
+        weight, real = frame_weight(speech_mask, speech_prior, utterance, frame, frames)
+        count += tl.sum(real.to(tl.int32), 0)
+        positive += tl.sum((weight > 0).to(tl.int32), 0)
+        first = tl.minimum(first, tl.min(tl.where(real, frame, frames), 0))
+        past = tl.maximum(past, tl.max(tl.where(real, frame + 1, 0), 0))
+    if frame_weights is not None:
+        uniform = 1.0 / tl.maximum(count, 1).to(tl.float32)
+        for begin in range(0, frames, BLOCK):
+            frame = begin + tl.arange(0, BLOCK)
+            weight, real = frame_weight(speech_mask, speech_prior, utterance, frame, frames)
+            if speech_prior is None:
+                weight *= uniform
+            tl.store(frame_weights + utterance * frames + frame, tl.where(real, weight, MASKED), mask=frame < frames)
+
+    token_count = 0
+    if token_weights is not None:
+        total = 0.0
+        for begin in range(0, tokens, BLOCK):
+            weight, real = frame_weight(text_mask, text_prior, utterance, begin + tl.arange(0, BLOCK), tokens)
+            total += tl.sum(weight, 0)
+            token_count += tl.sum(real.to(tl.int32), 0)
+        total = tl.where(total == 0, 1.0, total)
+        for begin in range(0, tokens, BLOCK):
+            token = begin + tl.arange(0, BLOCK)
+            weight, real = frame_weight(text_mask, text_prior, utterance, token, tokens)
+            tl.store(token_weights + utterance * tokens + token, weight / total, mask=token < tokens)
+
+    if ANCHORS is not None:
+        start += utterance * max_anchors * len(SCALES)
+        end += utterance * max_anchors * len(SCALES)
+        if num_tokens is not None:
+            token_count = tl.load(num_tokens + utterance).to(tl.int32)
+        wanted = token_count
+        if num_anchors is not None:
+            wanted = tl.minimum(tl.load(num_anchors + utterance), max_anchors).to(tl.int32)
+        elif anchor_count >= 0:
+            wanted = anchor_count
+        wanted = tl.maximum(tl.minimum(wanted, max_anchors), 0)
+        wanted = tl.where((count > 0) & (token_count > 0), wanted, 0)
+        if xi_given is not None:
+            xi = tl.load(xi_given + utterance)
+        else:
+            xi = count.to(tl.float64) / tl.maximum(token_count, 1).to(tl.float64)
+        found = wanted
+        if ANCHORS == "stride":
+            scratch += utterance * frames
+            rank = 0
+            for begin in range(0, frames, BLOCK):
+                frame = begin + tl.arange(0, BLOCK)
+                _, real = frame_weight(speech_mask, speech_prior, utterance, frame, frames)
+                place = rank + tl.cumsum(real.to(tl.int32), 0) - 1
+                tl.store(scratch + place, frame.to(tl.float32), mask=real)
+                rank += tl.sum(real.to(tl.int32), 0)
+            tl.debug_barrier()
+            for begin in range(0, wanted, BLOCK):
+                place = begin + tl.arange(0, BLOCK)
+                at = (2 * place.to(tl.int64) + 1) * count // (2 * tl.maximum(wanted, 1)).to(tl.int64)
+                anchor = tl.load(scratch + at, mask=place < wanted, other=0.0).to(tl.int32)
+                store_spans(start, end, anchor, place, place < wanted, first, past, xi, frames, SCALES)
+        else:
+            threshold = 0
+            needed = 0
+            if ANCHORS == "topk":
+                found = tl.minimum(wanted, positive)
+                for bit in range(0, 31):
+                    candidate = threshold | (1 << (30 - bit))
+                    above = 0
+                    for begin in range(0, frames, BLOCK):
+                        frame = begin + tl.arange(0, BLOCK)
+                        weight, real = frame_weight(speech_mask, speech_prior, utterance, frame, frames)
+                        above += tl.sum((weight.to(tl.int32, bitcast=True) >= candidate).to(tl.int32), 0)
+                    threshold = tl.where(above >= found, candidate, threshold)
+                needed = found
+                for begin in range(0, frames, BLOCK):
+                    frame = begin + tl.arange(0, BLOCK)
+                    weight, real = frame_weight(speech_mask, speech_prior, utterance, frame, frames)
+                    needed -= tl.sum((weight.to(tl.int32, bitcast=True) > threshold).to(tl.int32), 0)
+            else:
+                # What is ruled out becomes 0, and what is chosen -1.
+                scratch += utterance * frames
+                for begin in range(0, frames, BLOCK):
+                    frame = begin + tl.arange(0, BLOCK)
+                    weight, real = frame_weight(speech_mask, speech_prior, utterance, frame, frames)
+                    tl.store(scratch + frame, weight, mask=frame < frames)
+                found = 0
+                for k in range(0, wanted):
+                    tl.debug_barrier()
+                    highest = 0.0
+                    best = frames
+                    for begin in range(0, frames, BLOCK):
+                        frame = begin + tl.arange(0, BLOCK)
+                        weight = tl.load(scratch + frame, mask=frame < frames, other=0.0)
+                        top = tl.max(weight, 0)
+                        place = tl.min(tl.where(weight == top, frame, NO_UNIT), 0)
+                        best = tl.where(top > highest, place, best)
+                        highest = tl.maximum(top, highest)
+                    if highest > 0:
+                        found += 1
+                        tl.debug_barrier()
+                        for begin in range(0, frames, BLOCK):
+                            frame = begin + tl.arange(0, BLOCK)
+                            weight = tl.load(scratch + frame, mask=frame < frames, other=0.0)
+                            distance = tl.abs(frame - best).to(tl.float64)
+                            weight = tl.where((weight > 0) & (distance < xi / 2), 0.0, weight)
+                            weight = tl.where(frame == best, -1.0, weight)
+                            tl.store(scratch + frame, weight, mask=frame < frames)
+                tl.debug_barrier()
+            place_before = 0
+            ties_before = 0
+            for begin in range(0, frames, BLOCK):
+                frame = begin + tl.arange(0, BLOCK)
+                if ANCHORS == "topk":
+                    weight, real = frame_weight(speech_mask, speech_prior, utterance, frame, frames)
+                    bits = weight.to(tl.int32, bitcast=True)
+                    tie = (bits == threshold).to(tl.int32)
+                    chosen = (bits > threshold) | ((tie > 0) & (ties_before + tl.cumsum(tie, 0) <= needed))
+                    ties_before += tl.sum(tie, 0)
+                else:
+                    chosen = tl.load(scratch + frame, mask=frame < frames, other=0.0) < 0
+                chosen = chosen & (frame < frames)
+                place = place_before + tl.cumsum(chosen.to(tl.int32), 0) - 1
+                place_before += tl.sum(chosen.to(tl.int32), 0)
+                store_spans(start, end, frame, place, chosen, first, past, xi, frames, SCALES)
+        units = max_anchors * len(SCALES)
+        for begin in range(0, units, BLOCK):
+            unit = begin + tl.arange(0, BLOCK)
+            empty = (unit >= found * len(SCALES)) & (unit < units)
+            tl.store(start + unit, tl.zeros([BLOCK], tl.int32), mask=empty)
+            tl.store(end + unit, tl.zeros([BLOCK], tl.int32), mask=empty)
+
+
+class Preparation(NamedTuple):
+    """What an utterance's weights and spans are made of; the kernel's tensors, None where there is none."""
+
+    batch: int
+    frames: int
+    tokens: int
+    speech_mask: Tensor | None
+    speech_prior: Tensor | None
+    text_mask: Tensor | None = None
+    text_prior: Tensor | None = None
+    frame_weights: Tensor | None = None  # out
+    token_weights: Tensor | None = None  # out
+    finished: Tensor | None = None  # out: a zero
+    masked: float = 0.0  # the weight of a masked frame
+    anchors: str | None = None  # None: no spans
+    scales: tuple[float, ...] = ()
+    num_tokens: Tensor | None = None  # None: the real ones
+    num_anchors: Tensor | int | None = None  # None: the tokens
+    max_anchors: int = 0
+    xi: Tensor | None = None
+
+
+def as_bytes(mask):
+    """A mask as the kernel reads it."""
+    return None if mask is None else mask.contiguous().view(torch.uint8)
+
+
+def contiguous(value):
+    return None if value is None else value.detach().contiguous()
+
+
+def run(given: Preparation, device):
+    """Launch the preparation; start and end [B, max_anchors * len(scales)] where anchors are asked for, else None."""
+    start = end = scratch = None
+    if given.anchors is not None:
+        units = given.max_anchors * len(given.scales)
+        start, end = torch.empty(2, given.batch, units, dtype=torch.int32, device=device)
+        if given.anchors != "topk":
+            scratch = torch.empty(given.batch, given.frames, dtype=torch.float32, device=device)
+    anchors = given.num_anchors
+    blocks = configurations.PREPARE
+    launch(
+        prepare_kernel, given.batch, as_bytes(given.speech_mask), contiguous(given.speech_prior),
+        as_bytes(given.text_mask), contiguous(given.text_prior), contiguous(given.num_tokens),
+        contiguous(anchors) if isinstance(anchors, Tensor) else None, contiguous(given.xi), given.frame_weights,
+        given.token_weights, start, end, scratch, given.finished, given.frames, given.tokens, given.max_anchors,
+        anchors if isinstance(anchors, int) else -1,
+        MASKED=given.masked, ANCHORS=given.anchors, SCALES=tuple(given.scales), BLOCK=blocks.width,
+        enable_fp_fusion=False,  # widths of spans round as the reference does
+        warps=blocks.warps, stages=blocks.stages,
+    )  # fmt: skip
+    return start, end
+
+
+def loss_weights(request: LossRequest) -> LossWeights | None:
+    """Weights and spans of a loss in one launch; None where there is nothing, or the anchors' number is a tensor."""
+    speech, text, selection = request.speech, request.text, request.selection
+    batch, frames = speech.values.shape[:2]
+    tokens, device = text.values.shape[1], speech.values.device
+    wanted = None if selection is None else selection.num_anchors
+    if batch * frames * tokens == 0 or isinstance(wanted, Tensor) or wanted == 0:
+        return None
+    memory = torch.empty(batch * (frames + tokens) + 1, dtype=torch.float32, device=device)
+    frame_weights = memory[: batch * frames].view(batch, frames)
+    token_weights = memory[batch * frames : -1].view(batch, tokens)
+    finished = memory[-1:].view(torch.int32)
+    given = Preparation(
+        batch, frames, tokens, speech.mask, speech.prior, text.mask, text.prior, frame_weights, token_weights,
+        finished, MASKED_IN_SPANS if request.in_spans else 0.0,
+    )  # fmt: skip
+    spans = request.spans or (None, None)
+    if selection is not None:
+        # Without a prior there is nothing to choose anchors by.
+        anchors = "stride" if speech.prior is None else selection.anchors
+        given = given._replace(
+            anchors=anchors, scales=tuple(selection.scales), num_anchors=wanted,
+            max_anchors=tokens if wanted is None else wanted,
+        )  # fmt: skip
+    chosen = run(given, device)
+    return LossWeights(frame_weights, token_weights, *(chosen if selection is not None else spans), finished)
+
+
+def select_spans(inputs: SpanInputs):
+    """Start and end [B, max_anchors * len(scales)] int32 of the spans around each anchor frame."""
+    prior = inputs.frame_prior
+    batch, frames = prior.shape
+    if batch * frames * inputs.max_anchors == 0:
+        empty = torch.zeros(batch, inputs.max_anchors * len(inputs.scales), dtype=torch.int32, device=prior.device)
+        return empty, empty.clone()
+    given = Preparation(
+        batch, frames, 0, inputs.frame_mask, prior, anchors=inputs.anchors, scales=tuple(inputs.scales),
+        num_tokens=inputs.num_tokens, num_anchors=inputs.num_anchors, max_anchors=inputs.max_anchors, xi=inputs.xi,
+    )  # fmt: skip
+    return run(given, prior.device)

@@ -1,0 +1,286 @@
+"""Forward of the alignment: one program scores a tile of units against a tile of tokens; a second kernel merges the
+tiles of an utterance in order, and gives the loss where it is asked for."""
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from pad_kernels.backends.triton import configurations
+from pad_kernels.backends.triton.common import (
+    NO_UNIT,
+    PRECISION,
+    highest_score,
+    launch,
+    load_rows,
+    lowest_index,
+    narrowed,
+    norm,
+    product,
+    rows,
+)  # fmt: skip
+from pad_kernels.backends.triton.configurations import ceil_div, round_up
+from pad_kernels.backends.triton.pooled_units import pool_units
+from pad_kernels.inputs import AlignmentInputs, Saved
+
+
+class Scored(NamedTuple):
+    """Units and what scoring them leaves for the backward pass; cosine is None unless kept."""
+
+    units: Tensor
+    unit_prior: Tensor
+    unit_weight: Tensor | None
+    unit_inverse: Tensor
+    text_inverse: Tensor
+    cosine: Tensor | None
+    states: tuple[Tensor, ...]
+
+
+@triton.jit(do_not_specialize=["tokens", "unit_count", "token_tiles", "unit_tiles"])
+def score_kernel(
+    units, remainder, text, unit_prior, token_weight, unit_inverse, text_inverse, kept, highest, total, weighted, best,
+    unit_batch, unit_row, text_batch, text_row, unit_count, tokens, width, token_pitch,
+    token_tiles, unit_tiles, inverse_temperature, one,
+    HARD: tl.constexpr, TOKENS: tl.constexpr, UNITS: tl.constexpr, WIDTH: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """The softmax's state of each token over one tile of units, [batch, unit tile, token] each."""
+    program = tl.program_id(0)
+    token = program % token_tiles * TOKENS + tl.arange(0, TOKENS)
+    unit_tile = program // token_tiles % unit_tiles
+    unit = unit_tile * UNITS + tl.arange(0, UNITS)
+    utterance = (program // token_tiles // unit_tiles).to(tl.int64)
+    in_tile = token < tokens
+    in_units = unit < unit_count
+    prior = tl.load(unit_prior + utterance * unit_count + unit, mask=in_units, other=0.0)
+    valid_unit = prior > 0
+    valid_token = tl.load(token_weight + utterance * tokens + token, mask=in_tile, other=0) > 0
+    units += utterance * unit_batch
+    text += utterance * text_batch
+    state = (utterance * unit_tiles + unit_tile) * tokens + token
+    some_token = tl.max(valid_token.to(tl.int32), 0) > 0
+    # The first tile of units also finds the norms of the text.
+    if some_token & ((tl.max(valid_unit.to(tl.int32), 0) > 0) | (unit_tile == 0)):
+        cosine = tl.zeros([UNITS, TOKENS], tl.float32)
+        unit_squares = tl.zeros([UNITS], tl.float32)
+        text_squares = tl.zeros([TOKENS], tl.float32)
+        for step in range(0, width, WIDTH):
+            column = step + tl.arange(0, WIDTH)
+            unit_part = load_rows(units, unit, unit_row, valid_unit, column, width)
+            text_part = load_rows(text, token, text_row, valid_token, column, width)
+            part = product(unit_part, tl.trans(text_part), tl.zeros([UNITS, TOKENS], tl.float32), PRECISION)
+            whole = unit_part.to(tl.float32)
+            if remainder is not None:
+                below = load_rows(remainder + utterance * unit_batch, unit, unit_row, valid_unit, column, width)
+                part = product(below, tl.trans(text_part), part, PRECISION)
+                whole += below.to(tl.float32)
+            # Left to itself, Triton up to 3.7 lets Hopper's asynchronous product read a buffer that is being refilled,
+            # because the loaded tiles are used otherwise too: a product whose result is wanted at once is waited for.
+            cosine += part * one
+            unit_squares += tl.sum(whole * whole, 1)
+            text_whole = text_part.to(tl.float32)
+            text_squares += tl.sum(text_whole * text_whole, 1)
+        unit_scale, text_scale = 1 / norm(unit_squares), 1 / norm(text_squares)
+        cosine = cosine * unit_scale[:, None] * text_scale[None, :]
+        # Every tile of tokens finds the same bits.
+        tl.store(unit_inverse + utterance * unit_count + unit, unit_scale, mask=in_units)
+        if unit_tile == 0:
+            tl.store(text_inverse + utterance * tokens + token, text_scale, mask=in_tile)
+        if kept is not None:
+            kept += utterance * unit_count * token_pitch
+            tl.store(kept + unit[:, None] * token_pitch + token[None, :], narrowed(cosine, kept.dtype.element_ty),
+                     mask=in_units[:, None] & (token < token_pitch)[None, :])  # fmt: skip
+        score = cosine
+        if not HARD:
+            score = cosine * inverse_temperature + tl.log(tl.where(valid_unit, prior, 1.0))[:, None]
+        score = tl.where(valid_unit[:, None], score, -float("inf"))
+        top = highest_score(score)
+        tl.store(highest + state, top, mask=in_tile)
+        tl.store(best + state, lowest_index(unit[:, None], score, top), mask=in_tile)
+        if not HARD:
+            exponential = tl.where(valid_unit[:, None], tl.exp(score - top[None, :]), 0.0)
+            tl.store(total + state, tl.sum(exponential, 0), mask=in_tile)
+            tl.store(weighted + state, tl.sum(exponential * cosine, 0), mask=in_tile)
+    else:
+        nothing = tl.zeros([TOKENS], tl.float32)
+        tl.store(highest + state, nothing - float("inf"), mask=in_tile)
+        tl.store(best + state, tl.full([TOKENS], NO_UNIT, tl.int32), mask=in_tile)
+        if not HARD:
+            tl.store(total + state, nothing, mask=in_tile)
+            tl.store(weighted + state, nothing, mask=in_tile)
+
+
+@triton.jit(do_not_specialize=["batch", "tokens", "unit_tiles"])
+def merge_kernel(
+    highest, total, weighted, best, token_weight, similarity, unit, log_normalizer,
+    distance, counts, finished, loss, share, batch, tokens, unit_tiles,
+    HARD: tl.constexpr, REDUCTION: tl.constexpr, TOKENS: tl.constexpr, TILES: tl.constexpr, BATCH: tl.constexpr,
+):  # fmt: skip
+    """An utterance: the states of its unit tiles as one, tile by tile in order; with REDUCTION its distance too, and
+    by the last utterance to end, the loss of the batch."""
+    utterance = tl.program_id(0).to(tl.int64)
+    lost = tl.zeros([TOKENS], tl.float32)
+    aligned = tl.zeros([TOKENS], tl.int32)
+    for token_first in range(0, tokens, TOKENS):
+        token = token_first + tl.arange(0, TOKENS)
+        in_tile = token < tokens
+        row = utterance * tokens + token
+        weight = tl.load(token_weight + row, mask=in_tile, other=0).to(tl.float32)
+        top = tl.full([TOKENS], -float("inf"), tl.float32)
+        chosen = tl.full([TOKENS], NO_UNIT, tl.int32)
+        sum = tl.zeros([TOKENS], tl.float32)
+        weighted_sum = tl.zeros([TOKENS], tl.float32)
+        for first in range(0, unit_tiles, TILES):
+            tile = first + tl.arange(0, TILES)
+            state = (utterance * unit_tiles + tile)[:, None] * tokens + token[None, :]
+            there = (tile < unit_tiles)[:, None] & in_tile[None, :]
+            score = tl.load(highest + state, mask=there, other=-float("inf"))
+            candidate = tl.load(best + state, mask=there, other=NO_UNIT)
+            here = highest_score(score)
+            candidate = lowest_index(candidate, score, here)
+            # Neither comparison holds for a NaN that is there already: it stays.
+            better = (here > top) | ((here != here) & (top == top))
+            chosen = tl.where(better, candidate, chosen)
+            higher = tl.where(better, here, top)
+            if not HARD:
+                reference = tl.where(higher == -float("inf"), 0.0, higher)
+                factor = tl.exp(score - reference[None, :])
+                kept = tl.exp(top - reference)
+                sum = sum * kept + tl.sum(factor * tl.load(total + state, mask=there, other=0.0), 0)
+                part = tl.sum(factor * tl.load(weighted + state, mask=there, other=0.0), 0)
+                weighted_sum = weighted_sum * kept + part
+            top = higher
+        valid = (weight > 0) & (top != -float("inf"))
+        result = top
+        if not HARD:
+            sum = tl.where(valid, sum, 1.0)
+            result = weighted_sum / sum
+            tl.store(log_normalizer + row, tl.where(valid, top + tl.log(sum), 0.0), mask=in_tile)
+        else:
+            tl.store(log_normalizer + row, tl.zeros([TOKENS], tl.float32), mask=in_tile)
+        result = tl.where(valid, result, 0.0)
+        tl.store(similarity + row, result, mask=in_tile)
+        tl.store(unit + row, tl.where(valid, chosen, -1).to(tl.int64), mask=in_tile)
+        lost += weight * (1 - result)
+        aligned = tl.maximum(aligned, valid.to(tl.int32))
+    if REDUCTION is not None:
+        counted = tl.max(aligned, 0) > 0
+        found = tl.where(counted, tl.sum(lost, 0), 0.0)
+        reduce_batch(found, counted, utterance, distance, counts, finished, loss, share, batch, REDUCTION, BATCH)
+
+
+@triton.jit
+def reduce_batch(
+    found, counted, utterance, distance, counts, finished, loss, share, batch,
+    REDUCTION: tl.constexpr, BATCH: tl.constexpr,
+):  # fmt: skip
+    """The loss from each utterance's distance, summed in order by whoever comes last; `share`: what each counts."""
+    if REDUCTION == "none":
+        tl.store(loss + utterance, found)
+    else:
+        tl.store(distance + utterance, found)
+        tl.store(counts + utterance, counted.to(tl.int32))
+        tl.debug_barrier()
+        if tl.atomic_add(finished, 1) == batch - 1:
+            tl.debug_barrier()
+            sum = tl.zeros([BATCH], tl.float32)
+            number = tl.zeros([BATCH], tl.int32)
+            for first in range(0, batch, BATCH):
+                place = first + tl.arange(0, BATCH)
+                sum += tl.load(distance + place, mask=place < batch, other=0.0, cache_modifier=".cg")
+                number += tl.load(counts + place, mask=place < batch, other=0, cache_modifier=".cg")
+            factor = 1.0
+            if REDUCTION == "mean":
+                factor = 1.0 / tl.maximum(tl.sum(number, 0), 1).to(tl.float32)
+            tl.store(loss, tl.sum(sum, 0) * factor)
+            tl.store(share, factor)
+
+
+def score(speech, text, frame_prior, token_weight, start, end, temperature, keep):
+    """Score all units against all tokens; `keep`: the cosines [B, U, N] too, for the backward pass."""
+    batch, tokens = text.shape[:2]
+    units, remainder, unit_prior, unit_weight = speech, None, frame_prior, None
+    if start is not None:
+        units, remainder, unit_prior, unit_weight = pool_units(speech, frame_prior, start, end)
+    count, width = units.shape[1:]
+    table = configurations.SCORE if start is None else configurations.SCORE_SPANS
+    blocks = configurations.by_tokens(table, speech.dtype, tokens)
+    token_tiles, unit_tiles = ceil_div(tokens, blocks.tokens), ceil_div(count, blocks.units)
+    hard = temperature == 0
+
+    def empty(*shape, dtype=torch.float32):
+        return torch.empty(shape, dtype=dtype, device=speech.device)
+
+    token_pitch = round_up(tokens, 16)
+    kept = None
+    if keep:
+        kept = empty(batch, count, token_pitch, dtype=configurations.cosine_dtype(speech.dtype, temperature))
+    unit_inverse, text_inverse = empty(batch, count), empty(batch, tokens)
+    shape = batch, unit_tiles, tokens
+    highest, best = empty(*shape), empty(*shape, dtype=torch.int32)
+    total, weighted = (None, None) if hard else (empty(*shape), empty(*shape))
+    launch(
+        score_kernel, batch * token_tiles * unit_tiles,
+        units, remainder, text, unit_prior, token_weight, unit_inverse, text_inverse, kept,
+        highest, total, weighted, best, *units.stride()[:2], *text.stride()[:2],
+        count, tokens, width, token_pitch, token_tiles, unit_tiles, 0.0 if hard else 1 / temperature, 1.0,
+        HARD=hard, TOKENS=blocks.tokens, UNITS=blocks.units, WIDTH=blocks.width, PRECISION=PRECISION,
+        warps=blocks.warps, stages=blocks.stages,
+    )  # fmt: skip
+    states = highest, total, weighted, best
+    return Scored(units, unit_prior, unit_weight, unit_inverse, text_inverse, kept, states)
+
+
+def merge(scored, token_weight, reduction=None, finished=None):
+    """Similarity, best unit and log-normaliser [B, N]; with a reduction the loss and its share too, else None.
+
+    finished: a zero (int32), counted up while the loss is reduced.
+    """
+    highest = scored.states[0]
+    batch, unit_tiles, tokens = highest.shape
+    similarity, log_normalizer = (torch.empty(batch, tokens, dtype=torch.float32, device=highest.device) for _ in "12")
+    unit = torch.empty(batch, tokens, dtype=torch.int64, device=highest.device)
+    distance = counts = loss = share = None
+    if reduction is not None:
+        distance, counts, loss, share = reduction_buffers(batch, reduction, highest.device)
+    blocks = configurations.MERGE
+    launch(
+        merge_kernel, batch, *scored.states, token_weight, similarity, unit, log_normalizer,
+        distance, counts, finished, loss, share, batch, tokens, unit_tiles,
+        HARD=scored.states[1] is None, REDUCTION=reduction, TOKENS=blocks.tokens, TILES=blocks.units,
+        BATCH=blocks.group, warps=blocks.warps, stages=blocks.stages,
+    )  # fmt: skip
+    return similarity, unit, log_normalizer, loss, share
+
+
+def reduction_buffers(batch, reduction, device):
+    """Distances, counts, loss and share that `reduce_batch` writes; None for what it does not."""
+    if reduction == "none":
+        return None, None, torch.empty(batch, dtype=torch.float32, device=device), None
+    loss, share = torch.empty(2, dtype=torch.float32, device=device)
+    distance = torch.empty(batch, dtype=torch.float32, device=device)
+    return distance, torch.empty(batch, dtype=torch.int32, device=device), loss, share
+
+
+def alignment_forward(inputs: AlignmentInputs) -> Saved:
+    """Similarity, best unit and log-normaliser of each token."""
+    text = inputs.text
+    if is_empty(inputs.speech, text, inputs.start):
+        similarity = torch.zeros(text.shape[:2], dtype=torch.float32, device=text.device)
+        return Saved(similarity, torch.full_like(similarity, -1, dtype=torch.int64), torch.zeros_like(similarity))
+    inputs = as_read(inputs)
+    return Saved(*merge(score(*inputs, keep=False), inputs.token_mask)[:3])
+
+
+def is_empty(speech, text, start):
+    """Whether there is no unit or no token at all."""
+    return text.shape[0] * text.shape[1] * speech.shape[1] == 0 or start is not None and start.shape[1] == 0
+
+
+def as_read(inputs: AlignmentInputs) -> AlignmentInputs:
+    """The tensors as the kernels read them: what they are not already is copied; the mask as bytes."""
+    start, end = (None if bound is None else bound.contiguous() for bound in (inputs.start, inputs.end))
+    mask = inputs.token_mask.contiguous().view(torch.uint8)
+    prior = inputs.frame_prior.to(torch.float32).contiguous()
+    return AlignmentInputs(rows(inputs.speech), rows(inputs.text), prior, mask, start, end, inputs.temperature)
