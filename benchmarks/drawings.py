@@ -57,7 +57,7 @@ def _range(values: Iterable[float | None], digits: int = 1) -> str:
     known = [value for value in values if value is not None]
     if not known:
         return "-"
-    return " to ".join(f"{value:.{digits}f}x" for value in (min(known), max(known)))
+    return " to ".join(dict.fromkeys(f"{value:.{digits}f}x" for value in (min(known), max(known))))
 
 
 def _spread(values: list[float]) -> str:
@@ -302,6 +302,14 @@ def scaling(content: dict) -> str:
         f"{_table(['processes', 'step, s (20th to 80th percentile)', 'audio per second'], rows)}\n\n"
         f"Twice the audio in {two / one:.2f} times the time; each process: {_machine(content)}."
     )
+
+
+def gpu_status(losses: dict | None) -> str:
+    """Whether anything ran on a GPU, and where to read of it."""
+    if losses is None:
+        return "**Nothing in this version has been run on a GPU.** Neither its results nor its speed there are known."
+    where = f"Run on {_processor(losses['machine'])} with torch {losses['machine']['versions']['torch']}"
+    return f"{where}; [benchmarks](benchmarks.md#gpu) has the times, and marks results that are wrong."
 
 
 def support() -> str:

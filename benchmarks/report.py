@@ -45,6 +45,7 @@ SECTIONS = {
     "step-kept": Section(drawings.step, ("step_cpu_kept.json",)),
     "demo": Section(drawings.demo, ("demo.json",)),
     "quality": Section(drawings.quality, ("quality.json",)),
+    "gpu-status": Section(drawings.gpu_status, (), ("align_cuda.json",)),
     "support": Section(drawings.support, ()),
     "scaling": Section(drawings.scaling, ("scaling_cpu.json",)),
 }
