@@ -57,7 +57,7 @@ def _draw(section: Section, folder: Path) -> str:
     if None in contents[: len(section.files)]:
         return NOT_MEASURED
     tables = [section.draw(*contents)]
-    if len(contents) == 1 and contents[0].get("bars"):
+    if len(contents) == 1 and contents[0] and contents[0].get("bars"):
         tables.append(drawings.targets(contents[0]))
     return "\n\n".join(tables)
 
