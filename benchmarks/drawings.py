@@ -5,7 +5,6 @@ from collections.abc import Iterable
 
 from benchmarks import results, step_bench
 from benchmarks.tables import megabytes, number
-from pad_kernels import backends
 
 NOT_RUN = "compiled for sm_80, sm_90, sm_100 and gfx942, **not yet run on a GPU**"
 STUDENTS = ("chance", "undistilled", "distilled", "shuffled")
@@ -310,14 +309,6 @@ def gpu_status(losses: dict | None) -> str:
         return "**Nothing in this version has been run on a GPU.** Neither its results nor its speed there are known."
     where = f"Run on {_processor(losses['machine'])} with torch {losses['machine']['versions']['torch']}"
     return f"{where}; [benchmarks](benchmarks.md#gpu) has the times, and marks results that are wrong."
-
-
-def support() -> str:
-    """Which backend has which op, from the backends themselves."""
-    found = backends.FASTEST_FIRST.values()
-    header = [f"{each.name} ({', '.join(each.default_devices or ('any device',))})" for each in found]
-    rows = [[f"`{op}`", *("yes" if op in each.ops else "-" for each in found)] for op in backends.OPS]
-    return _table(["op", *header], rows)
 
 
 def targets(content: dict) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from benchmarks import drawings, results
 from benchmarks.plot import plot, plot_overview, plot_step
+from pad_kernels import info
 
 ROOT = results.FOLDER.parent.parent
 DRAWN = ("benchmarks", "quality", "scaling", "support")
@@ -46,7 +47,7 @@ SECTIONS = {
     "demo": Section(drawings.demo, ("demo.json",)),
     "quality": Section(drawings.quality, ("quality.json",)),
     "gpu-status": Section(drawings.gpu_status, (), ("align_cuda.json",)),
-    "support": Section(drawings.support, ()),
+    "support": Section(info.support_table, ()),
     "scaling": Section(drawings.scaling, ("scaling_cpu.json",)),
 }
 
