@@ -204,7 +204,7 @@ def demo(content: dict) -> str:
         return [title, *(_spread([p[name] for p in picked]) if name in picked[0] else "-" for name in STUDENTS)]
 
     rows = [
-        row("word hit rate: the best frame of a word lies within the word", lambda run: run["word_hit_rate"]),
+        row("word hit rate", lambda run: run["word_hit_rate"]),
         row(
             "intent accuracy of a linear probe",
             lambda run: {"chance": run["probe"]["chance"], **run["probe_accuracy"]},
