@@ -5,7 +5,6 @@ from collections.abc import Iterable
 
 from benchmarks import results, step_bench
 from benchmarks.tables import megabytes, number
-from pad_kernels import backends
 
 NOT_RUN = "compiled for sm_80, sm_90, sm_100 and gfx942, **not yet run on a GPU**"
 STUDENTS = ("chance", "undistilled", "distilled", "shuffled")
@@ -57,7 +56,7 @@ def _range(values: Iterable[float | None], digits: int = 1) -> str:
     known = [value for value in values if value is not None]
     if not known:
         return "-"
-    return " to ".join(f"{value:.{digits}f}x" for value in (min(known), max(known)))
+    return " to ".join(dict.fromkeys(f"{value:.{digits}f}x" for value in (min(known), max(known))))
 
 
 def _spread(values: list[float]) -> str:
@@ -205,7 +204,7 @@ def demo(content: dict) -> str:
         return [title, *(_spread([p[name] for p in picked]) if name in picked[0] else "-" for name in STUDENTS)]
 
     rows = [
-        row("word hit rate: the best frame of a word lies within the word", lambda run: run["word_hit_rate"]),
+        row("word hit rate", lambda run: run["word_hit_rate"]),
         row(
             "intent accuracy of a linear probe",
             lambda run: {"chance": run["probe"]["chance"], **run["probe_accuracy"]},
@@ -304,12 +303,12 @@ def scaling(content: dict) -> str:
     )
 
 
-def support() -> str:
-    """Which backend has which op, from the backends themselves."""
-    found = backends.FASTEST_FIRST.values()
-    header = [f"{each.name} ({', '.join(each.default_devices or ('any device',))})" for each in found]
-    rows = [[f"`{op}`", *("yes" if op in each.ops else "-" for each in found)] for op in backends.OPS]
-    return _table(["op", *header], rows)
+def gpu_status(losses: dict | None) -> str:
+    """Whether anything ran on a GPU, and where to read of it."""
+    if losses is None:
+        return "**Nothing in this version has been run on a GPU.** Neither its results nor its speed there are known."
+    where = f"Run on {_processor(losses['machine'])} with torch {losses['machine']['versions']['torch']}"
+    return f"{where}; [benchmarks](benchmarks.md#gpu) has the times, and marks results that are wrong."
 
 
 def targets(content: dict) -> str:

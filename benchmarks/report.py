@@ -10,6 +10,7 @@ from pathlib import Path
 
 from benchmarks import drawings, results
 from benchmarks.plot import plot, plot_overview, plot_step
+from pad_kernels import info
 
 ROOT = results.FOLDER.parent.parent
 DRAWN = ("benchmarks", "quality", "scaling", "support")
@@ -45,7 +46,8 @@ SECTIONS = {
     "step-kept": Section(drawings.step, ("step_cpu_kept.json",)),
     "demo": Section(drawings.demo, ("demo.json",)),
     "quality": Section(drawings.quality, ("quality.json",)),
-    "support": Section(drawings.support, ()),
+    "gpu-status": Section(drawings.gpu_status, (), ("align_cuda.json",)),
+    "support": Section(info.support_table, ()),
     "scaling": Section(drawings.scaling, ("scaling_cpu.json",)),
 }
 
@@ -56,7 +58,7 @@ def _draw(section: Section, folder: Path) -> str:
     if None in contents[: len(section.files)]:
         return NOT_MEASURED
     tables = [section.draw(*contents)]
-    if len(contents) == 1 and contents[0].get("bars"):
+    if len(contents) == 1 and contents[0] and contents[0].get("bars"):
         tables.append(drawings.targets(contents[0]))
     return "\n\n".join(tables)
 

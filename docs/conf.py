@@ -34,6 +34,7 @@ python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 88
 # A name in backticks becomes a link where the documentation knows it.
 default_role = "py:obj"
+highlight_language = "none"
 nitpicky = True
 # Names in signatures that are documented elsewhere, and backticks that are not names of Python objects.
 nitpick_ignore_regex = [
