@@ -244,6 +244,11 @@ class NativeBackend(NativeHelpers):
     name = "native"
     default_devices = ("cpu", "cuda")
 
+    def ops_on(self, device_type: str) -> tuple[str, ...]:
+        """All on a CPU; on CUDA there is no significance."""
+        ops = super().ops_on(device_type)
+        return ops if device_type == "cpu" else tuple(op for op in ops if op != "significance")
+
     def unsupported_reason(
         self, op: str, device: torch.device, dtype: torch.dtype, width: int | None = None
     ) -> str | None:
@@ -256,8 +261,8 @@ class NativeBackend(NativeHelpers):
             return super().unsupported_reason(op, device, dtype, width)
         if device.type != "cuda":
             return f"the native backend runs on cpu and cuda, not on {device.type}"
-        if op == "significance":
-            return "the native backend has no significance on cuda"
+        if op not in self.ops_on(device.type):
+            return f"the native backend has no {op} on {device.type}"
         if op.startswith("alignment"):
             if dtype == torch.float64:
                 return "the native backend on cuda takes float32, bfloat16 and float16 here, not torch.float64"
