@@ -91,6 +91,23 @@ def text(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def support_table() -> str:
+    """Which backend has which op, whatever is installed here: a table in Markdown."""
+    columns = [
+        (backend, device_type)
+        for backend in reversed(backends.FASTEST_FIRST.values())
+        for device_type in backend.default_devices or ("any device",)
+    ]
+    rows = [
+        ["op", *(f"{backend.name}, {device_type}" for backend, device_type in columns)],
+        ["---"] * (len(columns) + 1),
+    ]
+    for op in OPS:
+        cells = ("yes" if op in backend.ops_on(device_type) else "" for backend, device_type in columns)
+        rows.append([f"`{op}`", *cells])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
 def check() -> list[str]:
     """Runs a tiny case of each op on every backend and device, in float32 and bfloat16; what went wrong."""
     failures = []
@@ -106,7 +123,11 @@ def check() -> list[str]:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m pad_kernels.info", description="What is installed here.")
     parser.add_argument("--check", action="store_true", help="run a tiny case of every op on every backend")
+    parser.add_argument("--support", action="store_true", help="print which backend implements which op, in Markdown")
     options = parser.parse_args()
+    if options.support:
+        print(support_table())
+        return 0
     print(text(report()))
     if not options.check:
         return 0

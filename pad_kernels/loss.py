@@ -56,7 +56,7 @@ def pad_loss(
         once: a double backward raises RuntimeError, and so do forward mode (jvp) and torch.func.
 
     Raises:
-        ValueError: an argument of wrong shape, dtype, device or value, or a backend that cannot serve.
+        ValueError: an argument of wrong shape, dtype, device or value, or a backend that cannot run here.
 
     Source: section 3 of arXiv 2303.03600 (PAD-Glob, PAD-TLocal, PAD-SLocal).
     """

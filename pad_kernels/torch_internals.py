@@ -15,7 +15,7 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 
 def in_functorch() -> bool:
     """Whether a functorch transform is at work, outside torch.compile."""
-    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+    return torch._C._are_functorch_transforms_active() and not torch.compiler.is_compiling()
 
 
 def is_batched(value: object) -> bool:
@@ -35,7 +35,7 @@ def is_differentiated_by_functorch(value: Tensor) -> bool:
 
 def in_forward_mode() -> bool:
     """Whether forward mode (jvp) is at work, outside torch.compile."""
-    return not torch.compiler.is_compiling() and forward_ad._current_level >= 0
+    return forward_ad._current_level >= 0 and not torch.compiler.is_compiling()
 
 
 def has_tangent(value: Tensor) -> bool:

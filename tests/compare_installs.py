@@ -23,7 +23,7 @@ ANCHORS = ("topk", "peaks", "stride")
 REDUCTIONS = ("mean", "sum", "none")
 # Batch, frames, tokens, width.
 SHAPES = ((1, 1, 1, 8), (3, 37, 7, 40), (2, 0, 3, 8), (4, 150, 33, 64), (2, 200, 16, 256))
-SMALL_SHAPES = ((1, 1, 1, 8), (2, 37, 7, 24))
+SMALL_SHAPES = ((2, 37, 7, 24),)
 
 
 def make(shape: tuple[int, int, int, int], dtype: torch.dtype, kind: str) -> list[torch.Tensor | None]:
@@ -62,8 +62,8 @@ def losses(backend: str, small: bool) -> Iterator[tuple[str, list[torch.Tensor]]
     """Loss and gradients of each case."""
     from pad_kernels import pad_loss, select_spans
 
-    dtypes = [dtype for dtype in DTYPES if not (small and dtype == torch.float64)]
-    kinds = ("ragged", "holes", "some empty", "plain")
+    dtypes = DTYPES[::2] if small else DTYPES
+    kinds = ("ragged", "plain") if small else ("ragged", "holes", "some empty", "plain")
     for shape, dtype, kind, level in itertools.product(SMALL_SHAPES if small else SHAPES, dtypes, kinds, LEVELS):
         if small and level == "global":
             continue  # Triton had no such op at first
@@ -74,7 +74,7 @@ def losses(backend: str, small: bool) -> Iterator[tuple[str, list[torch.Tensor]]
             name = f"{backend} {level} {how} tau={temperature} {reduction} {kind} {str(dtype)[6:]} {shape}"
             loss = pad_loss(speech, text, *rest, **options)
             yield name, [loss, *torch.autograd.grad(2 * loss.sum(), (speech, text))]
-            if kind == "ragged" and reduction == "mean":
+            if kind == "ragged" and reduction == "mean" and not small:
                 for wanted, of in ((speech, "speech"), (text, "text")):
                     arguments = [x if x is wanted else x.detach() for x in (speech, text)]
                     loss = pad_loss(*arguments, *rest, **options)

@@ -162,6 +162,7 @@ def test_a_backend_may_have_its_own_way_of_a_loss(monkeypatch, level):
         for way in ("forward", "backward"):
             setattr(Own, f"{kind}_loss_{way}", watch(f"{kind}_loss_{way}"))
     monkeypatch.setitem(backends.FASTEST_FIRST, "own", Own())
+    backends.forget_candidates()
     arguments = make()
     speech = arguments[0].requires_grad_()
     loss = pad_loss(*arguments, level=level, backend="own")

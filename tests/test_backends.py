@@ -179,6 +179,28 @@ def test_information():
     assert all("reference" in report["ops"]["cpu"][op] for op in OPS)
 
 
+def test_support_table():
+    """Of the backends as they are, installed or not."""
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in pad_kernels.info.support_table().split("\n")
+    ]
+    assert rows[0] == ["op", "reference, any device", "native, cpu", "native, cuda", "triton, cuda"]
+    assert [row[0] for row in rows[2:]] == [f"`{op}`" for op in OPS]
+    table = {row[0].strip("`"): row[1:] for row in rows[2:]}
+    assert all(row[:2] == ["yes", "yes"] for row in table.values())
+    assert table["significance"][2] == "" and table["significance"][3] == "yes"
+    for op, row in table.items():
+        assert (row[3] == "yes") == (op in backends.FASTEST_FIRST["triton"].ops)
+    assert in_a_new_process("-m", "pad_kernels.info", "--support").strip() == pad_kernels.info.support_table()
+
+
+def test_what_one_backend_lacks_on_a_device():
+    gpu = torch.device("cuda", 0)
+    native_backend = backends.FASTEST_FIRST["native"]
+    reason = native_backend.unsupported_reason("significance", gpu, torch.float32)
+    assert reason == "the native backend has no significance on cuda" or native.REASON == reason
+
+
 def test_public_names():
     assert all(hasattr(pad_kernels, name) for name in pad_kernels.__all__)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):

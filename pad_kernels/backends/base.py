@@ -44,6 +44,10 @@ class Backend:
     # The types of device on which "auto" considers this backend; None: all.
     default_devices: tuple[str, ...] | None = None
 
+    def ops_on(self, device_type: str) -> tuple[str, ...]:
+        """The ops that this backend has for a type of device, whether or not it can be used here and now."""
+        return self.ops if self.default_devices is None or device_type in self.default_devices else ()
+
     def unsupported_reason(
         self, op: str, device: torch.device, dtype: torch.dtype, width: int | None = None
     ) -> str | None:

@@ -117,6 +117,11 @@ def _rows(tensor: Tensor) -> Tensor:
     return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
 
 
+def _packed(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """The tensor contiguous and in `dtype`, as it mostly is already: to look is quicker than to ask for it."""
+    return tensor if tensor.dtype == dtype and tensor.is_contiguous() else tensor.to(dtype).contiguous()
+
+
 def _strided(tensor: Tensor) -> tuple[int, ...]:
     """Address, and the strides of all dimensions but the last."""
     return tensor.data_ptr(), *tensor.stride()[:-1]
@@ -128,10 +133,10 @@ def _as_read(inputs: AlignmentInputs) -> AlignmentInputs:
     return AlignmentInputs(
         _rows(speech),
         _rows(text),
-        frame_prior.to(opmath_dtype(speech.dtype)).contiguous(),
-        token_mask.contiguous(),
-        None if start is None else start.to(torch.int32).contiguous(),
-        None if end is None else end.to(torch.int32).contiguous(),
+        _packed(frame_prior, opmath_dtype(speech.dtype)),
+        _packed(token_mask, torch.bool),
+        None if start is None else _packed(start, torch.int32),
+        None if end is None else _packed(end, torch.int32),
         temperature,
     )
 
@@ -244,6 +249,11 @@ class NativeBackend(NativeHelpers):
     name = "native"
     default_devices = ("cpu", "cuda")
 
+    def ops_on(self, device_type: str) -> tuple[str, ...]:
+        """All on a CPU; on CUDA there is no significance."""
+        ops = super().ops_on(device_type)
+        return ops if device_type == "cpu" else tuple(op for op in ops if op != "significance")
+
     def unsupported_reason(
         self, op: str, device: torch.device, dtype: torch.dtype, width: int | None = None
     ) -> str | None:
@@ -256,8 +266,8 @@ class NativeBackend(NativeHelpers):
             return super().unsupported_reason(op, device, dtype, width)
         if device.type != "cuda":
             return f"the native backend runs on cpu and cuda, not on {device.type}"
-        if op == "significance":
-            return "the native backend has no significance on cuda"
+        if op not in self.ops_on(device.type):
+            return f"the native backend has no {op} on {device.type}"
         if op.startswith("alignment"):
             if dtype == torch.float64:
                 return "the native backend on cuda takes float32, bfloat16 and float16 here, not torch.float64"
@@ -288,8 +298,8 @@ class NativeBackend(NativeHelpers):
         """csrc/alignment.h: gradients of speech and text, each empty unless needed."""
         inputs = _as_read(inputs)
         speech, text = inputs.speech, inputs.text
-        grad_similarity = grad_similarity.to(opmath_dtype(speech.dtype)).contiguous()
-        similarity, unit, log_normalizer = (tensor.contiguous() for tensor in saved)
+        grad_similarity = _packed(grad_similarity, opmath_dtype(speech.dtype))
+        similarity, unit, log_normalizer = (_packed(tensor, tensor.dtype) for tensor in saved)
         grad_speech = _gradient(needed.speech, speech.shape, speech.dtype, speech.device)
         grad_text = _gradient(needed.text, text.shape, text.dtype, text.device)
         with execution_context(speech.device) as context:
@@ -332,7 +342,7 @@ class NativeBackend(NativeHelpers):
     def select_spans(self, inputs: SpanInputs) -> tuple[Tensor, Tensor]:
         """csrc/spans.h: start and end of each utterance's spans."""
         batch, frames = inputs.frame_prior.shape
-        frame_prior = inputs.frame_prior.to(opmath_dtype(inputs.frame_prior.dtype)).contiguous()
+        frame_prior = _packed(inputs.frame_prior, opmath_dtype(inputs.frame_prior.dtype))
         frame_mask = inputs.frame_mask.contiguous()
         num_tokens, num_anchors = inputs.num_tokens.contiguous(), inputs.num_anchors.contiguous()
         xi = None if inputs.xi is None else inputs.xi.contiguous()
@@ -363,9 +373,7 @@ class NativeBackend(NativeHelpers):
         speech, text, frame_weights, token_weights = inputs
         batch, _, width = speech.shape
         dtype, device = opmath_dtype(speech.dtype), speech.device
-        inputs = PoolingInputs(
-            _rows(speech), _rows(text), frame_weights.to(dtype).contiguous(), token_weights.to(dtype).contiguous()
-        )
+        inputs = PoolingInputs(_rows(speech), _rows(text), _packed(frame_weights, dtype), _packed(token_weights, dtype))
         distance = torch.empty(batch, dtype=dtype, device=device)
         difference = torch.empty(batch, width, dtype=dtype, device=device)
         totals = torch.empty(batch, 2, dtype=dtype, device=device)
@@ -385,9 +393,8 @@ class NativeBackend(NativeHelpers):
         """csrc/pooling.h: gradients of speech and text, each empty unless needed."""
         speech, text, frame_weights, token_weights = inputs
         dtype, device = opmath_dtype(speech.dtype), speech.device
-        inputs = PoolingInputs(speech, text, frame_weights.to(dtype).contiguous(), token_weights.to(dtype).contiguous())
-        grad = grad.to(dtype).contiguous()
-        difference, totals = saved.difference.contiguous(), saved.totals.contiguous()
+        inputs = PoolingInputs(speech, text, _packed(frame_weights, dtype), _packed(token_weights, dtype))
+        grad, difference, totals = (_packed(x, dtype) for x in (grad, saved.difference, saved.totals))
         grad_speech = _gradient(needed.speech, speech.shape, speech.dtype, device)
         grad_text = _gradient(needed.text, text.shape, text.dtype, device)
         with execution_context(device) as context:

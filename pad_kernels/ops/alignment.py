@@ -161,7 +161,7 @@ def align(
         speech and text.
 
     Raises:
-        ValueError: an argument of wrong shape, dtype, device or value, or a backend that cannot serve.
+        ValueError: an argument of wrong shape, dtype, device or value, or a backend that cannot run here.
 
     Source: section 3 of arXiv 2303.03600 (local alignment); the soft form is this package's.
     """

@@ -63,7 +63,7 @@ def significance(
         utterance without a real position is 0. A constant for the gradient.
 
     Raises:
-        ValueError: an argument of wrong shape, dtype, device or value, or a backend that cannot serve.
+        ValueError: an argument of wrong shape, dtype, device or value, or a backend that cannot run here.
 
     Source: attention-based significance prior, section 3 of arXiv 2303.03600.
     """

@@ -86,7 +86,7 @@ def select_spans(
         Spans of start and end, [B, max_anchors * len(scales)] int32.
 
     Raises:
-        ValueError: an argument of wrong shape, dtype, device or value, or a backend that cannot serve.
+        ValueError: an argument of wrong shape, dtype, device or value, or a backend that cannot run here.
 
     Source: section 3 of arXiv 2303.03600 (anchor-based adaptive span aggregation).
     """
