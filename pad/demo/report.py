@@ -59,7 +59,7 @@ def summary(report: dict, folder: Path) -> str:
     lines = [
         "",
         " " * 44 + "".join(f"{name:>13}" for name in columns),
-        row("word hit rate: most similar frame in the word", report["word_hit_rate"]),
+        row("word hit rate: best frame within the word", report["word_hit_rate"]),
     ]
     if report["word_hit_rate_recordings"]:
         lines.append(row("word hit rate on the real recordings", report["word_hit_rate_recordings"]))
