@@ -69,7 +69,7 @@ def summary(report: dict, folder: Path) -> str:
         "",
         "undistilled: the student before distillation; distilled: after distillation on speech and its text",
         "shuffled: a control, distilled on speech and the text of other speech. It should score like undistilled,",
-        f"  although its training loss falls too (from {control['first']:.3f} to {control['last']:.3f})",
+        f"  although its training loss went from {control['first']:.3f} to {control['last']:.3f} as well",
         f"The probe reaches {probe['teacher_on_text']:.3f} on the teacher's embeddings of the text.",
         f"Report: {folder / 'report.json'}; pictures: {folder / 'pictures'}; student: {folder / 'student'}",
     ]
