@@ -59,7 +59,7 @@ def summary(report: dict, folder: Path) -> str:
     lines = [
         "",
         " " * 44 + "".join(f"{name:>13}" for name in columns),
-        row("word hit rate: most similar frame in the word", report["word_hit_rate"]),
+        row("word hit rate: best frame within the word", report["word_hit_rate"]),
     ]
     if report["word_hit_rate_recordings"]:
         lines.append(row("word hit rate on the real recordings", report["word_hit_rate_recordings"]))
@@ -69,7 +69,7 @@ def summary(report: dict, folder: Path) -> str:
         "",
         "undistilled: the student before distillation; distilled: after distillation on speech and its text",
         "shuffled: a control, distilled on speech and the text of other speech. It should score like undistilled,",
-        f"  although its training loss falls too (from {control['first']:.3f} to {control['last']:.3f})",
+        f"  although its training loss went from {control['first']:.3f} to {control['last']:.3f} as well",
         f"The probe reaches {probe['teacher_on_text']:.3f} on the teacher's embeddings of the text.",
         f"Report: {folder / 'report.json'}; pictures: {folder / 'pictures'}; student: {folder / 'student'}",
     ]
