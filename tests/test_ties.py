@@ -173,7 +173,8 @@ def test_first_equal_of_rows_of_few_values(width, dtype, values):
 
 def test_first_equal_of_one_fingerprint(monkeypatch):
     """Rows that differ are never taken for equal."""
-    monkeypatch.setattr("pad_kernels.backends.ties._multipliers", lambda count, device: torch.zeros(count, dtype=torch.int64))
+    zeros = lambda count, device: torch.zeros(count, dtype=torch.int64)  # noqa: E731
+    monkeypatch.setattr("pad_kernels.backends.ties._multipliers", zeros)
     rows = torch.arange(12).reshape(1, 4, 3)
     assert first_equal(rows).tolist() == [[0, 1, 2, 3]]
 

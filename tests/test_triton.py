@@ -54,7 +54,12 @@ def test_unsupported_reason(op, device, dtype, width, reason):
 def test_choices_depend_on_sizes_alone():
     from pad_kernels.backends.triton import configurations
 
-    for table in (configurations.FORWARD, configurations.UNIT_GRADIENT, configurations.TEXT_GRADIENT):
+    for table in (
+        configurations.SCORE,
+        configurations.SCORE_SPANS,
+        configurations.UNIT_GRADIENT,
+        configurations.TEXT_GRADIENT,
+    ):
         for dtype in (torch.float32, torch.float16):
             for tokens in (1, 31, 32, 33, 64, 65, 1000):
                 blocks = configurations.by_tokens(table, dtype, tokens)

@@ -7,12 +7,14 @@ import torch
 from conftest import _Dirty
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from inputs import KINDS, Inputs, make_inputs, relative_error
+from inputs import KINDS, Inputs, make_inputs, make_mask, relative_error
 from test_alignment import BAR, NANS, check_nan, check_units, random_grad, strided, truth
 from test_significance import make, row_normalizer
 
+from pad_kernels import pad_loss
 from pad_kernels.backends.reference import BACKEND as reference
-from pad_kernels.backends.triton import kernels as backend
+from pad_kernels.backends.triton import BACKEND as backend
+from pad_kernels.inputs import ANCHORS, REDUCTIONS, AlignmentInputs, Needed, PoolingInputs, SpanInputs
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SPANS = pytest.mark.parametrize("spans", [False, True], ids=["frames", "spans"])
@@ -32,8 +34,8 @@ def fresh_memory_is_nan():
 
 
 def run(inputs: Inputs, temperature: float, grad: torch.Tensor, needs=(True, True)):
-    saved = backend.alignment_forward(*inputs, temperature)
-    return *saved, *backend.alignment_backward(grad, *inputs, temperature, *saved, *needs)
+    saved = backend.alignment_forward(inputs.at(temperature))
+    return *saved, *backend.alignment_backward(grad, inputs.at(temperature), saved, Needed(*needs))
 
 
 def check(inputs: Inputs, temperature: float):
@@ -143,7 +145,8 @@ def test_ties_go_to_the_lower_index(spans, frames):
     end = start + 1 if spans else None
     prior, mask = torch.full((1, frames), 0.125), torch.ones(1, 2, dtype=torch.bool)
     for temperature in (0.0, 0.5):
-        assert backend.alignment_forward(speech, text, prior, mask, start, end, temperature)[1].tolist() == [[3, 0]]
+        inputs = AlignmentInputs(speech, text, prior, mask, start, end, temperature)
+        assert backend.alignment_forward(inputs).unit.tolist() == [[3, 0]]
 
 
 def test_tokens_that_share_a_unit_are_summed():
@@ -152,7 +155,7 @@ def test_tokens_that_share_a_unit_are_summed():
     inputs.speech[0] = -1.0
     inputs.speech[0, 2] = 1.0
     inputs.text[0] = inputs.text[0].abs()
-    assert (backend.alignment_forward(*inputs, 0.0)[1] == 2).all()
+    assert (backend.alignment_forward(inputs.at(0.0)).unit == 2).all()
     check(inputs, 0.0)
 
 
@@ -282,3 +285,143 @@ def test_significance_of_large_scores():
     found = backend.significance(query * 30, key * 30, mask, 1.0, None)
     expected = reference.significance(query.double() * 30, key.double() * 30, mask, 1.0, None)
     assert relative_error(found, expected) <= 2e-3
+
+
+BOTH = Needed(True, True)
+
+
+def span_inputs(kind, frames, anchors, *, batch=3, most=9, seed=0, with_xi=False):
+    generator = torch.Generator().manual_seed(seed)
+    mask = make_mask(kind, batch, frames, generator)
+    # Few distinct priors: ties, and zeros, which are never chosen.
+    prior = torch.randint(0, 6, (batch, frames), generator=generator) / 7.0
+    tokens = torch.randint(0, most + 1, (batch,), generator=generator)
+    wanted = torch.randint(0, most + 4, (batch,), generator=generator)
+    xi = torch.rand(batch, generator=generator, dtype=torch.float64) * 9 if with_xi else None
+    return SpanInputs(prior * mask, mask, tokens, wanted, most, [0.3, 1.0, 2.5], xi, anchors)
+
+
+@pytest.mark.parametrize("with_xi", [False, True], ids=["xi of the utterance", "xi given"])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("anchors", ANCHORS)
+def test_spans_are_those_of_the_reference(anchors, kind, with_xi):
+    for frames, seed in ((1, 0), (37, 1), (130, 2)):
+        inputs = span_inputs(kind, frames, anchors, seed=seed, with_xi=with_xi)
+        for found, expected in zip(backend.select_spans(inputs), reference.select_spans(inputs)):
+            assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("anchors", ANCHORS)
+def test_spans_over_more_frames_than_a_block(anchors):
+    inputs = span_inputs("holes", 2100, anchors, batch=1, most=30, seed=5)
+    inputs = inputs._replace(frame_prior=torch.rand(1, 2100) * inputs.frame_mask, num_anchors=torch.tensor([30]))
+    for found, expected in zip(backend.select_spans(inputs), reference.select_spans(inputs)):
+        assert torch.equal(found, expected)
+
+
+def test_no_room_for_spans():
+    for batch, frames, most in ((0, 5, 2), (2, 0, 2), (2, 5, 0)):
+        inputs = SpanInputs(
+            torch.ones(batch, frames), torch.ones(batch, frames, dtype=torch.bool),
+            *(torch.ones(batch, dtype=torch.int64),) * 2, most, [1.0], None, "topk",
+        )  # fmt: skip
+        assert [bound.shape for bound in backend.select_spans(inputs)] == [(batch, most)] * 2
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@ALL_DTYPES
+def test_pooled_distance(dtype, kind):
+    inputs = make_inputs(3, 90, 11, 72, kind=kind, dtype=dtype, seed=3)
+    token_weights = torch.rand(3, 11, generator=torch.Generator().manual_seed(1)) * inputs.token_mask
+    pooling = PoolingInputs(inputs.speech, inputs.text, inputs.frame_prior.clamp(min=0), token_weights)
+    wide = PoolingInputs(*(x.double() for x in pooling))
+    found, expected = backend.pooled_distance_forward(pooling), reference.pooled_distance_forward(wide)
+    for value, correct in zip(found, expected):
+        assert value.isfinite().all() and relative_error(value, correct) <= 1e-5
+    grad = torch.randn(3, generator=torch.Generator().manual_seed(2))
+    gradients = backend.pooled_distance_backward(grad, pooling, found, BOTH)
+    correct = reference.pooled_distance_backward(grad.double(), wide, expected, BOTH)
+    for value, other, weights in zip(gradients, correct, pooling[2:]):
+        assert value.dtype == dtype and relative_error(value, other) <= BAR[dtype]
+        assert (value[weights == 0] == 0).all()
+    alone = backend.pooled_distance_backward(grad, pooling, found, Needed(False, True))
+    assert alone[0].numel() == 0 and torch.equal(alone[1], gradients[1])
+
+
+def test_a_nan_reaches_the_pooled_distance():
+    weights = torch.ones(1, 4)
+    speech = torch.randn(1, 4, 16)
+    speech[0, 2, 3] = torch.nan
+    pooling = PoolingInputs(speech, torch.randn(1, 4, 16), weights, weights)
+    assert backend.pooled_distance_forward(pooling).distance.isnan().all()
+
+
+LOSSES = [("token", 0.0), ("token", 0.1), ("span", 0.0), ("span", 0.1), ("global", 0.0)]
+
+
+def loss_and_gradients(level, temperature, reduction, arguments, name, **options):
+    speech, text = (x.detach().requires_grad_() for x in arguments[:2])
+    loss = pad_loss(speech, text, *arguments[2:], level=level, temperature=temperature, reduction=reduction,
+                    backend=name, **options)  # fmt: skip
+    return loss.detach(), *torch.autograd.grad(loss, (speech, text), torch.arange(1.0, 1 + loss.numel()).view_as(loss))
+
+
+def loss_arguments(kind, dtype, priors, seed=0, width=24):
+    inputs = make_inputs(3, 45, 9, width, kind=kind, dtype=dtype, seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    speech_prior, text_prior = (torch.rand(3, length, generator=generator) for length in (45, 9))
+    if kind == "zero_priors":
+        speech_prior[:, ::3] = 0
+    masks = inputs.frame_prior > 0, inputs.token_mask
+    return inputs.speech, inputs.text, *masks, *((speech_prior, text_prior) if priors else (None, None))
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("level, temperature", LOSSES)
+def test_losses(level, temperature, kind, reduction):
+    """Weights, spans, alignment and reduction in kernels, against the reference in float64."""
+    for dtype, priors in ((torch.float32, True), (torch.bfloat16, False)):
+        arguments = loss_arguments(kind, dtype, priors)
+        wide = [x.double() if x is not None and x.is_floating_point() else x for x in arguments]
+        found = loss_and_gradients(level, temperature, reduction, arguments, "triton")
+        expected = loss_and_gradients(level, temperature, reduction, wide, "reference")
+        for value, correct in zip(found, expected):
+            assert value.isfinite().all() and value.shape == correct.shape
+            assert relative_error(value, correct) <= BAR[dtype]
+
+
+@pytest.mark.parametrize("options", [
+    {"anchors": "peaks"}, {"anchors": "stride", "num_anchors": 5}, {"num_anchors": 12, "scales": (1.0,)},
+    {"num_anchors": torch.tensor([2, 0, 7])}, {"num_anchors": 0},
+], ids=str)  # fmt: skip
+def test_losses_with_other_spans(options):
+    arguments = loss_arguments("ragged", torch.float32, True, seed=2)
+    wide = [x.double() if x.is_floating_point() else x for x in arguments]
+    found = loss_and_gradients("span", 0.1, "mean", arguments, "triton", **options)
+    for value, correct in zip(found, loss_and_gradients("span", 0.1, "mean", wide, "reference", **options)):
+        assert relative_error(value, correct) <= 1e-5
+
+
+@pytest.mark.parametrize("level, temperature", LOSSES)
+def test_one_gradient_of_a_loss_alone(level, temperature):
+    arguments = loss_arguments("ragged", torch.float32, True)
+    both = loss_and_gradients(level, temperature, "mean", arguments, "triton")
+    for side in (0, 1):
+        leaves = [x.detach().requires_grad_(i == side) for i, x in enumerate(arguments[:2])]
+        loss = pad_loss(*leaves, *arguments[2:], level=level, temperature=temperature, backend="triton")
+        loss.backward()
+        assert torch.equal(leaves[side].grad, both[1 + side]) and leaves[1 - side].grad is None
+    with torch.no_grad():
+        loss = pad_loss(*arguments, level=level, temperature=temperature, backend="triton")
+    assert torch.equal(loss, both[0])
+
+
+@pytest.mark.parametrize("level", ["token", "span", "global"])
+def test_a_loss_is_differentiated_once(level):
+    arguments = loss_arguments("ragged", torch.float32, True)
+    speech = arguments[0].nan_to_num(0).requires_grad_()
+    loss = pad_loss(speech, *arguments[1:], level=level, backend="triton")
+    (grad,) = torch.autograd.grad(loss, speech, create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiated once"):
+        grad.sum().backward()

@@ -48,8 +48,21 @@ def launch(kernel, programs, *arguments, warps, stages, **constants):
 
 
 def rows(tensor):
-    """The tensor with its last dimension contiguous: any other strides serve as they are."""
-    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+    """The tensor with its rows contiguous; other strides serve as they are, but of a width in eights only such."""
+    aligned = tensor.shape[-1] % 8 or not any(stride % 8 for stride in tensor.stride()[:-1])
+    return tensor if tensor.stride(-1) == 1 and aligned else tensor.contiguous()
+
+
+@triton.jit
+def eights(number):
+    """A multiple of 8, known as such to the compiler: rows can then be read 16 bytes at a time."""
+    return number // 8 * 8
+
+
+@triton.jit
+def strides_in_eights(unit_batch, unit_row, text_batch, text_row):
+    """The strides of units and text, as `eights`."""
+    return eights(unit_batch), eights(unit_row), eights(text_batch), eights(text_row)
 
 
 @triton.jit

@@ -46,9 +46,9 @@ POOL = {2: Blocks(0, 16, 256, 4, 3, 32), 4: Blocks(0, 16, 128, 4, 3, 32)}
 SPREAD = {2: Blocks(32, 16, 128, 4, 1, 3), 4: Blocks(32, 16, 64, 4, 1, 4)}
 SCAN = 256
 # Kernels without a matrix product: one choice each. `group`: utterances.
-SOFT_WEIGHTS = Blocks(64, 32, 0, 4, 1)
+SOFT_WEIGHTS = Blocks(32, 32, 0, 4, 1)
 MERGE = Blocks(64, 16, 0, 4, 1, 128)
-HARD = Blocks(64, 0, 1024, 4, 1)
+HARD = Blocks(64, 0, 1024, 8, 1)
 PREPARE = Blocks(0, 0, 1024, 8, 1)
 POOL_ROWS = Blocks(0, 64, 64, 4, 3)
 POOL_DISTANCE = Blocks(0, 0, 1024, 4, 1, 128)

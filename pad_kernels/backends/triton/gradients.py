@@ -13,9 +13,18 @@ import triton.language as tl
 from torch import Tensor
 
 from pad_kernels.backends.triton import configurations
-from pad_kernels.backends.triton.scores import as_read, is_empty, score
-from pad_kernels.backends.triton.common import PRECISION, direction_weight, launch, load_rows, narrowed, product
+from pad_kernels.backends.triton.common import (
+    PRECISION,
+    direction_weight,
+    eights,
+    launch,
+    load_rows,
+    narrowed,
+    product,
+    strides_in_eights,
+)
 from pad_kernels.backends.triton.configurations import ceil_div, round_up
+from pad_kernels.backends.triton.scores import as_read, is_empty, score
 from pad_kernels.backends.triton.spread import spread_to_frames
 from pad_kernels.inputs import AlignmentInputs, Gradients, Needed, Saved
 
@@ -69,8 +78,8 @@ def soft_weights_kernel(
     unit_count, tokens, unit_tiles, token_pitch, unit_pitch, inverse_temperature,
     TOKENS: tl.constexpr, UNITS: tl.constexpr,
 ):  # fmt: skip
-    """A tile of units against all tokens, W = A (1 + (phi - similarity) / tau): the weights W g / |t| of the unit
-    gradient and W / |u| of the text gradient (float16: without the norms), and what each has along its own direction."""
+    """A tile of units against all tokens, W = A (1 + (phi - similarity) / tau): the weights W g / |t| of the units'
+    gradient and W / |u| of the text's (float16: without the norms), and what each has along its own direction."""
     program = tl.program_id(0)
     unit_tile = program % unit_tiles
     utterance = (program // unit_tiles).to(tl.int64)
@@ -133,6 +142,8 @@ def soft_text_kernel(
     TOKENS: tl.constexpr, UNITS: tl.constexpr, WIDTH: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The gradient of a tile of tokens at a group of columns."""
+    unit_batch, unit_row, text_batch, text_row = strides_in_eights(unit_batch, unit_row, text_batch, text_row)
+    width = eights(width)
     program = tl.program_id(0)
     step = program % steps
     token = program // steps % token_tiles * TOKENS + tl.arange(0, TOKENS)
@@ -186,6 +197,8 @@ def hard_kernel(
 ):  # fmt: skip
     """A token: g (unit / |unit| - similarity text / |text|) / |text|; and where it is the first to choose its unit, the
     gradient of that unit, summed over the tokens in order, with spans over the sum of their priors."""
+    unit_batch, unit_row, text_batch, text_row = strides_in_eights(unit_batch, unit_row, text_batch, text_row)
+    width = eights(width)
     program = tl.program_id(0)
     token = program % tokens
     utterance = (program // tokens).to(tl.int64)
@@ -237,6 +250,8 @@ def soft_unit_kernel(
 ):  # fmt: skip
     """The gradient of a tile of units at GROUP steps of columns, zero where a unit takes no part; that of spans
     divided by the sum of their priors, which their frames share."""
+    unit_batch, unit_row, text_batch, text_row = strides_in_eights(unit_batch, unit_row, text_batch, text_row)
+    width = eights(width)
     program = tl.program_id(0)
     step = program % steps
     unit_tile = program // steps % unit_tiles

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from pad_kernels.backends.triton import configurations
-from pad_kernels.backends.triton.common import PRECISION, launch, load_rows, load_span, narrowed, product
+from pad_kernels.backends.triton.common import PRECISION, eights, launch, load_rows, load_span, narrowed, product
 from pad_kernels.backends.triton.configurations import ceil_div
 
 
@@ -28,6 +28,7 @@ def pool_kernel(
     UNITS: tl.constexpr, FRAMES: tl.constexpr, WIDTH: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """A tile of units at a group of columns: sum p s / sum p, the mean prior, and 1 / sum p."""
+    speech_batch, speech_row, width = eights(speech_batch), eights(speech_row), eights(width)
     program = tl.program_id(0)
     step = program % steps
     unit_tile = program // steps % unit_tiles

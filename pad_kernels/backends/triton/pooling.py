@@ -84,7 +84,8 @@ def store_gradient(
     signed = tl.where(difference > 0, grad, tl.where(difference < 0, -grad, difference))
     found = tl.where((weight != 0)[:, None], share[:, None] * signed[None, :], 0.0)
     place = (row_offset + row)[:, None] * width + column[None, :]
-    tl.store(out + place, narrowed(found, out.dtype.element_ty), mask=(row < count)[:, None] & (column < width)[None, :])
+    inside = (row < count)[:, None] & (column < width)[None, :]
+    tl.store(out + place, narrowed(found, out.dtype.element_ty), mask=inside)
 
 
 @triton.jit(do_not_specialize=["frames", "tokens", "frame_tiles", "tiles"])

@@ -145,7 +145,7 @@ def prepare_kernel(
                     weight, real = frame_weight(speech_mask, speech_prior, utterance, frame, frames)
                     tl.store(scratch + frame, weight, mask=frame < frames)
                 found = 0
-                for k in range(0, wanted):
+                for _ in range(0, wanted):
                     tl.debug_barrier()
                     highest = 0.0
                     best = frames

@@ -20,6 +20,7 @@ from pad_kernels.backends.triton.common import (
     norm,
     product,
     rows,
+    strides_in_eights,
 )  # fmt: skip
 from pad_kernels.backends.triton.configurations import ceil_div, round_up
 from pad_kernels.backends.triton.pooled_units import pool_units
@@ -46,6 +47,7 @@ def score_kernel(
     HARD: tl.constexpr, TOKENS: tl.constexpr, UNITS: tl.constexpr, WIDTH: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The softmax's state of each token over one tile of units, [batch, unit tile, token] each."""
+    unit_batch, unit_row, text_batch, text_row = strides_in_eights(unit_batch, unit_row, text_batch, text_row)
     program = tl.program_id(0)
     token = program % token_tiles * TOKENS + tl.arange(0, TOKENS)
     unit_tile = program // token_tiles % unit_tiles

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 
 from pad_kernels.backends.triton import configurations
-from pad_kernels.backends.triton.common import PRECISION, launch, load_rows, load_span, narrowed, product
+from pad_kernels.backends.triton.common import PRECISION, eights, launch, load_rows, load_span, narrowed, product
 from pad_kernels.backends.triton.configurations import ceil_div
 
 
@@ -16,6 +16,7 @@ def spread_kernel(
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """A tile of frames at GROUP steps of columns: prior times the sum over the covering units, in their order."""
+    width = eights(width)
     program = tl.program_id(0)
     step = program % steps
     frame_tile = program // steps % frame_tiles
