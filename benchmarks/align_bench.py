@@ -35,9 +35,7 @@ UTTERANCES_ON_GPU = 8
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Command line. By default the base size (on a GPU those named gpu), in float32 and bfloat16."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=accelerator.DEVICES, default="cpu", help=accelerator.DEVICE_HELP)
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: 2)")
     parser.add_argument(
@@ -47,12 +45,14 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES)
     parser.add_argument("--directions", nargs="+", choices=DIRECTIONS, default=DIRECTIONS)
     parser.add_argument("--dtypes", nargs="+", choices=tuple(DTYPES))
-    parser.add_argument("--providers", nargs="+", choices=PROVIDERS,
-        help="default: on the CPU eager, eager-scaled, torch.compile, ours; with --device cuda all; other packages are "
-        "rows that say so where they are not installed")
     parser.add_argument(
-        "--seconds", type=float, default=4.0, help="time for each case, all providers (default: 4)"
+        "--providers",
+        nargs="+",
+        choices=PROVIDERS,
+        help="default: on the CPU eager, eager-scaled, torch.compile, ours; with --device cuda all; other packages are "
+        "rows that say so where they are not installed",
     )
+    parser.add_argument("--seconds", type=float, default=4.0, help="time for each case, all providers (default: 4)")
     parser.add_argument("--no-kernels", action="store_true", help="on a GPU, leave out the tables of kernels")
     results.add_options(parser)
     parser.add_argument(
@@ -61,15 +61,25 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         help="under a minute: base size, float32, token and span, forward+backward; torch.compile and "
         "memory of the others left out",
     )
-    parser.add_argument("--sweep", action="store_true", help="13 sizes around M=750 N=48 D=768, 16 utterances; "
-                        "torch.compile and memory left out; written to sweep_<device>.json")
+    parser.add_argument(
+        "--sweep",
+        action="store_true",
+        help="13 sizes around M=750 N=48 D=768, 16 utterances; "
+        "torch.compile and memory left out; written to sweep_<device>.json",
+    )
     parser.add_argument(
         "--output",
         type=Path,
         help="JSON file (default: benchmarks/results/align_<device>.json, with --quick none)",
     )
-    parser.add_argument("--plot", type=Path, nargs="?", metavar="PNG", const=results.FOLDER / "align.png",
-        help="also draw the base size (default: benchmarks/results/align.png)")
+    parser.add_argument(
+        "--plot",
+        type=Path,
+        nargs="?",
+        metavar="PNG",
+        const=results.FOLDER / "align.png",
+        help="also draw the base size (default: benchmarks/results/align.png)",
+    )
     return parser.parse_args(arguments)
 
 

@@ -37,9 +37,7 @@ def evaluate(results: list[dict], threads: int) -> list[dict]:
     """Each bar with what was measured (None: not measured) and whether it is met."""
     rows = []
     for bar in BARS:
-        case = find(
-            results, size="base", dtype="float32", level=bar.level, mode=bar.mode, direction=bar.direction
-        )
+        case = find(results, size="base", dtype="float32", level=bar.level, mode=bar.mode, direction=bar.direction)
         measured = ratio(case, "ours", bar.base)
         rows.append(
             asdict(bar)

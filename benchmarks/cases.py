@@ -92,9 +92,7 @@ class Inputs(NamedTuple):
 
 def ragged_mask(batch: int, length: int) -> torch.Tensor:
     """Mask [batch, length] of lengths spread evenly over 40-100 % of `length`, in a fixed shuffled order."""
-    shares = torch.linspace(0.4, 1.0, batch)[
-        torch.randperm(batch, generator=torch.Generator().manual_seed(1))
-    ]
+    shares = torch.linspace(0.4, 1.0, batch)[torch.randperm(batch, generator=torch.Generator().manual_seed(1))]
     return torch.arange(length) < (shares * length).round().clamp(min=1)[:, None]
 
 

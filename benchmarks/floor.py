@@ -14,8 +14,16 @@ import torch
 from .cases import DTYPES, Case, Inputs
 
 # Kernels of pad_kernels that read every real frame and token once, and those that write the gradient of the speech.
-READING = re.compile(r"\b(tile_kernel|forward_kernel|pooled_difference_kernel)\b")
-WRITING = re.compile(r"\b(spread_kernel|gather_kernel)\b")
+READING = {
+    "global": re.compile(r"\b(difference_kernel|pooled_difference_kernel)\b"),
+    "token": re.compile(r"\b(score_kernel|forward_kernel)\b"),
+    "span": re.compile(r"\b(pool_kernel|forward_kernel)\b"),
+}
+WRITING = {
+    "global": re.compile(r"\bgradient_kernel\b"),
+    "token": re.compile(r"\b(soft_unit_kernel|gather_kernel)\b"),
+    "span": re.compile(r"\b(spread_kernel|gather_kernel)\b"),
+}
 
 
 @dataclass(frozen=True)
@@ -28,6 +36,7 @@ class Work:
     write_bytes: float
     reads: int = 1  # how often `read_bytes` counts the inputs
     speech_gradient_bytes: float | None = None
+    level: str | None = None
 
     def milliseconds(self, rates: dict[str, float | None]) -> dict[str, float]:
         """Floor by memory, by arithmetic (at the FMA peak, else at torch.mm rate), and the longer of both."""
@@ -45,9 +54,11 @@ class Work:
 
     def kernel_bytes(self, kernel: str) -> float | None:
         """The traffic that a kernel of this name cannot do without; None where it is not known."""
-        if READING.search(kernel):
+        if self.level is None:
+            return None
+        if READING[self.level].search(kernel):
             return self.read_bytes / self.reads
-        return self.speech_gradient_bytes if WRITING.search(kernel) else None
+        return self.speech_gradient_bytes if WRITING[self.level].search(kernel) else None
 
 
 def work(case: Case, inputs: Inputs) -> Work:
@@ -72,4 +83,5 @@ def work(case: Case, inputs: Inputs) -> Work:
             reads, products = 2, 4
             pooling *= 2
     flops = 2.0 * width * pairs * products + pooling
-    return Work(item == 2, flops, reads * real_bytes, speech_gradient + text_gradient, reads, speech_gradient or None)
+    written = speech_gradient + text_gradient
+    return Work(item == 2, flops, reads * real_bytes, written, reads, speech_gradient or None, case.level)

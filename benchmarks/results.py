@@ -75,8 +75,12 @@ class Run:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of a run, the same for all benchmarks."""
-    parser.add_argument("--seconds-total", type=float, metavar="S",
-                        help="start no new case after so many seconds, and say which are left out")
+    parser.add_argument(
+        "--seconds-total",
+        type=float,
+        metavar="S",
+        help="start no new case after so many seconds, and say which are left out",
+    )
     parser.add_argument("--resume", action="store_true", help="go on with the cases that the output file lacks")
 
 

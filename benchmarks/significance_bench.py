@@ -62,9 +62,7 @@ def ours(inputs: Inputs) -> Tensor:
 
 def sdpa(inputs: Inputs) -> Tensor:
     """The attention's own forward: another result, for comparison of speed only."""
-    return F.scaled_dot_product_attention(
-        inputs.query, inputs.key, inputs.value, attn_mask=inputs.mask[:, None, None]
-    )
+    return F.scaled_dot_product_attention(inputs.query, inputs.key, inputs.value, attn_mask=inputs.mask[:, None, None])
 
 
 def ours_given(inputs: Inputs) -> Tensor:
@@ -159,13 +157,10 @@ def bars(found: list[dict], threads: int) -> list[dict]:
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=accelerator.DEVICES, default="cpu", help=accelerator.DEVICE_HELP)
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: 2)")
-    parser.add_argument("--sizes", nargs="+", choices=tuple(SHAPES),
-                        help="default: base and long (--device cuda: gpu)")
+    parser.add_argument("--sizes", nargs="+", choices=tuple(SHAPES), help="default: base and long (--device cuda: gpu)")
     parser.add_argument("--dtypes", nargs="+", choices=tuple(DTYPES), default=("float32", "bfloat16"))
     parser.add_argument("--seconds", type=float, default=6.0, help="time for each case (default: 6)")
     parser.add_argument("--output", type=Path, help="default: benchmarks/results/significance_<device>.json")

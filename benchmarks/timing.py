@@ -78,6 +78,4 @@ def summarize(seconds: list[float]) -> dict[str, float]:
     """Percentiles in milliseconds of one function's samples."""
     values = torch.tensor(seconds, dtype=torch.float64) * 1e3
     points = torch.quantile(values, torch.tensor([p / 100 for p in PERCENTILES], dtype=torch.float64))
-    return {f"p{p}": round(v, 4) for p, v in zip(PERCENTILES, points.tolist(), strict=True)} | {
-        "rounds": len(seconds)
-    }
+    return {f"p{p}": round(v, 4) for p, v in zip(PERCENTILES, points.tolist(), strict=True)} | {"rounds": len(seconds)}

@@ -23,9 +23,7 @@ def make_call(provider: Provider, inputs: Inputs, case: Case) -> Callable[[], ob
                 return loss(inputs, case.level, case.temperature)
 
         return forward
-    leaves = inputs._replace(
-        speech=inputs.speech.clone().requires_grad_(), text=inputs.text.clone().requires_grad_()
-    )
+    leaves = inputs._replace(speech=inputs.speech.clone().requires_grad_(), text=inputs.text.clone().requires_grad_())
 
     def forward_backward():
         return torch.autograd.grad(loss(leaves, case.level, case.temperature), (leaves.speech, leaves.text))
@@ -35,9 +33,7 @@ def make_call(provider: Provider, inputs: Inputs, case: Case) -> Callable[[], ob
 
 def value_and_gradients(loss: Loss, inputs: Inputs, case: Case) -> tuple[Tensor, ...]:
     """Loss, gradient of speech, gradient of text."""
-    leaves = inputs._replace(
-        speech=inputs.speech.clone().requires_grad_(), text=inputs.text.clone().requires_grad_()
-    )
+    leaves = inputs._replace(speech=inputs.speech.clone().requires_grad_(), text=inputs.text.clone().requires_grad_())
     value = loss(leaves, case.level, case.temperature)
     return value.detach(), *torch.autograd.grad(value, (leaves.speech, leaves.text))
 

@@ -306,17 +306,20 @@ PYBIND11_MODULE(_native, module) {
   module.def("spans_fit", &spans_fit);
   module.def("token_loss", &token_loss);
   module.def("pooled_loss", &pooled_loss);
-  py::class_<pad::Memory>(module, "Memory", py::buffer_protocol(), "Bytes for a large result, kept when they are freed.")
+  py::class_<pad::Memory>(module, "Memory", py::buffer_protocol(),
+                          "Bytes for a large result, kept when they are freed.")
       .def(py::init<int64_t>())
       .def_buffer([](const pad::Memory& memory) {
         return py::buffer_info(static_cast<uint8_t*>(memory.data()), memory.bytes());
       });
   module.attr("LARGE_RESULT_BYTES") = pad::large_result_bytes;
   module.attr("CUDA_MAX_WIDTH") = pad::cuda::max_width;
-  module.def("release_kept_memory", &pad::release_kept_memory, "Give back to the system what is kept of freed results.");
+  module.def("release_kept_memory", &pad::release_kept_memory,
+             "Give back to the system what is kept of freed results.");
   module.def("cuda_targets", &pad::cuda::targets, "What the CUDA kernels were compiled for; empty: not at all.");
   module.def("cuda_failure", &pad::cuda::failure, "Why the CUDA runtime cannot be used; empty if it can.");
-  module.def("instruction_set", &pad::instruction_set, "The instruction set in use: baseline, avx2, avx512 or avx512_bf16.");
+  module.def("instruction_set", &pad::instruction_set,
+             "The instruction set in use: baseline, avx2, avx512 or avx512_bf16.");
   module.def("set_instruction_set", &pad::set_instruction_set,
              "Choose a lesser instruction set, for tests; False where it is not to be had.");
 }

@@ -71,6 +71,19 @@ class LossOptions(NamedTuple):
     differentiable: bool
     scratch: Tensor | None
 
+    def inputs(
+        self,
+        speech: Tensor,
+        text: Tensor,
+        frame_prior: Tensor,
+        token_prior: Tensor,
+        start: Tensor | None,
+        end: Tensor | None,
+    ) -> LossInputs:
+        """The tensors with these options."""
+        tensors = speech, text, frame_prior, token_prior, start, end
+        return LossInputs(*tensors, self.temperature, self.reduction, self.differentiable, self.scratch)
+
 
 def _save(ctx: Any, inputs: LossInputs, saved: LossSaved, backend: Backend) -> None:
     """Keeps tensors where autograd's hooks see them, and the rest on `ctx`."""
@@ -116,10 +129,9 @@ class LocalLoss(torch.autograd.Function):
         options: LossOptions,
     ) -> Tensor:
         """The loss; tensors as in LossInputs."""
-        temperature, reduction, backend, *rest = options
-        inputs = LossInputs(speech, text, frame_prior, token_prior, start, end, temperature, reduction, *rest)
-        loss, saved = backend.local_loss_forward(inputs)
-        _save(ctx, inputs, saved, backend)
+        inputs = options.inputs(speech, text, frame_prior, token_prior, start, end)
+        loss, saved = options.backend.local_loss_forward(inputs)
+        _save(ctx, inputs, saved, options.backend)
         return loss
 
     @staticmethod
@@ -138,10 +150,9 @@ class GlobalLoss(torch.autograd.Function):
         ctx: Any, speech: Tensor, text: Tensor, frame_prior: Tensor, token_prior: Tensor, options: LossOptions
     ) -> Tensor:
         """The loss; tensors as in LossInputs."""
-        temperature, reduction, backend, *rest = options
-        inputs = LossInputs(speech, text, frame_prior, token_prior, None, None, temperature, reduction, *rest)
-        loss, saved = backend.global_loss_forward(inputs)
-        _save(ctx, inputs, saved, backend)
+        inputs = options.inputs(speech, text, frame_prior, token_prior, None, None)
+        loss, saved = options.backend.global_loss_forward(inputs)
+        _save(ctx, inputs, saved, options.backend)
         return loss
 
     @staticmethod

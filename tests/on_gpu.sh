@@ -38,7 +38,7 @@ export PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 OMP_NUM_THREADS=2 HF_HUB_OFF
 export TRITON_CACHE_DIR=$scratch/triton TORCHINDUCTOR_CACHE_DIR=$scratch/inductor OUTCOMES=$results/tests.json
 unset PAD_KERNELS_BACKEND TRITON_INTERPRET PYTEST_ADDOPTS
 device=cuda
-workers=8
+workers=14
 threads=4
 if [ -n "$dry_run" ]; then
   device=dry-run
@@ -170,7 +170,7 @@ bench=(--device "$device" --threads "$threads")
 step losses 95 "${interpreted[@]}" "$python" "$root"/benchmarks/align_bench.py "${bench[@]}" \
   --output "$results/align.json" --seconds 0.4 --seconds-total "$(seconds_for 95 15)" \
   --sizes gpu gpu-many gpu-long --dtypes "${dtypes[@]}" --directions "${directions[@]}" --levels "${levels[@]}" \
-  --modes "${modes[@]}" --providers eager eager-scaled sdpa ours ours-triton ours-native
+  --modes "${modes[@]}" --providers eager eager-scaled sdpa ours
 step significance 30 "${interpreted[@]}" "$python" "$root"/benchmarks/significance_bench.py "${bench[@]}" --seconds 0.8 \
   --seconds-total "$(seconds_for 30 10)" --output "$results/significance.json"
 step training 50 "${quick[@]}" "$root"/tests/test_pad_gpu.py

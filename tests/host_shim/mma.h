@@ -66,8 +66,7 @@ void mma_sync(fragment<accumulator, 16, 16, 16, float>& d, const fragment<matrix
   }
 }
 
-inline void store_matrix_sync(float* to, const fragment<accumulator, 16, 16, 16, float>& c, unsigned stride,
-                              layout_t) {
+inline void store_matrix_sync(float* to, const fragment<accumulator, 16, 16, 16, float>& c, unsigned stride, layout_t) {
   check_address(to, stride * sizeof(float));
   for (int i = 0; i < 8; ++i) to[row() * stride + first_column() + i] = c.value[i];
 }

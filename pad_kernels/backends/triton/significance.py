@@ -69,7 +69,20 @@ def normalizer_kernel(
         column = first + tl.arange(0, OTHER)
         real = tl.load(mask + column, mask=column < length, other=0) != 0
         score = scores(
-            own, query, row, query_row, present, key, column, key_row, real, width, OWN, OTHER, WIDTH, WHOLE,
+            own,
+            query,
+            row,
+            query_row,
+            present,
+            key,
+            column,
+            key_row,
+            real,
+            width,
+            OWN,
+            OTHER,
+            WIDTH,
+            WHOLE,
             PRECISION,
         )
         score = tl.where(real[None, :], score * scale, -float("inf"))
@@ -108,7 +121,20 @@ def column_kernel(
         present = tl.load(mask + row, mask=row < length, other=0) != 0
         normal = tl.load(normalizer + place + row, mask=present, other=float("inf"))
         score = scores(
-            own, key, column, key_row, real, query, row, query_row, present, width, OWN, OTHER, WIDTH, WHOLE,
+            own,
+            key,
+            column,
+            key_row,
+            real,
+            query,
+            row,
+            query_row,
+            present,
+            width,
+            OWN,
+            OTHER,
+            WIDTH,
+            WHOLE,
             PRECISION,
         )
         # A row that does not count has an infinite normaliser.
@@ -170,9 +196,7 @@ def significance(query, key, mask, scale, lse):
     else:
         normalizer, factor = lse.to(torch.float32).contiguous(), 1 / math.log(2)
     sums = torch.empty(batch, heads, length, dtype=torch.float32, device=query.device)
-    launch(
-        column_kernel, programs, query, key, mask, normalizer, sums, *strides, *sizes, scale, factor, **constants
-    )
+    launch(column_kernel, programs, query, key, mask, normalizer, sums, *strides, *sizes, scale, factor, **constants)
     blocks = configurations.NORMALIZE
     launch(
         normalize_kernel, batch, sums, out, length, heads,
