@@ -47,6 +47,9 @@ SECTIONS = {
     "demo": Section(drawings.demo, ("demo.json",)),
     "quality": Section(drawings.quality, ("quality.json",)),
     "gpu-status": Section(drawings.gpu_status, (), ("align_cuda.json",)),
+    "gpu-goals": Section(
+        drawings.gpu_goals, ("align_cuda.json", "significance_cuda.json", "step_cuda.json"), ("compiled_cuda.json",)
+    ),
     "support": Section(info.support_table, ()),
     "scaling": Section(drawings.scaling, ("scaling_cpu.json",)),
 }

@@ -96,6 +96,11 @@ def test_the_summary_has_what_a_gpu_gave(cpu_results, gpu_results):
     _write(cpu_results, gpu_results, "compiled_cuda.json")
     assert "over eager PyTorch and 0.5x over torch.compile in GPU time" in _summary(cpu_results)
 
+    gpu_results["results"][0]["providers"]["eager"]["correct"] = False
+    _write(cpu_results, gpu_results)
+    assert "; 1 of 1 cases left out, where eager PyTorch is wrong | a card |" in _summary(cpu_results)
+
+    gpu_results["results"][0]["providers"]["eager"]["correct"] = True
     gpu_results["results"][0]["providers"]["ours"]["correct"] = False
     _write(cpu_results, gpu_results)
     assert "; 1 of 1 cases wrong | a card |" in _summary(cpu_results)
@@ -108,3 +113,26 @@ def test_a_provider_that_failed_on_a_gpu_is_said(cpu_results, gpu_results):
     cells = dict(zip(header.split(" | "), row.split(" | ")))
     assert cells["eager-scaled, ms"] == "failed" and cells["peer, ms"] == "-"
     assert cells["pad_kernels, wall ms"] == "5 (5-5)" and cells["vs eager"] == "4.5x"
+
+
+def test_goals_on_a_gpu_are_judged_by_the_worst_case(cpu_results, gpu_results):
+    for name in ("significance", "step"):
+        shutil.copy(results.FOLDER / f"{name}_cuda.json", cpu_results)
+    slower = json.loads(json.dumps(gpu_results["results"][0]))
+    slower["providers"]["eager"]["wall_ms"] = {"p20": 4.0, "p50": 4.0, "p80": 4.0}
+    goal = "losses, forward+backward{}: {}"
+
+    def row(name):
+        _write(cpu_results, gpu_results)
+        table = report.fill("<!-- gpu-goals -->\n<!-- /gpu-goals -->", cpu_results)
+        return next(line.strip("| ").split(" | ")[1:] for line in table.splitlines() if name in line)
+
+    wall = goal.format("", "wall time of a call relative to eager")
+    assert row(wall) == ["at most 1x", "0.50x", "yes"]
+    assert row(goal.format(", float32", "speed-up over eager in GPU time")) == ["at least 5x", "4.5x", "no"]
+    assert row("memory bandwidth")[-1] == "not measured"
+    gpu_results["results"].append(slower)
+    assert row(wall) == ["at most 1x", "0.50 to 1.25x", "no"]
+    for result in gpu_results["results"]:
+        result["case"]["level"], result["floor"]["memory"] = "token", 1.0
+    assert row("token and global, forward+backward") == ["at least 60 %", "50 %", "no"]
