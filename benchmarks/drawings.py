@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Iterable
 
 from benchmarks import goals, results, step_bench
-from benchmarks.tables import megabytes, number
+from benchmarks.tables import megabytes, number, shape_text
 
 NOT_RUN = "compiled for sm_80, sm_90, sm_100 and gfx942, **not yet run on a GPU**"
 STUDENTS = ("chance", "undistilled", "distilled", "shuffled")
@@ -69,7 +69,14 @@ def _base_size(content: dict) -> list[dict]:
     return [result for result in content["results"] if result["case"]["size"] == size]
 
 
-def summary(losses: dict, steps: dict, steps_kept: dict, gpu_losses: dict | None, gpu_compiled: dict | None) -> str:
+def summary(
+    losses: dict,
+    steps: dict,
+    steps_kept: dict,
+    gpu_losses: dict | None,
+    gpu_compiled: dict | None,
+    gpu_steps: dict | None,
+) -> str:
     """The figures that count, in five rows."""
     whole = _whole(losses)
     where = _processor(losses["machine"])
@@ -108,13 +115,13 @@ def summary(losses: dict, steps: dict, steps_kept: dict, gpu_losses: dict | None
             "freed memory",
             f"{_processor(steps['machine'])}; {_processor(steps_kept['machine'])}",
         ],
-        ["GPU", *_gpu(gpu_losses, gpu_compiled)],
+        ["GPU", *_gpu(gpu_losses, gpu_compiled, gpu_steps)],
     ]
     return _table(["", "result", "measured on"], rows)
 
 
-def _gpu(losses: dict | None, compiled: dict | None) -> list[str]:
-    """What ran on a GPU; the runs with torch.compile may be missing."""
+def _gpu(losses: dict | None, compiled: dict | None, steps: dict | None) -> list[str]:
+    """What ran on a GPU; the runs with torch.compile and of the training step may be missing."""
     if losses is None:
         return [NOT_RUN, "-"]
 
@@ -132,7 +139,14 @@ def _gpu(losses: dict | None, compiled: dict | None) -> list[str]:
     left_out, wrong = (sum(not result["providers"][name]["correct"] for result in whole) for name in ("eager", "ours"))
     if left_out:
         text += f"; {left_out} of {len(whole)} cases left out, where eager PyTorch is wrong"
-    return [text + (f"; {wrong} of {len(whole)} cases wrong" if wrong else ""), _processor(losses["machine"])]
+    text += f"; {wrong} of {len(whole)} cases wrong" if wrong else ""
+    if steps is not None:
+        ours, eager = (
+            _range((step_bench.relative(result, name, "plain") for result in steps["results"]), digits=2)
+            for name in ("ours", "eager")
+        )
+        text += f". Training step: {ours} the GPU time of training without priors; PAD in eager PyTorch {eager}"
+    return [text, _processor(losses["machine"])]
 
 
 def _whole(content: dict) -> list[dict]:
@@ -188,6 +202,19 @@ def _gpu_table(found: list[dict]) -> str:
     return f"{found[0]['title']}:\n\n{_table(header, rows)}"
 
 
+def memory_gpu(content: dict) -> str:
+    """Peak memory of a loss on a GPU at the base size, forward and backward."""
+    providers = ("ours", "eager", "eager-scaled")
+    rows = [
+        [f"{result['label']}, {result['case']['dtype']}"]
+        + [megabytes(result["providers"][name]["extra_bytes"]) for name in providers]
+        for result in _whole(content)
+    ]
+    shape = shape_text(content["results"][0]["case"])
+    header = ["loss", *(f"{_name(name)}, MB" for name in providers)]
+    return f"{_table(header, rows)}\n\nPeak beyond inputs and gradients; {shape}; {_machine(content)}."
+
+
 def significance(content: dict) -> str:
     """The significance prior, all its cases."""
     providers = [name for name in content["results"][0]["providers"] if name != "ours"]
@@ -197,7 +224,8 @@ def significance(content: dict) -> str:
         + [_milliseconds(r["providers"].get(name)) for name in providers]
         for r in content["results"]
     ]
-    return f"{_table(header, rows)}\n\n{_machine(content)}."
+    kind = "GPU time; " if content["machine"].get("gpu") else ""
+    return f"{_table(header, rows)}\n\n{kind}{_machine(content)}."
 
 
 def demo(content: dict) -> str:
@@ -259,10 +287,11 @@ def step(content: dict) -> str:
     header += [*(f"{name}, MB" for name in names), "PAD's share of the step"]
     first = content["results"][0]
     steps = first["variants"]["plain"]["ms"]["rounds"]
+    what = "GPU time, median" if content["machine"].get("gpu") else "Median"
     wrong = [result["label"] for result in content["results"] if not result["correct"]]
     note = f"losses of eager and pad_kernels differ at {', '.join(wrong)}; " if wrong else ""
     return (
-        f"{_table(header, rows)}\n\nMedian of {steps} steps, {first['case']['precision']}; "
+        f"{_table(header, rows)}\n\n{what} of {steps} steps, {first['case']['precision']}; "
         f"peak memory beyond models and optimizer; {note}{_machine(content)}."
     )
 

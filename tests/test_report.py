@@ -93,6 +93,12 @@ def test_the_summary_has_what_a_gpu_gave(cpu_results, gpu_results):
     assert "backward: 4.5x over eager PyTorch in GPU time, 2.0x over eager PyTorch in wall time | a card |" in table
     assert "Run on a card" in report.fill("<!-- gpu-status -->\n<!-- /gpu-status -->", cpu_results)
 
+    shutil.copy(results.FOLDER / "step_cuda.json", cpu_results)
+    steps = json.loads((cpu_results / "step_cuda.json").read_text(encoding="utf-8"))["results"]
+    times = [result["variants"]["ours"]["ms"]["p50"] / result["variants"]["plain"]["ms"]["p50"] for result in steps]
+    assert f". Training step: {min(times):.2f}x to {max(times):.2f}x the GPU time" in _summary(cpu_results)
+    (cpu_results / "step_cuda.json").unlink()
+
     _write(cpu_results, gpu_results, "compiled_cuda.json")
     assert "over eager PyTorch and 0.5x over torch.compile in GPU time" in _summary(cpu_results)
 
