@@ -16,6 +16,11 @@ if onednn.amx_is_broken():
     os.environ[onednn.VARIABLE] = onednn.WITHOUT_AMX
 
 
+def pytest_collection_modifyitems(items):
+    """What takes longest begins first: at the end the other workers would wait for it."""
+    items.sort(key=lambda item: item.name != "test_kernels_under_the_interpreter")
+
+
 @pytest.fixture(params=pad_kernels.available_backends())
 def backend(request) -> str:
     """Each backend that runs on this machine."""
