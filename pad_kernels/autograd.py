@@ -142,34 +142,6 @@ class LocalLoss(torch.autograd.Function):
         return *_asked_for(grads, needed), None, None, None, None, None
 
 
-class WorstTokenLoss(LocalLoss):
-    """max_j (1 - similarity_j), reduced over the batch: the token-max level."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        speech: Tensor,
-        text: Tensor,
-        frame_prior: Tensor,
-        token_prior: Tensor,
-        start: Tensor | None,
-        end: Tensor | None,
-        options: LossOptions,
-    ) -> Tensor:
-        """The loss; tensors as in LossInputs."""
-        inputs = options.inputs(speech, text, frame_prior, token_prior, start, end)
-        loss, saved = options.backend.worst_token_loss_forward(inputs)
-        _save(ctx, inputs, saved, options.backend)
-        return loss
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of speech and text."""
-        backend, inputs, saved, needed = _restore(ctx, grad)
-        grads = backend.worst_token_loss_backward(grad, inputs, saved, needed)
-        return *_asked_for(grads, needed), None, None, None, None, None
-
-
 class GlobalLoss(torch.autograd.Function):
     """|| sum_i p_i s_i - sum_j q_j t_j ||_1, reduced over the batch."""
 

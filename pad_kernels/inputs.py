@@ -12,7 +12,7 @@ from torch import Tensor
 
 FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 INTEGER = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
-LEVELS = ("global", "token", "span", "token-max")
+LEVELS = ("global", "token", "span")
 # In the order of the enumerations in csrc/spans.h and csrc/loss.h.
 ANCHORS = ("topk", "peaks", "stride")
 REDUCTIONS = ("none", "sum", "mean")

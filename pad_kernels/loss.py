@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pad_kernels import backends, checks, torch_internals
-from pad_kernels.autograd import GlobalLoss, LocalLoss, LossOptions, RegisteredOps, WorstTokenLoss
+from pad_kernels.autograd import GlobalLoss, LocalLoss, LossOptions, RegisteredOps
 from pad_kernels.backends.base import Backend
 from pad_kernels.inputs import ANCHORS, LEVELS, REDUCTIONS, LossRequest, Positions, SpanSelection
 
@@ -31,7 +31,6 @@ def pad_loss(
     """PAD loss: pulls the embeddings of an utterance's speech and text together.
 
         token, span:  sum_j q_j (1 - similarity_j), similarity as in `align`, units = frames or spans
-        token-max:    max_j (1 - similarity_j) over the real tokens, units = frames
         global:       || sum_i p_i speech_i - sum_j q_j text_j ||_1
 
     p and q are the priors normalised over the real positions, uniform without one. A position that is masked
@@ -43,7 +42,7 @@ def pad_loss(
         speech_mask, text_mask: [B, M] and [B, N], bool or integers 0/1. None: all real.
         speech_prior, text_prior: [B, M] and [B, N] floating point, at least 0, any scale whose sum
             float32 holds; constants.
-        level: "global", "token", "span" or "token-max".
+        level: "global", "token" or "span".
         temperature: of the soft alignment; 0 is the paper's hard alignment. Not used by "global".
         spans: (start, end) [B, U] for level "span". None: select_spans with the next three arguments,
             which are explained there.
@@ -92,8 +91,6 @@ def pad_loss(
     apply: Callable[..., Tensor] = LocalLoss.apply
     if level == "global":
         apply, weights = GlobalLoss.apply, weights[:2]
-    elif level == "token-max":
-        apply = WorstTokenLoss.apply
     differentiable = torch.is_grad_enabled() and (speech.requires_grad or text.requires_grad)
     options = LossOptions(float(temperature), reduction, run, differentiable, scratch)
     if in_functorch:  # and no transform is about the inputs

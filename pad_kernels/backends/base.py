@@ -134,22 +134,6 @@ class Backend:
         aligned = Saved(similarity, unit, log_normalizer)
         return self.alignment_backward(grad_similarity, _alignment_inputs(inputs, token_mask), aligned, needed)
 
-    def worst_token_loss_forward(self, inputs: LossInputs) -> tuple[Tensor, LossSaved]:
-        """The loss of the token-max level."""
-        token_mask = inputs.token_prior > 0
-        saved = self.alignment_forward(_alignment_inputs(inputs, token_mask))
-        loss, grad_scale = self.token_loss(saved, _worst_token(saved.similarity, saved.unit), inputs.reduction)
-        return loss, LossSaved((token_mask, *saved), grad_scale)
-
-    def worst_token_loss_backward(
-        self, grad: Tensor, inputs: LossInputs, saved: LossSaved, needed: Needed
-    ) -> Gradients:
-        """Gradients of speech and text; `grad` is that of the reduced loss."""
-        _, similarity, unit, _ = saved.tensors
-        assert similarity is not None and unit is not None
-        weights = _worst_token(similarity, unit)
-        return self.local_loss_backward(grad, inputs._replace(token_prior=weights), saved, needed)
-
     def global_loss_forward(self, inputs: LossInputs) -> tuple[Tensor, LossSaved]:
         """The loss of the global level."""
         pooled = self.pooled_distance_forward(inputs.pooling())
@@ -185,16 +169,6 @@ def _alignment_inputs(inputs: LossInputs, token_mask: Tensor) -> AlignmentInputs
     return AlignmentInputs(
         inputs.speech, inputs.text, inputs.frame_prior, token_mask, inputs.start, inputs.end, inputs.temperature
     )
-
-
-def _worst_token(similarity: Tensor, unit: Tensor) -> Tensor:
-    """Weights [B, N]: 1 at the token with the lowest similarity, zeros in a row without a token that has a unit."""
-    weights = torch.zeros_like(similarity)
-    if similarity.shape[1] == 0:
-        return weights
-    valid = unit >= 0
-    worst = torch.where(valid, similarity, torch.inf).argmin(1, keepdim=True)
-    return weights.scatter(1, worst, 1) * valid
 
 
 def _reduce(distance: Tensor, valid: Tensor, reduction: str) -> tuple[Tensor, Tensor | float]:
