@@ -73,11 +73,13 @@ def test_triton_does_not_run_on_the_cpu():
 
 def test_environment_falls_back_for_ops_that_a_backend_lacks(monkeypatch):
     monkeypatch.setattr(TritonBackend, "ops", ("alignment_forward", "alignment_backward"))
+    backends.forget_candidates()
     monkeypatch.setenv("PAD_KERNELS_BACKEND", "triton")
     with pytest.raises(ValueError, match="the triton backend has no pooled_distance_forward"):
         pad_loss(SPEECH, TEXT, level="global", backend="triton")
     expected = pad_loss(SPEECH, TEXT, level="global", backend="auto")
     assert torch.equal(pad_loss(SPEECH, TEXT, level="global"), expected)
+    backends.forget_candidates()
 
 
 class _Broken(ReferenceBackend):
