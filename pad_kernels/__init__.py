@@ -6,7 +6,6 @@ from types import ModuleType
 from pad_kernels.backends import available_backends
 from pad_kernels.loss import PADLoss, pad_loss
 from pad_kernels.ops.alignment import Alignment, align, alignment_matrix
-from pad_kernels.ops.frame_norms import frame_norms
 from pad_kernels.ops.significance import significance, significance_from_attentions
 from pad_kernels.ops.spans import Spans, select_spans
 
@@ -18,7 +17,6 @@ __all__ = [
     "align",
     "alignment_matrix",
     "available_backends",
-    "frame_norms",
     "info",
     "pad_loss",
     "select_spans",

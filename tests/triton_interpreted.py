@@ -11,7 +11,7 @@ from inputs import KINDS, Inputs, make_inputs, make_mask, relative_error
 from test_alignment import BAR, NANS, check_nan, check_units, random_grad, strided, truth
 from test_significance import make, row_normalizer
 
-from pad_kernels import frame_norms, pad_loss
+from pad_kernels import pad_loss
 from pad_kernels.backends.reference import BACKEND as reference
 from pad_kernels.backends.triton import BACKEND as backend
 from pad_kernels.inputs import ANCHORS, REDUCTIONS, AlignmentInputs, Needed, PoolingInputs, SpanInputs
@@ -286,17 +286,6 @@ def test_significance_of_large_scores():
     found = significance(query * 30, key * 30, mask, 1.0, None)
     expected = reference.significance(query.double() * 30, key.double() * 30, mask, 1.0, None)
     assert relative_error(found, expected) <= 2e-3
-
-
-@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 37, 24), (3, 5, 600), (0, 4, 8), (2, 0, 8), (2, 3, 0)], ids=str)
-@ALL_DTYPES
-def test_frame_norms(dtype, shape):
-    values = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(dtype)
-    expected = values.double().square().sum(2).sqrt()
-    for laid_out in (values, values.mT.contiguous().mT, torch.stack((values, values), 1)[:, 0]):
-        found = frame_norms(laid_out, backend="triton")
-        assert found.dtype == torch.float32 and found.shape == expected.shape
-        assert relative_error(found, expected) <= 1e-6
 
 
 BOTH = Needed(True, True)

@@ -236,11 +236,6 @@ class ReferenceBackend(Backend):
         with _in_full_precision(query.device):
             return _significance(query, key, mask, scale, lse)
 
-    def frame_norms(self, values: Tensor) -> Tensor:
-        """sqrt(sum_d values_d^2) [B, M] of the frames [B, M, D]."""
-        norms: Tensor = torch.linalg.vector_norm(values.to(opmath_dtype(values.dtype)), dim=2)
-        return norms
-
     def select_spans(self, inputs: SpanInputs) -> tuple[Tensor, Tensor]:
         """Start and end [B, max_anchors * len(scales)] int32 of the spans around each anchor frame."""
         frame_mask, num_tokens, max_anchors = inputs.frame_mask, inputs.num_tokens, inputs.max_anchors
