@@ -40,7 +40,8 @@ def describe(value: object) -> str:
     return f"a {layout}{str(value.dtype)[6:]} tensor of shape {tuple(value.shape)} on {value.device}"
 
 
-def _wrong(name: str, value: object, expected: str) -> NoReturn:
+def wrong(name: str, value: object, expected: str) -> NoReturn:
+    """Raises the ValueError of an argument."""
     raise ValueError(f"{name}: got {describe(value)}, expected {expected}")
 
 
@@ -49,7 +50,8 @@ def values_can_be_read(value: Tensor) -> bool:
     return value.device.type == "cpu" and type(value) is Tensor and not torch.compiler.is_compiling()
 
 
-def _is_strided(value: object) -> TypeGuard[Tensor]:
+def is_strided(value: object) -> TypeGuard[Tensor]:
+    """Whether it is a tensor that is neither sparse nor otherwise without strides."""
     return isinstance(value, Tensor) and value.layout == torch.strided
 
 
@@ -62,23 +64,23 @@ def tensor(
     name: str, value: object, dtypes: Sequence[torch.dtype], shape: Shape, device: torch.device, wanted: str
 ) -> None:
     """A tensor of one of `dtypes`, of `shape` and on `device`; `wanted` names it in the message."""
-    if not _is_strided(value) or value.dtype not in dtypes or value.shape != shape:
-        _wrong(name, value, f"{wanted} of shape {tuple(shape)}")
+    if not is_strided(value) or value.dtype not in dtypes or value.shape != shape:
+        wrong(name, value, f"{wanted} of shape {tuple(shape)}")
     if value.device != device:
-        _wrong(name, value, f"a tensor on {device}")
+        wrong(name, value, f"a tensor on {device}")
 
 
 def _sides(speech: Tensor, text: Tensor) -> None:
     """Speech [B, M, D] and text [B, N, D] on one device."""
     for name, value in (("speech", speech), ("text", text)):
-        if not _is_strided(value) or value.dim() != 3 or value.dtype not in FLOATING:
-            _wrong(name, value, "a floating-point tensor of shape [batch, length, width]")
+        if not is_strided(value) or value.dim() != 3 or value.dtype not in FLOATING:
+            wrong(name, value, "a floating-point tensor of shape [batch, length, width]")
     if speech.shape[0] != text.shape[0]:
-        _wrong("text", text, f"the batch size of speech, {speech.shape[0]}")
+        wrong("text", text, f"the batch size of speech, {speech.shape[0]}")
     if speech.shape[2] != text.shape[2] or speech.shape[2] == 0:
-        _wrong("text", text, f"the width of speech, {speech.shape[2]}, and at least 1")
+        wrong("text", text, f"the width of speech, {speech.shape[2]}, and at least 1")
     if text.device != speech.device:
-        _wrong("text", text, f"a tensor on the device of speech, {speech.device}")
+        wrong("text", text, f"a tensor on the device of speech, {speech.device}")
 
 
 def embeddings(speech: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
@@ -137,12 +139,12 @@ def mask(name: str, value: Tensor | None, shape: Shape, device: torch.device) ->
 def spans(value: object, batch: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Spans (start, end) [B, U], int32 or int64."""
     if not isinstance(value, (tuple, list)) or len(value) != 2:
-        _wrong("spans", value, "a pair of tensors (start, end)")
+        wrong("spans", value, "a pair of tensors (start, end)")
     start, end = value
     units = start.shape[1] if isinstance(start, Tensor) and start.dim() == 2 else None
     for name, bound in (("spans start", start), ("spans end", end)):
         if units is None or not isinstance(bound, Tensor):
-            _wrong(name, bound, f"an int32 or int64 tensor of shape [{batch}, units]")
+            wrong(name, bound, f"an int32 or int64 tensor of shape [{batch}, units]")
         tensor(name, bound, (torch.int32, torch.int64), (batch, units), device, "an int32 or int64 tensor")
     return start, end
 
@@ -164,23 +166,23 @@ def spans_inside(start: Tensor, end: Tensor, frames: int, fit: bool) -> tuple[Te
 def temperature(value: object) -> float:
     """A finite number, 0 or large enough to divide by in float32."""
     if not _is_number(value) or not (value == 0 or LOWEST_TEMPERATURE <= value < math.inf):
-        _wrong("temperature", value, f"0 (hard alignment) or a finite number of at least {LOWEST_TEMPERATURE}")
+        wrong("temperature", value, f"0 (hard alignment) or a finite number of at least {LOWEST_TEMPERATURE}")
     return float(value)
 
 
 def choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
     """One of the names in `allowed`."""
     if value not in allowed:
-        _wrong(name, value, "one of " + ", ".join(repr(option) for option in allowed))
+        wrong(name, value, "one of " + ", ".join(repr(option) for option in allowed))
 
 
 def scales(value: object) -> list[float]:
     """Widths of the spans of an anchor, in units of xi: at least one, each positive."""
     if not isinstance(value, (tuple, list)) or not value:
-        _wrong("scales", value, "a sequence of positive numbers")
+        wrong("scales", value, "a sequence of positive numbers")
     for scale in value:
         if not _is_number(scale) or not 0 < scale < math.inf:
-            _wrong("scales", value, "a sequence of positive numbers")
+            wrong("scales", value, "a sequence of positive numbers")
     return [float(scale) for scale in value]
 
 
@@ -194,9 +196,9 @@ def per_utterance(name: str, value: Any, batch: int, device: torch.device, dtype
         return value.to(dtype)
     whole = isinstance(value, int) and not isinstance(value, bool)
     if not (whole or dtype.is_floating_point and _is_number(value)) or not 0 <= value < math.inf:
-        _wrong(name, value, f"a number of at least 0 or a tensor of shape ({batch},)")
+        wrong(name, value, f"a number of at least 0 or a tensor of shape ({batch},)")
     if dtype == torch.int64 and value >= 2**63:
-        _wrong(name, value, "an int64")
+        wrong(name, value, "an int64")
     return torch.full((batch,), value, dtype=dtype, device=device)
 
 
@@ -205,13 +207,13 @@ def anchors_wanted(name: str, value: object) -> None:
     if isinstance(value, Tensor):
         return
     if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)) or not 0 <= value <= MOST_ANCHORS:
-        _wrong(name, value, f"an int from 0 to {MOST_ANCHORS}, or a tensor of such")
+        wrong(name, value, f"an int from 0 to {MOST_ANCHORS}, or a tensor of such")
 
 
 def number(name: str, value: object) -> float:
     """A finite number."""
     if not _is_number(value) or not math.isfinite(value):
-        _wrong(name, value, "a finite number")
+        wrong(name, value, "a finite number")
     return float(value)
 
 
@@ -251,14 +253,15 @@ def span_inputs(
 def _op_sides(speech: Tensor, text: Tensor) -> None:
     _sides(speech, text)
     if text.dtype != speech.dtype:
-        _wrong("text", text, f"the dtype of speech, {speech.dtype}")
+        wrong("text", text, f"the dtype of speech, {speech.dtype}")
 
 
 def _floating(name: str, value: Tensor, shape: Shape, device: torch.device) -> None:
     tensor(name, value, FLOATING, shape, device, "a floating-point tensor")
 
 
-def _exactly(name: str, value: Tensor, dtype: torch.dtype, shape: Shape, device: torch.device) -> None:
+def exactly(name: str, value: Tensor, dtype: torch.dtype, shape: Shape, device: torch.device) -> None:
+    """A tensor of this dtype and shape, on this device."""
     tensor(name, value, (dtype,), shape, device, f"a {str(dtype)[6:]} tensor")
 
 
@@ -268,7 +271,7 @@ def alignment_op(inputs: AlignmentInputs) -> None:
     _op_sides(speech, text)
     device = speech.device
     _floating("frame_prior", frame_prior, speech.shape[:2], device)
-    _exactly("token_mask", token_mask, torch.bool, text.shape[:2], device)
+    exactly("token_mask", token_mask, torch.bool, text.shape[:2], device)
     if start is not None or end is not None:
         spans((start, end), speech.shape[0], device)
     temperature(inputs.temperature)
@@ -280,9 +283,9 @@ def alignment_backward_op(grad_similarity: Tensor, inputs: AlignmentInputs, save
     speech, text, start = inputs.speech, inputs.text, inputs.start
     shape, device, dtype = text.shape[:2], speech.device, opmath_dtype(speech.dtype)
     _floating("grad_similarity", grad_similarity, shape, device)
-    _exactly("similarity", saved.similarity, dtype, shape, device)
-    _exactly("unit", saved.unit, torch.int64, shape, device)
-    _exactly("log_normalizer", saved.log_normalizer, dtype, shape, device)
+    exactly("similarity", saved.similarity, dtype, shape, device)
+    exactly("unit", saved.unit, torch.int64, shape, device)
+    exactly("log_normalizer", saved.log_normalizer, dtype, shape, device)
     units = speech.shape[1] if start is None else start.shape[1]
     if saved.unit.numel() and values_can_be_read(saved.unit):
         lowest, highest = (int(bound) for bound in torch.aminmax(saved.unit))
@@ -304,37 +307,21 @@ def pooling_backward_op(grad: Tensor, inputs: PoolingInputs, saved: Pooled) -> N
     batch, _, width = inputs.speech.shape
     dtype, device = opmath_dtype(inputs.speech.dtype), inputs.speech.device
     _floating("grad", grad, (batch,), device)
-    _exactly("difference", saved.difference, dtype, (batch, width), device)
-    _exactly("totals", saved.totals, dtype, (batch, 2), device)
-
-
-def significance_op(query: Tensor, key: Tensor, mask: Tensor | None, lse: Tensor | None) -> None:
-    """The inputs of significance; the public function relies on these checks."""
-    for name, value in (("query", query), ("key", key)):
-        if not _is_strided(value) or value.dim() != 4 or value.dtype not in FLOATING:
-            _wrong(name, value, "a floating-point tensor of shape [B, H, T, d]")
-    tensor("key", key, (query.dtype,), query.shape, query.device, f"like query a {str(query.dtype)[6:]} tensor")
-    batch, heads, length, width = query.shape
-    if heads == 0 or width == 0:
-        _wrong("query", query, "at least one head and width 1")
-    if mask is not None:
-        _exactly("mask", mask, torch.bool, (batch, length), query.device)
-    if lse is not None:
-        shape, dtypes = (batch, heads, length), (torch.float32, torch.float64)
-        tensor("lse", lse, dtypes, shape, query.device, "a float32 or float64 tensor")
+    exactly("difference", saved.difference, dtype, (batch, width), device)
+    exactly("totals", saved.totals, dtype, (batch, 2), device)
 
 
 def select_spans_op(inputs: SpanInputs) -> None:
     """The inputs of select_spans. Counts beyond `max_anchors` are cut to it by every backend."""
     prior, device = inputs.frame_prior, inputs.frame_prior.device
-    if not _is_strided(prior) or prior.dim() != 2 or prior.dtype not in FLOATING:
-        _wrong("frame_prior", prior, "a floating-point tensor of shape [batch, frames]")
+    if not is_strided(prior) or prior.dim() != 2 or prior.dtype not in FLOATING:
+        wrong("frame_prior", prior, "a floating-point tensor of shape [batch, frames]")
     batch = (prior.shape[0],)
-    _exactly("frame_mask", inputs.frame_mask, torch.bool, prior.shape, device)
-    _exactly("num_tokens", inputs.num_tokens, torch.int64, batch, device)
-    _exactly("num_anchors", inputs.num_anchors, torch.int64, batch, device)
+    exactly("frame_mask", inputs.frame_mask, torch.bool, prior.shape, device)
+    exactly("num_tokens", inputs.num_tokens, torch.int64, batch, device)
+    exactly("num_anchors", inputs.num_anchors, torch.int64, batch, device)
     anchors_wanted("max_anchors", inputs.max_anchors)
     scales(inputs.scales)
     if inputs.xi is not None:
-        _exactly("xi", inputs.xi, torch.float64, batch, device)
+        exactly("xi", inputs.xi, torch.float64, batch, device)
     choice("anchors", inputs.anchors, ANCHORS)

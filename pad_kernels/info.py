@@ -14,7 +14,7 @@ import torch
 
 from pad_kernels import backends, self_test
 from pad_kernels.backends import native
-from pad_kernels.backends.base import OPS
+from pad_kernels.ops.registration import OPS
 
 
 def _version(package: str) -> str:

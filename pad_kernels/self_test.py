@@ -5,6 +5,7 @@ Runs once in a process for each backend, op, GPU and dtype, at the first use the
 `python -m pad_kernels.info --check`.
 """
 
+import functools
 from collections.abc import Callable, Iterable
 
 import torch
@@ -22,6 +23,7 @@ from pad_kernels.inputs import (
     SpanInputs,
     opmath_dtype,
 )
+from pad_kernels.ops.registration import OPS
 
 BAR = {torch.float64: 1e-6, torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 1e-2}
 BOTH = Needed(True, True)
@@ -96,13 +98,6 @@ def _loss_error(backend: Backend, inputs: LossInputs, wide: LossInputs, level: s
     return max(errors)
 
 
-def _significance(backend: Backend, device: torch.device, dtype: torch.dtype) -> float:
-    query, key = (x.to(device, dtype) for x in (_random(2, 2, 70, 64), _random(2, 2, 70, 64).flip(2)))
-    mask = (torch.arange(70) < torch.tensor([[70], [41]])).to(device)
-    found = backend.significance(query, key, mask, 0.125, None)
-    return _error(found, REFERENCE.significance(query.double(), key.double(), mask, 0.125, None))
-
-
 def _select_spans(backend: Backend, device: torch.device, dtype: torch.dtype) -> float:
     prior = _random(2, 70).abs().to(device, torch.float32)
     counts = torch.tensor([5, 3], device=device)
@@ -136,11 +131,26 @@ def _pooled_distance(backend: Backend, device: torch.device, dtype: torch.dtype)
 _CASES: dict[str, _Case] = {
     "alignment_forward": _alignment,
     "alignment_backward": _alignment,
-    "significance": _significance,
     "select_spans": _select_spans,
     "pooled_distance_forward": _pooled_distance,
     "pooled_distance_backward": _pooled_distance,
 }
+
+
+@functools.cache
+def _case(op: str) -> _Case:
+    """The case of an op: its own here, or its example."""
+    return _CASES[op] if op in _CASES else functools.partial(_example, op)
+
+
+def _example(op: str, backend: Backend, device: torch.device, dtype: torch.dtype) -> float:
+    """Largest error of what an op without a gradient gives for its example."""
+    example = OPS[op]
+    assert example is not None, f"{op} has neither an example nor a case"
+    arguments = example(device, dtype)
+    wide = [x.double() if isinstance(x, Tensor) and x.is_floating_point() else x for x in arguments]
+    found, truth = backend.function(op)(*arguments), REFERENCE.function(op)(*wide)
+    return _largest_error(*((x,) if isinstance(x, Tensor) else x for x in (found, truth)))
 
 
 def failure(backend: Backend, op: str, device: torch.device, dtype: torch.dtype) -> str | None:
@@ -150,7 +160,7 @@ def failure(backend: Backend, op: str, device: torch.device, dtype: torch.dtype)
     """
     if backend is REFERENCE:
         return None
-    case = _CASES[op]
+    case = _case(op)
     key = (backend.name, case, device, dtype)
     if key not in _found:
         if device.type == "cuda" and torch.cuda.is_current_stream_capturing():

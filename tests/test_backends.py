@@ -11,9 +11,9 @@ import torch
 import pad_kernels
 from pad_kernels import backends, pad_loss, self_test
 from pad_kernels.backends import native
-from pad_kernels.backends.base import OPS
 from pad_kernels.backends.reference import ReferenceBackend
 from pad_kernels.backends.triton import TritonBackend
+from pad_kernels.ops.registration import OPS
 
 SPEECH, TEXT = torch.randn(2, 9, 8), torch.randn(2, 3, 8)
 
@@ -72,12 +72,14 @@ def test_triton_does_not_run_on_the_cpu():
 
 
 def test_environment_falls_back_for_ops_that_a_backend_lacks(monkeypatch):
-    monkeypatch.setattr(TritonBackend, "ops", ("alignment_forward", "alignment_backward"))
+    monkeypatch.setattr(TritonBackend, "has", lambda self, op: op.startswith("alignment"))
+    backends.forget_candidates()
     monkeypatch.setenv("PAD_KERNELS_BACKEND", "triton")
     with pytest.raises(ValueError, match="the triton backend has no pooled_distance_forward"):
         pad_loss(SPEECH, TEXT, level="global", backend="triton")
     expected = pad_loss(SPEECH, TEXT, level="global", backend="auto")
     assert torch.equal(pad_loss(SPEECH, TEXT, level="global"), expected)
+    backends.forget_candidates()
 
 
 class _Broken(ReferenceBackend):

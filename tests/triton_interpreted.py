@@ -16,6 +16,7 @@ from pad_kernels.backends.reference import BACKEND as reference
 from pad_kernels.backends.triton import BACKEND as backend
 from pad_kernels.inputs import ANCHORS, REDUCTIONS, AlignmentInputs, Needed, PoolingInputs, SpanInputs
 
+significance = backend.function("significance")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SPANS = pytest.mark.parametrize("spans", [False, True], ids=["frames", "spans"])
 TEMPERATURES = pytest.mark.parametrize("temperature", [0.0, 0.1], ids=["hard", "soft"])
@@ -265,7 +266,7 @@ SIGNIFICANCE_SHAPES = [(1, 1, 1, 16), (2, 3, 49, 24), (1, 2, 150, 64), (1, 1, 14
 
 
 def check_significance(query, key, mask, scale, lse=None):
-    found = backend.significance(query, key, mask, scale, lse)
+    found = significance(query, key, mask, scale, lse)
     expected = reference.significance(query.double(), key.double(), mask, scale, None)
     assert found.dtype == torch.float32 and found.isfinite().all()
     assert relative_error(found, expected) <= BAR[query.dtype]
@@ -291,20 +292,20 @@ def test_significance_masks(dtype, kind):
 
 def test_significance_without_a_mask_and_of_other_layouts():
     query, key, _ = make(2, 3, 50, 16, "full")
-    expected = backend.significance(query, key, None, 0.25, None)
+    expected = significance(query, key, None, 0.25, None)
     check_significance(query, key, None, 0.25)
     packed = torch.stack((query, key)).permute(1, 3, 0, 2, 4).contiguous()
     moved = [packed[:, :, i].transpose(1, 2) for i in (0, 1)]
-    assert torch.equal(backend.significance(*moved, None, 0.25, None), expected)
+    assert torch.equal(significance(*moved, None, 0.25, None), expected)
     apart = [torch.stack((x, x), -1).flatten(-2)[..., ::2] for x in (query, key)]
-    assert torch.equal(backend.significance(*apart, None, 0.25, None), expected)
-    assert backend.significance(query[:0], key[:0], None, 0.25, None).shape == (0, 50)
-    assert backend.significance(query[:, :, :0], key[:, :, :0], None, 0.25, None).shape == (2, 0)
+    assert torch.equal(significance(*apart, None, 0.25, None), expected)
+    assert significance(query[:0], key[:0], None, 0.25, None).shape == (0, 50)
+    assert significance(query[:, :, :0], key[:, :, :0], None, 0.25, None).shape == (2, 0)
 
 
 def test_significance_of_large_scores():
     query, key, mask = make(1, 2, 60, 16, seed=3)
-    found = backend.significance(query * 30, key * 30, mask, 1.0, None)
+    found = significance(query * 30, key * 30, mask, 1.0, None)
     expected = reference.significance(query.double() * 30, key.double() * 30, mask, 1.0, None)
     assert relative_error(found, expected) <= 2e-3
 

@@ -75,6 +75,7 @@ def launches(every):
     from pad_kernels.inputs import ANCHORS, AlignmentInputs, Needed, Saved
 
     BACKEND.kernels  # noqa: B018  (imports the modules that launch)
+    significance = BACKEND.function("significance")
     found, reached = {}, set()
 
     def record(kernel, programs, *arguments, warps, stages, **constants):
@@ -122,7 +123,7 @@ def launches(every):
         for width in (16, 32, 64, 80, 128, 256) + ((24, 200) if every else ()):
             query = empty(32, 12, 750, width, dtype=dtype)
             for lse in (None, empty(32, 12, 750)):
-                BACKEND.significance(query, query, None, width**-0.5, lse)
+                significance(query, query, None, width**-0.5, lse)
     for anchors in ANCHORS:
         select(BACKEND, anchors)
     return list(found), entries - reached

@@ -8,7 +8,8 @@ import torch
 
 from pad_kernels import self_test
 from pad_kernels.backends import native, reference, triton
-from pad_kernels.backends.base import OPS, Backend
+from pad_kernels.backends.base import Backend
+from pad_kernels.ops.registration import OPS
 
 FASTEST_FIRST: dict[str, Backend] = {
     backend.name: backend for backend in (triton.BACKEND, native.BACKEND, reference.BACKEND)
@@ -73,7 +74,7 @@ def forget_candidates() -> None:
 
 def name_for(op: str, name: str) -> str:
     """`name`, but "auto" for an op that the backend of that name does not have."""
-    return name if not name or name == "auto" or op in FASTEST_FIRST[name].ops else "auto"
+    return name if not name or name == "auto" or FASTEST_FIRST[name].has(op) else "auto"
 
 
 def available_backends(device: torch.device | str = "cpu") -> list[str]:

@@ -1,6 +1,7 @@
 """What a backend is: a name, the ops that it has, where it runs, and the losses that it makes of them."""
 
-from typing import NoReturn
+from collections.abc import Callable
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -20,29 +21,34 @@ from pad_kernels.inputs import (
     Saved,
     SpanInputs,
 )
+from pad_kernels.ops.registration import OPS
 from pad_kernels.ops.weights import MASKED_IN_SPANS, position_weights
-
-OPS = (
-    "alignment_forward",
-    "alignment_backward",
-    "significance",
-    "select_spans",
-    "pooled_distance_forward",
-    "pooled_distance_backward",
-)
 
 
 class Backend:
     """One way to compute the ops, and with them the losses.
 
-    A backend sets `name` and `ops`, and defines the methods of those names. It may also have its own way of any other
+    A backend sets `name`, and has the ops of which it defines the method. It may also have its own way of any other
     method here: the steps around the ops, which are plain PyTorch, or a whole loss, which is made of the steps.
     """
 
     name: str
-    ops: tuple[str, ...] = OPS
     # The types of device on which "auto" considers this backend; None: all.
     default_devices: tuple[str, ...] | None = None
+
+    def has(self, op: str) -> bool:
+        """Whether this backend has an op, on whichever device."""
+        return op in OPS and getattr(type(self), op, None) is not getattr(Backend, op, None)
+
+    def function(self, op: str) -> Callable[..., Any]:
+        """What computes an op."""
+        found: Callable[..., Any] = getattr(self, op)
+        return found
+
+    @property
+    def ops(self) -> tuple[str, ...]:
+        """The ops that this backend has."""
+        return tuple(op for op in OPS if self.has(op))
 
     def ops_on(self, device_type: str) -> tuple[str, ...]:
         """The ops that this backend has for a type of device, whether or not it can be used here and now."""
@@ -52,9 +58,9 @@ class Backend:
         self, op: str, device: torch.device, dtype: torch.dtype, width: int | None = None
     ) -> str | None:
         """None where `op` runs here on this device, dtype and width (D, or that of a head), else why it does not."""
-        return None if op in self.ops else f"the {self.name} backend has no {op}"
+        return None if self.has(op) else f"the {self.name} backend has no {op}"
 
-    # The ops.
+    # The ops that losses are made of.
 
     def alignment_forward(self, inputs: AlignmentInputs) -> Saved:
         """Similarity, best unit and log-normaliser of each token."""
@@ -65,10 +71,6 @@ class Backend:
     ) -> Gradients:
         """Gradients of speech and text."""
         self._missing("alignment_backward")
-
-    def significance(self, query: Tensor, key: Tensor, mask: Tensor | None, scale: float, lse: Tensor | None) -> Tensor:
-        """Column sums [B, T] of the attention over the real rows, mean over heads, scaled to sum to 1."""
-        self._missing("significance")
 
     def select_spans(self, inputs: SpanInputs) -> tuple[Tensor, Tensor]:
         """Start and end [B, max_anchors * len(scales)] int32 of the spans around each anchor frame."""

@@ -1,4 +1,4 @@
-"""What every registered op needs besides its schema: no second gradient, and its answer to torch.vmap."""
+"""The list of ops, and what each needs besides its schema: no second gradient, and its answer to torch.vmap."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,9 +6,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+# The arguments of a tiny case, as a backend's function takes them.
+Example = Callable[[torch.device, torch.dtype], tuple[Any, ...]]
+# Every op by its name. Of those without an example self_test.py has a case of its own.
+OPS: dict[str, Example | None] = {}
 
-def define(name: str, schema: str, implementation: Callable[..., Any], fake: Callable[..., Any]) -> None:
+
+def define(
+    name: str,
+    schema: str,
+    implementation: Callable[..., Any],
+    fake: Callable[..., Any],
+    example: Example | None = None,
+) -> None:
     """Registers the op pad_kernels::`name`."""
+    OPS[name] = example
     torch.library.define(f"pad_kernels::{name}", schema, tags=(torch.Tag.pt2_compliant_tag,))
     torch.library.impl(f"pad_kernels::{name}", "CompositeExplicitAutograd", implementation)
     torch.library.register_fake(f"pad_kernels::{name}", fake)

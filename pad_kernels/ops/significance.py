@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,12 +13,29 @@ from pad_kernels.ops import registration
 from pad_kernels.ops.weights import normalize
 
 
+def _check(query: Tensor, key: Tensor, mask: Tensor | None, lse: Tensor | None) -> None:
+    """ValueError unless the inputs are as the op takes them."""
+    for name, value in (("query", query), ("key", key)):
+        if not checks.is_strided(value) or value.dim() != 4 or value.dtype not in FLOATING:
+            checks.wrong(name, value, "a floating-point tensor of shape [B, H, T, d]")
+    checks.tensor("key", key, (query.dtype,), query.shape, query.device, f"like query a {str(query.dtype)[6:]} tensor")
+    batch, heads, length, width = query.shape
+    if heads == 0 or width == 0:
+        checks.wrong("query", query, "at least one head and width 1")
+    if mask is not None:
+        checks.exactly("mask", mask, torch.bool, (batch, length), query.device)
+    if lse is not None:
+        shape, dtypes = (batch, heads, length), (torch.float32, torch.float64)
+        checks.tensor("lse", lse, dtypes, shape, query.device, "a float32 or float64 tensor")
+
+
 def _significance(
     query: Tensor, key: Tensor, mask: Tensor | None, scale: float, lse: Tensor | None, backend: str
 ) -> Tensor:
-    checks.significance_op(query, key, mask, lse)
+    _check(query, key, mask, lse)
     chosen = backends.select_backend("significance", backend, query.device, query.dtype, query.shape[3])
-    return chosen.significance(query, key, mask, scale, lse)
+    found: Tensor = chosen.function("significance")(query, key, mask, scale, lse)
+    return found
 
 
 def _significance_fake(
@@ -26,11 +44,19 @@ def _significance_fake(
     return query.new_empty((query.shape[0], query.shape[2]), dtype=opmath_dtype(query.dtype))
 
 
+def _example(device: torch.device, dtype: torch.dtype) -> tuple[Any, ...]:
+    values = torch.randn(2, 2, 70, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    query, key = values.to(device, dtype), values.flip(2).to(device, dtype)
+    mask = (torch.arange(70) < torch.tensor([[70], [41]])).to(device)
+    return query, key, mask, 0.125, None
+
+
 registration.define(
     "significance",
     "(Tensor query, Tensor key, Tensor? mask, float scale, Tensor? lse, str backend) -> Tensor",
     _significance,
     _significance_fake,
+    _example,
 )
 registration.refuse_vmap("significance")
 
@@ -68,7 +94,7 @@ def significance(
     Source: attention-based significance prior, section 3 of arXiv 2303.03600.
     """
     backends.check_name(backend)
-    checks.significance_op(query, key, None, lse)
+    _check(query, key, None, lse)
     batch, _, length, width = query.shape
     mask = checks.mask("mask", mask, (batch, length), query.device)
     lse = None if lse is None else lse.detach()

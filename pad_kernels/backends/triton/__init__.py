@@ -7,6 +7,8 @@ import functools
 import importlib
 import os
 import re
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,6 +28,7 @@ from pad_kernels.inputs import (
     Saved,
     SpanInputs,
 )
+from pad_kernels.ops.registration import OPS
 
 OLDEST = (3, 3)  # the compiler of 3.2 aborts the process on some of the kernels
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -64,6 +67,17 @@ class TritonBackend(NativeHelpers):
         """The functions that launch the kernels."""
         return importlib.import_module("pad_kernels.backends.triton.kernels")
 
+    def has(self, op: str) -> bool:
+        """A method of this class, or a file here of the op's name, with a function of that name in it."""
+        return super().has(op) or op in OPS and (Path(__file__).parent / f"{op}.py").exists()
+
+    def function(self, op: str) -> Callable[..., Any]:
+        """What launches an op's kernels."""
+        if super().has(op):
+            return super().function(op)
+        found: Callable[..., Any] = getattr(importlib.import_module(f"{__name__}.{op}"), op)
+        return found
+
     def unsupported_reason(
         self, op: str, device: torch.device, dtype: torch.dtype, width: int | None = None
     ) -> str | None:
@@ -92,11 +106,6 @@ class TritonBackend(NativeHelpers):
         """Gradients of speech and text, each empty unless needed."""
         grads: Gradients = self.kernels.alignment_backward(grad_similarity, inputs, saved, needed)
         return grads
-
-    def significance(self, query: Tensor, key: Tensor, mask: Tensor | None, scale: float, lse: Tensor | None) -> Tensor:
-        """Column sums [B, T] of the attention over the real rows, mean over heads, scaled to sum to 1."""
-        found: Tensor = self.kernels.significance(query, key, mask, scale, lse)
-        return found
 
     def select_spans(self, inputs: SpanInputs) -> tuple[Tensor, Tensor]:
         """Start and end [B, max_anchors * len(scales)] int32 of the spans around each anchor frame."""

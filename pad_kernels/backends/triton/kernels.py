@@ -1,4 +1,4 @@
-"""The functions that launch the Triton kernels; importing this imports triton."""
+"""The functions that launch the kernels of the losses and their ops; importing this imports triton."""
 
 from pad_kernels.backends.triton.common import INTERPRETED as _INTERPRETED
 from pad_kernels.backends.triton.gradients import alignment_backward
@@ -11,7 +11,6 @@ from pad_kernels.backends.triton.losses import (
 from pad_kernels.backends.triton.pooling import pooled_distance_backward, pooled_distance_forward
 from pad_kernels.backends.triton.preparation import loss_weights, select_spans
 from pad_kernels.backends.triton.scores import alignment_forward
-from pad_kernels.backends.triton.significance import significance
 
 __all__ = [
     "INTERPRETED",
@@ -25,7 +24,6 @@ __all__ = [
     "pooled_distance_backward",
     "pooled_distance_forward",
     "select_spans",
-    "significance",
 ]
 
 INTERPRETED: bool = _INTERPRETED.value
