@@ -43,7 +43,8 @@ def _forward(*arguments: Any) -> Saved:
     *values, backend = arguments
     inputs = AlignmentInputs(*values)
     checks.alignment_op(inputs)
-    return _select("alignment_forward", backend, inputs).alignment_forward(inputs)
+    saved: Saved = _select("alignment_forward", backend, inputs).function("alignment_forward")(inputs)
+    return saved
 
 
 def _forward_fake(*arguments: Any) -> Saved:
@@ -62,7 +63,8 @@ def _backward(*arguments: Any) -> Gradients:
     grad_similarity, inputs, saved, needed, backend = _backward_arguments(arguments)
     checks.alignment_backward_op(grad_similarity, inputs, saved)
     chosen = _select("alignment_backward", backend, inputs)
-    return chosen.alignment_backward(grad_similarity, inputs, saved, needed)
+    grads: Gradients = chosen.function("alignment_backward")(grad_similarity, inputs, saved, needed)
+    return grads
 
 
 def _backward_fake(*arguments: Any) -> Gradients:

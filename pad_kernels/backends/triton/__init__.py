@@ -73,9 +73,8 @@ class TritonBackend(NativeHelpers):
 
     def function(self, op: str) -> Callable[..., Any]:
         """What launches an op's kernels."""
-        if super().has(op):
-            return super().function(op)
-        found: Callable[..., Any] = getattr(importlib.import_module(f"{__name__}.{op}"), op)
+        module = self.kernels if super().has(op) else importlib.import_module(f"{__name__}.{op}")
+        found: Callable[..., Any] = getattr(module, op)
         return found
 
     def unsupported_reason(
