@@ -42,6 +42,8 @@ TEXT_GRADIENT = {
 }
 # By the bytes of an element. `group`: frames.
 POOL = {2: Blocks(0, 16, 256, 4, 3, 32), 4: Blocks(0, 16, 128, 4, 3, 32)}
+# Rows of frames or tokens, `units`, for the global level.
+POOL_ROWS = {2: Blocks(0, 64, 64, 4, 3), 4: Blocks(0, 32, 64, 4, 3)}
 # `tokens`: frames, `group`: steps of columns.
 SPREAD = {2: Blocks(32, 16, 128, 4, 1, 3), 4: Blocks(32, 16, 64, 4, 1, 4)}
 SCAN = 256
@@ -50,7 +52,6 @@ SOFT_WEIGHTS = Blocks(32, 32, 0, 4, 1)
 MERGE = Blocks(64, 16, 0, 4, 1, 128)
 HARD = Blocks(64, 0, 1024, 8, 1)
 PREPARE = Blocks(0, 0, 1024, 8, 1)
-POOL_ROWS = Blocks(0, 64, 64, 4, 3)
 POOL_DISTANCE = Blocks(0, 0, 1024, 4, 1, 128)
 POOL_GRADIENT = Blocks(0, 16, 512, 4, 1)
 # `units`: heads.

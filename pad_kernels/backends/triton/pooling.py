@@ -124,7 +124,7 @@ def difference(inputs: PoolingInputs):
     batch, frames, width = speech.shape
     found = torch.empty(batch, width, dtype=torch.float32, device=speech.device)
     totals = torch.empty(batch, 2, dtype=torch.float32, device=speech.device)
-    blocks = configurations.POOL_ROWS
+    blocks = configurations.by_itemsize(configurations.POOL_ROWS, speech.dtype)
     steps = ceil_div(width, blocks.width)
     if batch:
         launch(
