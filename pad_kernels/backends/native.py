@@ -41,7 +41,6 @@ except ImportError as failure:
 ELEMENTS = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 REDUCTION_CODES = {name: code for code, name in enumerate(REDUCTIONS)}
 ANCHOR_CODES = {name: code for code, name in enumerate(ANCHORS)}
-CUDA_WIDTH = 2048
 
 # Threads of the CPU, or none and a CUDA stream, and what allocates memory for the time of the call.
 _Context = tuple[int, int, Any]
@@ -271,8 +270,8 @@ class NativeBackend(NativeHelpers):
         if op.startswith("alignment"):
             if dtype == torch.float64:
                 return "the native backend on cuda takes float32, bfloat16 and float16 here, not torch.float64"
-            if width is not None and width > CUDA_WIDTH:
-                return f"the native backend on cuda takes widths up to {CUDA_WIDTH}, not {width}"
+            if width is not None and width > _native.CUDA_MAX_WIDTH:
+                return f"the native backend on cuda takes widths up to {_native.CUDA_MAX_WIDTH}, not {width}"
         return _gpu_unsupported_reason(device.index)
 
     def alignment_forward(self, inputs: AlignmentInputs) -> Saved:

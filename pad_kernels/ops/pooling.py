@@ -27,7 +27,8 @@ def _forward(*arguments: Any) -> Pooled:
     *tensors, backend = arguments
     inputs = PoolingInputs(*tensors)
     checks.pooling_op(inputs)
-    return _select("pooled_distance_forward", backend, inputs).pooled_distance_forward(inputs)
+    pooled: Pooled = _select("pooled_distance_forward", backend, inputs).function("pooled_distance_forward")(inputs)
+    return pooled
 
 
 def _forward_fake(*arguments: Any) -> Pooled:
@@ -47,16 +48,13 @@ def _backward(*arguments: Any) -> Gradients:
     grad, inputs, saved, needed, backend = _backward_arguments(arguments)
     checks.pooling_backward_op(grad, inputs, saved)
     chosen = _select("pooled_distance_backward", backend, inputs)
-    return chosen.pooled_distance_backward(grad, inputs, saved, needed)
+    grads: Gradients = chosen.function("pooled_distance_backward")(grad, inputs, saved, needed)
+    return grads
 
 
 def _backward_fake(*arguments: Any) -> Gradients:
     _, inputs, _, needed, _ = _backward_arguments(arguments)
-    speech, text = inputs.speech, inputs.text
-    return (
-        speech.new_empty(speech.shape if needed.speech else 0),
-        text.new_empty(text.shape if needed.text else 0),
-    )
+    return registration.fake_gradients(inputs.speech, inputs.text, needed)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Pooled) -> None:

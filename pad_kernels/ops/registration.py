@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pad_kernels.inputs import Gradients, Needed
+
 # The arguments of a tiny case, as a backend's function takes them.
 Example = Callable[[torch.device, torch.dtype], tuple[Any, ...]]
 # Every op by its name. Of those without an example self_test.py has a case of its own.
@@ -24,6 +26,14 @@ def define(
     torch.library.define(f"pad_kernels::{name}", schema, tags=(torch.Tag.pt2_compliant_tag,))
     torch.library.impl(f"pad_kernels::{name}", "CompositeExplicitAutograd", implementation)
     torch.library.register_fake(f"pad_kernels::{name}", fake)
+
+
+def fake_gradients(speech: Tensor, text: Tensor, needed: Needed) -> Gradients:
+    """What a backward op gives, without values: each gradient is empty unless needed."""
+    return (
+        speech.new_empty(speech.shape if needed.speech else 0),
+        text.new_empty(text.shape if needed.text else 0),
+    )
 
 
 def refuse_vmap(name: str) -> None:

@@ -21,7 +21,9 @@ class Spans(NamedTuple):
 
 def _run(inputs: SpanInputs, backend: str) -> tuple[Tensor, Tensor]:
     prior = inputs.frame_prior
-    return backends.select_backend("select_spans", backend, prior.device, prior.dtype).select_spans(inputs)
+    chosen = backends.select_backend("select_spans", backend, prior.device, prior.dtype)
+    bounds: tuple[Tensor, Tensor] = chosen.function("select_spans")(inputs)
+    return bounds
 
 
 def _select_spans(*arguments: Any) -> tuple[Tensor, Tensor]:

@@ -30,35 +30,37 @@ from pad_kernels.inputs import AlignmentInputs, Gradients, Needed, Saved
 
 
 class TokenGradient(NamedTuple):
-    """The gradient of each similarity: given [B, N], or upstream * -share * weight as the loss has it."""
+    """The gradient of each similarity: given [B, N], or upstream * -grad_scale * weight as the loss has it."""
 
     given: Tensor | None
     upstream: Tensor | None = None
     upstream_stride: int = 0
-    share: Tensor | None = None
+    grad_scale: Tensor | None = None
     weight: Tensor | None = None
 
 
 @triton.jit
-def token_gradients(given, upstream, upstream_stride, share, weight, utterance, token, tokens, valid):
+def token_gradients(given, upstream, upstream_stride, grad_scale, weight, utterance, token, tokens, valid):
     """The gradients of some tokens' similarities, 0 where not valid."""
     if given is not None:
         return tl.load(given + utterance * tokens + token, mask=valid, other=0.0).to(tl.float32)
     else:
         factor = -tl.load(upstream + utterance * upstream_stride).to(tl.float32)
-        if share is not None:
-            factor *= tl.load(share)
+        if grad_scale is not None:
+            factor *= tl.load(grad_scale)
         return factor * tl.load(weight + utterance * tokens + token, mask=valid, other=0.0)
 
 
 @triton.jit
-def largest_gradient(given, upstream, upstream_stride, share, weight, unit, utterance, tokens, TOKENS: tl.constexpr):
+def largest_gradient(
+    given, upstream, upstream_stride, grad_scale, weight, unit, utterance, tokens, TOKENS: tl.constexpr
+):
     """max over the tokens of |gradient|, by which float16 weights are scaled; 1 where all are 0."""
     largest = tl.zeros([TOKENS], tl.float32)
     for first in range(0, tokens, TOKENS):
         token = first + tl.arange(0, TOKENS)
         valid = tl.load(unit + utterance * tokens + token, mask=token < tokens, other=-1) >= 0
-        grad = token_gradients(given, upstream, upstream_stride, share, weight, utterance, token, tokens, valid)
+        grad = token_gradients(given, upstream, upstream_stride, grad_scale, weight, utterance, token, tokens, valid)
         largest = tl.maximum(largest, tl.abs(grad))
     found = tl.max(largest, 0)
     return tl.where(found > 0, found, 1.0)
@@ -72,7 +74,7 @@ def direction(rows, inverse):
 
 @triton.jit(do_not_specialize=["unit_count", "tokens", "unit_tiles"])
 def soft_weights_kernel(
-    given, upstream, upstream_stride, share, weight,
+    given, upstream, upstream_stride, grad_scale, weight,
     cosine, unit_prior, unit_inverse, text_inverse, similarity, unit, log_normalizer,
     unit_weights, text_weights, unit_scale, unit_along, text_along,
     unit_count, tokens, unit_tiles, token_pitch, unit_pitch, inverse_temperature,
@@ -95,7 +97,9 @@ def soft_weights_kernel(
     kind: tl.constexpr = unit_weights.dtype.element_ty
     largest = 1.0
     if kind == tl.float16:
-        largest = largest_gradient(given, upstream, upstream_stride, share, weight, unit, utterance, tokens, TOKENS)
+        largest = largest_gradient(
+            given, upstream, upstream_stride, grad_scale, weight, unit, utterance, tokens, TOKENS
+        )
     along = tl.zeros([UNITS], tl.float32)
     aligned = tl.zeros([TOKENS], tl.int32)
     for first in range(0, tokens, TOKENS):
@@ -104,7 +108,7 @@ def soft_weights_kernel(
         at = utterance * tokens + token
         valid = tl.load(unit + at, mask=in_tile, other=-1) >= 0
         aligned = tl.maximum(aligned, valid.to(tl.int32))
-        grad = token_gradients(given, upstream, upstream_stride, share, weight, utterance, token, tokens, valid)
+        grad = token_gradients(given, upstream, upstream_stride, grad_scale, weight, utterance, token, tokens, valid)
         mean = tl.load(similarity + at, mask=valid, other=0.0)
         normalizer = tl.load(log_normalizer + at, mask=valid, other=0.0)
         text_scale = tl.load(text_inverse + at, mask=valid, other=0.0)
@@ -135,7 +139,7 @@ def soft_weights_kernel(
 
 @triton.jit(do_not_specialize=["unit_count", "tokens", "token_tiles", "along_tiles"])
 def soft_text_kernel(
-    given, upstream, upstream_stride, share, weight,
+    given, upstream, upstream_stride, grad_scale, weight,
     units, text, unit_prior, unit_inverse, text_inverse, unit, text_weights, text_along, grad_text,
     unit_batch, unit_row, text_batch, text_row,
     unit_count, tokens, width, token_tiles, along_tiles, steps, unit_pitch,
@@ -168,7 +172,7 @@ def soft_text_kernel(
             found = product(factor, part, found, PRECISION)
         for tile in range(0, along_tiles):
             along += tl.load(text_along + (utterance * along_tiles + tile) * tokens + token, mask=valid, other=0.0)
-    grad = token_gradients(given, upstream, upstream_stride, share, weight, utterance, token, tokens, valid)
+    grad = token_gradients(given, upstream, upstream_stride, grad_scale, weight, utterance, token, tokens, valid)
     inverse = tl.load(text_inverse + at, mask=valid, other=0.0)
     own = load_rows(text + utterance * text_batch, token, text_row, valid, column, width).to(tl.float32)
     found = found * (grad * inverse)[:, None] - own * (grad * along * direction_weight(inverse))[:, None]
@@ -191,7 +195,7 @@ def next_with(unit, chosen, after, tokens, TOKENS: tl.constexpr):
 
 @triton.jit(do_not_specialize=["tokens", "unit_count"])
 def hard_kernel(
-    given, upstream, upstream_stride, share, weight,
+    given, upstream, upstream_stride, grad_scale, weight,
     units, text, unit_inverse, text_inverse, similarity, unit, unit_weight, grad_text, grad_units,
     unit_batch, unit_row, text_batch, text_row, unit_count, tokens, width, TOKENS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
@@ -207,7 +211,7 @@ def hard_kernel(
     unit += utterance * tokens
     chosen = tl.load(unit + token)
     valid = chosen >= 0
-    grad = token_gradients(given, upstream, upstream_stride, share, weight, utterance, token, tokens, valid)
+    grad = token_gradients(given, upstream, upstream_stride, grad_scale, weight, utterance, token, tokens, valid)
     cosine = tl.load(similarity + utterance * tokens + token, mask=valid, other=0.0)
     of_unit = tl.load(unit_inverse + utterance * unit_count + chosen, mask=valid, other=0.0)
     of_text = tl.load(text_inverse + utterance * tokens + token, mask=valid, other=0.0)
@@ -228,7 +232,7 @@ def hard_kernel(
                 other = token
                 while other < tokens:
                     other_grad = token_gradients(
-                        given, upstream, upstream_stride, share, weight, utterance, other, tokens, True
+                        given, upstream, upstream_stride, grad_scale, weight, utterance, other, tokens, True
                     )
                     part = tl.load(text + other.to(tl.int64) * text_row + column, mask=inside, other=0.0)
                     at = utterance * tokens + other
@@ -304,16 +308,17 @@ def gradients(grad, scored, text, saved, spans, frame_prior, temperature, needed
         narrow = dtype if spans is None or dtype == torch.bfloat16 else torch.float32
         make = torch.zeros if temperature == 0 else torch.empty
         grad_units = make(batch, count, width, dtype=narrow, device=text.device)
-    if any(needed):
-        fill = fill_hard if temperature == 0 else fill_soft
-        fill(grad, scored, text, saved, temperature, grad_text, grad_units)
+    if any(needed) and temperature == 0:
+        fill_hard(grad, scored, text, saved, grad_text, grad_units)
+    elif any(needed):
+        fill_soft(grad, scored, text, saved, temperature, grad_text, grad_units)
     if needed.speech and spans is not None:
         grad_units = spread_to_frames(grad_units, frame_prior, *spans, dtype)
     nothing = text.new_empty(0)
     return nothing if grad_units is None else grad_units, nothing if grad_text is None else grad_text
 
 
-def fill_hard(grad, scored, text, saved, temperature, grad_text, grad_units):
+def fill_hard(grad, scored, text, saved, grad_text, grad_units):
     """Fill the gradient of the text, and of the units that were chosen; either may be None."""
     units = scored.units
     similarity, unit, _ = saved

@@ -31,19 +31,19 @@ def local_loss_forward(inputs: LossInputs) -> tuple[Tensor, LossSaved] | None:
         rows(inputs.speech), rows(inputs.text), inputs.frame_prior.contiguous(), token_prior, *spans,
         inputs.temperature, keep=inputs.differentiable and inputs.temperature > 0,
     )  # fmt: skip
-    *aligned, loss, share = merge(scored, token_prior, inputs.reduction, finished(inputs))
+    *aligned, loss, grad_scale = merge(scored, token_prior, inputs.reduction, finished(inputs))
     # Frames are kept as the speech itself.
     own = (None if inputs.start is None else scored.units, *scored[1:-1])
-    return loss, LossSaved((None, *aligned), 1.0 if share is None else share, own)
+    return loss, LossSaved((None, *aligned), 1.0 if grad_scale is None else grad_scale, own)
 
 
 def local_loss_backward(grad: Tensor, inputs: LossInputs, saved: LossSaved, needed: Needed) -> Gradients:
     """Gradients of speech and text."""
     units, *others = saved.own
     scored = Scored(rows(inputs.speech) if units is None else units, *others, None)
-    share = saved.grad_scale if isinstance(saved.grad_scale, Tensor) else None
+    grad_scale = saved.grad_scale if isinstance(saved.grad_scale, Tensor) else None
     token_prior = inputs.token_prior.contiguous()
-    of_tokens = TokenGradient(None, grad, grad.stride(0) if grad.dim() else 0, share, token_prior)
+    of_tokens = TokenGradient(None, grad, grad.stride(0) if grad.dim() else 0, grad_scale, token_prior)
     spans = None if inputs.start is None else (inputs.start.contiguous(), inputs.end.contiguous())
     frame_prior = inputs.frame_prior.contiguous()
     return gradients(
@@ -56,11 +56,11 @@ def global_loss_forward(inputs: LossInputs) -> tuple[Tensor, LossSaved] | None:
     if inputs.speech.shape[0] == 0:
         return None
     found, totals = pooling.difference(inputs.pooling())
-    loss, share = pooling.distance(found, totals, inputs.reduction, finished(inputs))
-    return loss, LossSaved((found, totals), 1.0 if share is None else share)
+    loss, grad_scale = pooling.distance(found, totals, inputs.reduction, finished(inputs))
+    return loss, LossSaved((found, totals), 1.0 if grad_scale is None else grad_scale)
 
 
 def global_loss_backward(grad: Tensor, inputs: LossInputs, saved: LossSaved, needed: Needed) -> Gradients:
     """Gradients of speech and text."""
-    share = saved.grad_scale if isinstance(saved.grad_scale, Tensor) else None
-    return pooling.gradients(grad, share, inputs.pooling(), *saved.tensors, needed)
+    grad_scale = saved.grad_scale if isinstance(saved.grad_scale, Tensor) else None
+    return pooling.gradients(grad, grad_scale, inputs.pooling(), *saved.tensors, needed)

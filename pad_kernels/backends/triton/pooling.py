@@ -56,7 +56,7 @@ def difference_kernel(
 
 @triton.jit(do_not_specialize=["batch"])
 def distance_kernel(
-    difference, totals, distance, counts, finished, loss, share, batch, width,
+    difference, totals, distance, counts, finished, loss, grad_scale, batch, width,
     REDUCTION: tl.constexpr, WIDTH: tl.constexpr, BATCH: tl.constexpr,
 ):  # fmt: skip
     """An utterance's distance; with REDUCTION the loss of the batch too, by the last utterance to end."""
@@ -71,7 +71,7 @@ def distance_kernel(
     else:
         counted = (tl.load(totals + utterance * 2) > 0) & (tl.load(totals + utterance * 2 + 1) > 0)
         sum = tl.where(counted, sum, 0.0)
-        reduce_batch(sum, counted, utterance, distance, counts, finished, loss, share, batch, REDUCTION, BATCH)
+        reduce_batch(sum, counted, utterance, distance, counts, finished, loss, grad_scale, batch, REDUCTION, BATCH)
 
 
 @triton.jit
@@ -90,7 +90,7 @@ def store_gradient(
 
 @triton.jit(do_not_specialize=["frames", "tokens", "frame_tiles", "tiles"])
 def gradient_kernel(
-    upstream, upstream_stride, share, difference, totals, frame_weights, token_weights, grad_speech, grad_text,
+    upstream, upstream_stride, grad_scale, difference, totals, frame_weights, token_weights, grad_speech, grad_text,
     frames, tokens, width, frame_tiles, tiles, steps, ROWS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """A tile of frames, or after them of tokens, at a group of columns."""
@@ -99,8 +99,8 @@ def gradient_kernel(
     tile = program // steps % tiles
     utterance = (program // steps // tiles).to(tl.int64)
     grad = tl.load(upstream + utterance * upstream_stride).to(tl.float32)
-    if share is not None:
-        grad *= tl.load(share)
+    if grad_scale is not None:
+        grad *= tl.load(grad_scale)
     found = tl.load(difference + utterance * width + column, mask=column < width, other=0.0)
     if tile < frame_tiles:
         row = tile * ROWS + tl.arange(0, ROWS)
@@ -141,23 +141,23 @@ def weights_of(inputs: PoolingInputs):
 
 
 def distance(found, totals, reduction=None, finished=None):
-    """Distances [B]; with a reduction the loss and its share, as `merge` has them."""
+    """Distances [B]; with a reduction the loss and its grad_scale, as `merge` has them."""
     batch, width = found.shape
-    counts = loss = share = None
+    counts = loss = grad_scale = None
     if reduction is None:
         distances = torch.empty(batch, dtype=torch.float32, device=found.device)
     else:
-        distances, counts, loss, share = reduction_buffers(batch, reduction, found.device)
+        distances, counts, loss, grad_scale = reduction_buffers(batch, reduction, found.device)
     blocks = configurations.POOL_DISTANCE
     if batch:
         launch(
-            distance_kernel, batch, found, totals, distances, counts, finished, loss, share, batch, width,
+            distance_kernel, batch, found, totals, distances, counts, finished, loss, grad_scale, batch, width,
             REDUCTION=reduction, WIDTH=blocks.width, BATCH=blocks.group, warps=blocks.warps, stages=blocks.stages,
         )  # fmt: skip
-    return distances if reduction is None else (loss, share)
+    return distances if reduction is None else (loss, grad_scale)
 
 
-def gradients(upstream, share, inputs: PoolingInputs, found, totals, needed: Needed) -> Gradients:
+def gradients(upstream, grad_scale, inputs: PoolingInputs, found, totals, needed: Needed) -> Gradients:
     """Gradients of speech and text, each empty unless needed; `upstream`: a scalar or [B]."""
     batch, width = found.shape
     frames, tokens = inputs.speech.shape[1], inputs.text.shape[1]
@@ -170,7 +170,7 @@ def gradients(upstream, share, inputs: PoolingInputs, found, totals, needed: Nee
     steps = ceil_div(width, blocks.width)
     if batch * tiles:
         launch(
-            gradient_kernel, batch * tiles * steps, upstream, upstream.stride(0) if upstream.dim() else 0, share,
+            gradient_kernel, batch * tiles * steps, upstream, upstream.stride(0) if upstream.dim() else 0, grad_scale,
             found, totals, *weights_of(inputs), grad_speech, grad_text, frames, tokens, width,
             frame_tiles, tiles, steps, ROWS=blocks.units, WIDTH=blocks.width, warps=blocks.warps, stages=blocks.stages,
         )  # fmt: skip

@@ -116,7 +116,7 @@ def score_kernel(
 @triton.jit(do_not_specialize=["batch", "tokens", "unit_tiles"])
 def merge_kernel(
     highest, total, weighted, best, token_weight, similarity, unit, log_normalizer,
-    distance, counts, finished, loss, share, batch, tokens, unit_tiles,
+    distance, counts, finished, loss, grad_scale, batch, tokens, unit_tiles,
     HARD: tl.constexpr, REDUCTION: tl.constexpr, TOKENS: tl.constexpr, TILES: tl.constexpr, BATCH: tl.constexpr,
 ):  # fmt: skip
     """An utterance: the states of its unit tiles as one, tile by tile in order; with REDUCTION its distance too, and
@@ -169,15 +169,15 @@ def merge_kernel(
     if REDUCTION is not None:
         counted = tl.max(aligned, 0) > 0
         found = tl.where(counted, tl.sum(lost, 0), 0.0)
-        reduce_batch(found, counted, utterance, distance, counts, finished, loss, share, batch, REDUCTION, BATCH)
+        reduce_batch(found, counted, utterance, distance, counts, finished, loss, grad_scale, batch, REDUCTION, BATCH)
 
 
 @triton.jit
 def reduce_batch(
-    found, counted, utterance, distance, counts, finished, loss, share, batch,
+    found, counted, utterance, distance, counts, finished, loss, grad_scale, batch,
     REDUCTION: tl.constexpr, BATCH: tl.constexpr,
 ):  # fmt: skip
-    """The loss from each utterance's distance, summed in order by whoever comes last; `share`: what each counts."""
+    """The loss from each utterance's distance, summed in order by whoever comes last, and what each counts."""
     if REDUCTION == "none":
         tl.store(loss + utterance, found)
     else:
@@ -196,7 +196,7 @@ def reduce_batch(
             if REDUCTION == "mean":
                 factor = 1.0 / tl.maximum(tl.sum(number, 0), 1).to(tl.float32)
             tl.store(loss, tl.sum(sum, 0) * factor)
-            tl.store(share, factor)
+            tl.store(grad_scale, factor)
 
 
 def score(speech, text, frame_prior, token_weight, start, end, temperature, keep):
@@ -235,7 +235,7 @@ def score(speech, text, frame_prior, token_weight, start, end, temperature, keep
 
 
 def merge(scored, token_weight, reduction=None, finished=None):
-    """Similarity, best unit and log-normaliser [B, N]; with a reduction the loss and its share too, else None.
+    """Similarity, best unit and log-normaliser [B, N]; with a reduction the loss and its grad_scale too, else None.
 
     finished: a zero (int32), counted up while the loss is reduced.
     """
@@ -243,26 +243,26 @@ def merge(scored, token_weight, reduction=None, finished=None):
     batch, unit_tiles, tokens = highest.shape
     similarity, log_normalizer = (torch.empty(batch, tokens, dtype=torch.float32, device=highest.device) for _ in "12")
     unit = torch.empty(batch, tokens, dtype=torch.int64, device=highest.device)
-    distance = counts = loss = share = None
+    distance = counts = loss = grad_scale = None
     if reduction is not None:
-        distance, counts, loss, share = reduction_buffers(batch, reduction, highest.device)
+        distance, counts, loss, grad_scale = reduction_buffers(batch, reduction, highest.device)
     blocks = configurations.MERGE
     launch(
         merge_kernel, batch, *scored.states, token_weight, similarity, unit, log_normalizer,
-        distance, counts, finished, loss, share, batch, tokens, unit_tiles,
+        distance, counts, finished, loss, grad_scale, batch, tokens, unit_tiles,
         HARD=scored.states[1] is None, REDUCTION=reduction, TOKENS=blocks.tokens, TILES=blocks.units,
         BATCH=blocks.group, warps=blocks.warps, stages=blocks.stages,
     )  # fmt: skip
-    return similarity, unit, log_normalizer, loss, share
+    return similarity, unit, log_normalizer, loss, grad_scale
 
 
 def reduction_buffers(batch, reduction, device):
-    """Distances, counts, loss and share that `reduce_batch` writes; None for what it does not."""
+    """Distances, counts, loss and grad_scale that `reduce_batch` writes; None for what it does not."""
     if reduction == "none":
         return None, None, torch.empty(batch, dtype=torch.float32, device=device), None
-    loss, share = torch.empty(2, dtype=torch.float32, device=device)
+    loss, grad_scale = torch.empty(2, dtype=torch.float32, device=device)
     distance = torch.empty(batch, dtype=torch.float32, device=device)
-    return distance, torch.empty(batch, dtype=torch.int32, device=device), loss, share
+    return distance, torch.empty(batch, dtype=torch.int32, device=device), loss, grad_scale
 
 
 def alignment_forward(inputs: AlignmentInputs) -> Saved:
