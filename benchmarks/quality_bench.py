@@ -25,7 +25,7 @@ from pad.demo.run import distil_on, teacher_folder, warm_up_on
 from pad.demo.student import new_student
 from pad.evaluate.probe import mean_states
 from pad.evaluate.words import encode, unit_hit_rate
-from pad.models import FrameLayout, load_teacher, width
+from pad.models import load_teacher, width
 from pad.step.collate import Collator, SpeechTextDataset
 from pad.step.objective import PRESETS, objective
 from pad.step.teacher import Teacher
@@ -45,8 +45,8 @@ class Seed:
         set_seed(config.seed)
         self.corpus = build_corpus(config, scratch / "speech", lambda count=1: None)
         self.model, self.tokenizer = load_teacher(teacher_folder())
-        self.student, extractor = new_student(width(self.model), seed=config.seed)
-        self.collator = Collator(extractor, self.tokenizer, FrameLayout.of(self.student.config))
+        student = new_student(width(self.model), seed=config.seed)
+        self.student, self.collator = student.encoder, Collator(student.front_end, self.tokenizer)
         warm_up_on(self.student, self.corpus, config, lambda: None)
         self.teachers: dict[bool, Teacher] = {}
 

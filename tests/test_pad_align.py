@@ -20,12 +20,14 @@ from pad.align.utterance import align_utterance, aligned  # noqa: E402
 from pad.cli import main  # noqa: E402
 from pad.data import read_audio  # noqa: E402
 from pad.demo import recordings  # noqa: E402
-from pad.models import FrameLayout, load_student, load_teacher  # noqa: E402
+from pad.models import load_teacher  # noqa: E402
 from pad.step.collate import Collator  # noqa: E402
 from pad.step.objective import PRESETS  # noqa: E402
 from pad.step.teacher import Teacher  # noqa: E402
+from pad.students import load_student  # noqa: E402
+from pad.students.layout import ConvolutionLayout  # noqa: E402
 
-LAYOUT = FrameLayout((20, 16, 8), (10, 8, 4))
+LAYOUT = ConvolutionLayout((20, 16, 8), (10, 8, 4))
 
 
 @pytest.mark.parametrize("preset", ["pad-tlocal-soft", "pad-tlocal", "pad-slocal-soft", "slocal", "stride"])
@@ -49,9 +51,9 @@ def test_tokens_lie_where_their_frames_are(preset):
 
 
 def parts(models, speech):  # noqa: F811
-    student, extractor = load_student(models["student"])
+    student = load_student(models["student"])
     model, tokenizer = load_teacher(models["teacher"])
-    return student, Collator(extractor, tokenizer, FrameLayout.of(student.config)), Teacher(model, tokenizer, True)
+    return student.encoder, Collator(student.front_end, tokenizer), Teacher(model, tokenizer, True)
 
 
 def test_priors_and_mode(models, speech):  # noqa: F811

@@ -23,13 +23,12 @@ from pad.demo.evaluator import Corpus, Evaluator, build_corpus, corpus_size
 from pad.demo.pictures import draw_all
 from pad.demo.report import figures, summary
 from pad.demo.student import new_student, warm_up
-from pad.distill.checkpoints import save_student
 from pad.distill.config import DistillConfig
 from pad.distill.progress import show_progress
 from pad.distill.trainer import DistillationTrainer, training_arguments
 from pad.errors import UserError
 from pad.files import write_json
-from pad.models import FrameLayout, load_teacher, width
+from pad.models import load_teacher, width
 from pad.step.collate import Collator, SpeechTextDataset
 from pad.step.objective import objective
 from pad.step.teacher import Teacher
@@ -85,16 +84,16 @@ class _Demo:
             corpus = build_corpus(config, self.scratch / "speech", bar.update)
         model, tokenizer = load_teacher(teacher_folder())
         teacher = Teacher(model, tokenizer, with_prior=False, cache="memory")
-        student, extractor = new_student(width(model), seed=config.seed)
-        collator = Collator(extractor, tokenizer, FrameLayout.of(student.config))
+        student = new_student(width(model), seed=config.seed)
+        collator = Collator(student.front_end, tokenizer)
         evaluator = Evaluator(corpus, self.recordings, collator, teacher, goal)
         with self._stage("warming up", config.warm_up_steps) as bar:
-            warm_up_losses = warm_up_on(student, corpus, config, bar.update)
+            warm_up_losses = warm_up_on(student.encoder, corpus, config, bar.update)
         with self._stage("encoding text"):
             teacher.centre([item.transcript for item in corpus.free["train"]], "cpu")
-        students, losses = {"undistilled": student}, {}
+        students, losses = {"undistilled": student.encoder}, {}
         for name in ("distilled", "shuffled"):
-            students[name] = copy.deepcopy(student)
+            students[name] = copy.deepcopy(student.encoder)
             with self._stage(name):
                 losses[name] = self._distill(students[name], name, corpus, collator, teacher, goal)
         with self._stage("evaluating", len(STUDENTS)) as bar:
@@ -104,7 +103,7 @@ class _Demo:
                 bar.update()
         with self._stage("drawing"):
             pictures = draw_all(self.results / "pictures", evaluator, students, losses, scores)
-        save_student(students["distilled"], extractor, self.results / "student")
+        student.save(self.results / "student", students["distilled"].state_dict())
         return {
             **figures(scores, evaluator, losses),
             "warm_up_loss": {"first": warm_up_losses[0], "last": warm_up_losses[-1]},
