@@ -78,3 +78,29 @@ class WholeHopLayout(FrameLayout):
 
     def centres(self, frames: int) -> torch.Tensor:
         return torch.arange(frames, dtype=torch.float64) * self.hop
+
+
+@dataclass(frozen=True)
+class HalvingLayout(FrameLayout):
+    """Features of 400 samples, 160 apart, whose rate each of some convolutions halves, rounding up."""
+
+    halvings: int
+
+    @property
+    def hop(self) -> int:  # type: ignore[override]
+        """Samples of a feature times those of the convolutions' strides."""
+        return 160 << self.halvings
+
+    @property
+    def shortest(self) -> int:  # type: ignore[override]
+        """One feature."""
+        return 400
+
+    def frames(self, samples: torch.Tensor) -> torch.Tensor:
+        frames = torch.div(samples - 400, 160, rounding_mode="floor") + 1
+        for _ in range(self.halvings):
+            frames = torch.div(frames + 1, 2, rounding_mode="floor")
+        return frames.clamp_min(0)
+
+    def centres(self, frames: int) -> torch.Tensor:
+        return torch.arange(frames, dtype=torch.float64) * self.hop + 200
