@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from pad.priors.attention import IMPLEMENTATION
 from pad.priors.record import Record, record_of
@@ -132,7 +132,9 @@ _lock = threading.Lock()
 
 @contextmanager
 def _attention_replaced(encoders: Sequence[PreTrainedModel]) -> Iterator[None]:
-    configs = list({id(encoder.config): encoder.config for encoder in encoders}.values())
+    # The layers' own too: an encoder that was put into an encoder-decoder has another than its layers.
+    found = [getattr(module, "config", None) for encoder in encoders for module in encoder.modules()]
+    configs = list({id(config): config for config in found if isinstance(config, PretrainedConfig)}.values())
     with _lock:
         before = [config._attn_implementation for config in configs]
         for config, name in zip(configs, before):

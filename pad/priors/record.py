@@ -82,7 +82,7 @@ class Record:
             return real / real.sum(dim=1, keepdim=True).clamp(min=1)
         if self.attended:
             raise ValueError(
-                f"model: attention layers of {type(self._model).__name__} ran, but no attention layer was recorded: they "
+                f"model: attention layers of {type(self._model).__name__} ran, but none was recorded: they "
                 "do not attend through transformers' attention interface"
             )
         raise ValueError(
