@@ -10,9 +10,10 @@ from pathlib import Path
 import torch
 from huggingface_hub import HfApi, try_to_load_from_cache
 from torch import nn
-from transformers import AutoFeatureExtractor, AutoModel, AutoTokenizer, PreTrainedModel, Wav2Vec2FeatureExtractor
+from transformers import AutoModel, PreTrainedModel, Wav2Vec2FeatureExtractor
 
 from pad.errors import UserError
+from pad.loading_checks import SavedFeatureExtractor, TextEncoder, WholeModel
 from pad.progress import say
 from pad.settings import Settings
 
@@ -87,10 +88,11 @@ def _reach_hub(name: str) -> None:
 
 def load_student(name: str):
     """(model, feature extractor) of a waveform encoder: a checkpoint folder or hub name; float32."""
-    model = _load(AutoModel, name, "student").float()
+    model = _load(WholeModel(AutoModel), name, "student").float()
     FrameLayout.of(model.config)
-    if (Path(name) / "preprocessor_config.json").is_file() or not Path(name).is_dir():
-        return model, _load(AutoFeatureExtractor, name, "student")
+    extractor = _load(SavedFeatureExtractor, name, "student")
+    if extractor is not None:
+        return model, extractor
     extractor = default_feature_extractor(model.config)
     mask = "with" if extractor.return_attention_mask else "without"
     say(f"{name}: no feature extractor there; assumed: {extractor.sampling_rate} Hz, normalised, {mask} a mask")
@@ -110,8 +112,8 @@ def default_feature_extractor(config) -> Wav2Vec2FeatureExtractor:
 
 def load_teacher(name: str):
     """(model, tokenizer) of a text encoder, frozen: evaluation mode, no gradients, float32."""
-    model = _load(AutoModel, name, "teacher").float()
-    tokenizer = _load(AutoTokenizer, name, "teacher")
+    model, tokenizer = _load(TextEncoder, name, "teacher")
+    model = model.float()
     # Where the files are missing, transformers makes a tokenizer of little more than the special tokens.
     if len(tokenizer) - len(tokenizer.all_special_ids) < 3:
         raise UserError(f"teacher: no tokenizer in {name!r}, only a model; expected the files of both")

@@ -17,6 +17,7 @@ from pad.models import FrameLayout, check_teacher_layer, load_student, load_teac
 from pad.step.collate import Collator
 from pad.step.objective import objective
 from pad.step.teacher import Teacher
+from pad.tokenization import lower_case
 
 
 def align_one(config: AlignConfig) -> list[Path]:
@@ -29,6 +30,8 @@ def align_one(config: AlignConfig) -> list[Path]:
     words = None if config.words is None else _words(Path(config.words))
     student, extractor = load_student(config.student)
     model, tokenizer = load_teacher(config.teacher)
+    if config.lowercase:
+        lower_case(tokenizer)
     linear_map = _linear_map(config.linear_map, width(student), width(model))
     layout = FrameLayout.of(student.config)
     samples = read_audio(config.audio, extractor.sampling_rate)

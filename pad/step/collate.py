@@ -12,7 +12,7 @@ from pad.data import BadSample, Report, Utterance, read_audio
 from pad.data.entry import listed
 from pad.errors import UserError
 from pad.models import FrameLayout
-from pad.step.teacher import tokenize
+from pad.tokenization import tokenize
 
 
 class SpeechTextDataset(Dataset):
