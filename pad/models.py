@@ -8,9 +8,10 @@ from pathlib import Path
 
 from huggingface_hub import HfApi, try_to_load_from_cache
 from torch import nn
-from transformers import AutoModel, AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedModel
 
 from pad.errors import UserError
+from pad.loading_checks import TextEncoder
 from pad.settings import Settings
 
 
@@ -35,8 +36,8 @@ def _reach_hub(name: str) -> None:
 
 def load_teacher(name: str):
     """(model, tokenizer) of a text encoder, frozen: evaluation mode, no gradients, float32."""
-    model = load_pretrained(AutoModel, name, "teacher").float()
-    tokenizer = load_pretrained(AutoTokenizer, name, "teacher")
+    model, tokenizer = load_pretrained(TextEncoder, name, "teacher")
+    model = model.float()
     # Where the files are missing, transformers makes a tokenizer of little more than the special tokens.
     if len(tokenizer) - len(tokenizer.all_special_ids) < 3:
         raise UserError(f"teacher: no tokenizer in {name!r}, only a model; expected the files of both")

@@ -2,7 +2,8 @@
 
 import warnings
 
-from pad.step.teacher import Teacher, check_tokens, tokenize
+from pad.step.teacher import Teacher
+from pad.tokenization import check_tokens, tokenize
 
 __all__ = ["Teacher", "check_tokens", "tokenize"]
 

@@ -13,7 +13,7 @@ pytest.importorskip("matplotlib")
 from matplotlib import image  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 from test_pad_distill import losses, models, run, speech  # noqa: E402, F401
-from transformers import BertTokenizer, DebertaV2Config, DebertaV2Model  # noqa: E402
+from transformers import BertTokenizer, SqueezeBertConfig, SqueezeBertModel  # noqa: E402
 
 from pad.align.picture import _anchors, draw  # noqa: E402
 from pad.align.utterance import align_utterance, aligned  # noqa: E402
@@ -145,19 +145,19 @@ def test_models_of_two_widths_with_their_map(models, speech):  # noqa: F811
 
 
 def test_teacher_whose_prior_cannot_be_recorded(models, speech, tmp_path, capsys):  # noqa: F811
-    """DeBERTa attends in a way of its own: a preset without priors needs none."""
-    config = DebertaV2Config(vocab_size=999, hidden_size=64, num_hidden_layers=2, num_attention_heads=4,
-                             intermediate_size=128, relative_attention=True, pos_att_type=["c2p", "p2c"])  # fmt: skip
-    shutil.copytree(models["teacher"], tmp_path / "deberta")
-    (tmp_path / "deberta" / "model.safetensors").unlink()
-    DebertaV2Model(config).save_pretrained(tmp_path / "deberta")
-    tokenizer = BertTokenizer(str(tmp_path / "deberta" / "vocab.txt"))
-    tokenizer.save_pretrained(tmp_path / "deberta")
+    """SqueezeBERT gives no attention maps: a preset without priors needs none."""
+    config = SqueezeBertConfig(vocab_size=999, hidden_size=64, embedding_size=64, num_hidden_layers=2,
+                               num_attention_heads=4, intermediate_size=128)  # fmt: skip
+    shutil.copytree(models["teacher"], tmp_path / "squeezebert")
+    (tmp_path / "squeezebert" / "model.safetensors").unlink()
+    SqueezeBertModel(config).save_pretrained(tmp_path / "squeezebert")
+    tokenizer = BertTokenizer(str(tmp_path / "squeezebert" / "vocab.txt"))
+    tokenizer.save_pretrained(tmp_path / "squeezebert")
     audio = str(next(Path(speech).glob("*.wav")))
-    arguments = ["align", "--student", models["student"], "--teacher", str(tmp_path / "deberta"), "--audio", audio,
+    arguments = ["align", "--student", models["student"], "--teacher", str(tmp_path / "squeezebert"), "--audio", audio,
                  "--transcript", "good", "--output", str(tmp_path / "pictures" / "a.png")]  # fmt: skip
     assert main(arguments) == 2
-    assert "teacher: 'deberta-v2' does not attend through" in capsys.readouterr().err
+    assert "teacher: 'squeezebert' neither attends through" in capsys.readouterr().err
     assert main([*arguments, "--preset", "slocal"]) == 0
     assert sorted(path.name for path in (tmp_path / "pictures").iterdir()) == ["a.png", "a.svg"]
 

@@ -30,6 +30,8 @@ class AlignConfig(Settings):
     """hidden state of the teacher to use as token embeddings, as in pad distill"""
     teacher_mean: str | None = None
     """teacher_mean.safetensors from pad distill --center-teacher: subtracted from the teacher's embeddings"""
+    lowercase: bool = False
+    """give the teacher the transcript in lower case, as in pad distill"""
     output: str = "alignment"
     """path of the pictures, without the endings .png and .svg"""
     preset: str = "pad-slocal-soft"

@@ -18,6 +18,7 @@ from pad.step.collate import Collator
 from pad.step.objective import objective
 from pad.step.teacher import Teacher
 from pad.students import load_student
+from pad.tokenization import lower_case
 
 
 def align_one(config: AlignConfig) -> list[Path]:
@@ -30,6 +31,8 @@ def align_one(config: AlignConfig) -> list[Path]:
     words = None if config.words is None else _words(Path(config.words))
     student = load_student(config.student, config.pad_to_max_length)
     model, tokenizer = load_teacher(config.teacher)
+    if config.lowercase:
+        lower_case(tokenizer)
     linear_map = _linear_map(config.linear_map, width(student.encoder), width(model))
     samples = read_audio(config.audio, student.front_end.sampling_rate)
     try:

@@ -38,6 +38,8 @@ class DistillConfig(Settings):
     """hidden state of the teacher to use as token embeddings; -1: the last"""
     center_teacher: bool = False
     """subtract the mean token embedding of all transcripts from the teacher's embeddings"""
+    lowercase: bool = False
+    """give the teacher the transcripts in lower case: for a cased teacher and transcripts in capital letters"""
     teacher_cache: str = ""
     """cache the teacher's outputs: 'memory', or a folder that later runs can reuse; empty: no cache"""
     linear_map: bool = False

@@ -27,8 +27,9 @@ from pad.progress import counting, first_process, say
 from pad.settings import SETTINGS_FILE
 from pad.step.collate import Collator, SpeechTextDataset
 from pad.step.objective import objective
-from pad.step.teacher import Teacher, check_tokens
+from pad.step.teacher import Teacher
 from pad.students import FrontEnd, Student, load_student
+from pad.tokenization import check_tokens, lower_case, warn_of_case
 from pad.versions import versions
 
 
@@ -47,9 +48,12 @@ def distill(config: DistillConfig) -> Path:
         say(f"resume: the run in {output} is finished, its checkpoints are gone; its student stays as it is")
         return folder
     arguments = training_arguments(config, str(output / "checkpoints"))
+    _refuse_data_parallel(arguments.n_gpu)
     set_seed(config.seed)
     student = load_student(config.student, config.pad_to_max_length)
     teacher_model, tokenizer = load_teacher(config.teacher)
+    if config.lowercase:
+        lower_case(tokenizer)
     _check_against_models(config, goal, student, teacher_model)
     collator = Collator(student.front_end, tokenizer)
     model = StudentWithMap(student.encoder, width(teacher_model)) if config.linear_map else student.encoder
@@ -60,6 +64,7 @@ def distill(config: DistillConfig) -> Path:
     utterances = _read_speech(config, student.front_end, report)
     dataset = SpeechTextDataset(utterances, student.front_end.sampling_rate, report=report)
     check_tokens(tokenizer, dataset.transcripts[:200])
+    warn_of_case(tokenizer, dataset.transcripts[:200])
     teacher = Teacher(teacher_model, tokenizer, goal.text_prior, config.teacher_layer, config.teacher_cache)
     with stable_training(student, config.freeze_feature_encoder), saving_to(output), _left_as_found(output):
         if main:  # before anything else: a folder with settings can be resumed
@@ -105,6 +110,15 @@ def distill(config: DistillConfig) -> Path:
         if report.total:
             print(report)
     return folder
+
+
+def _refuse_data_parallel(gpus: int) -> None:
+    """Raise UserError where Trainer would wrap the student in nn.DataParallel, whose copies are not recorded."""
+    if gpus > 1:
+        raise UserError(
+            f"device: {gpus} GPUs and one process; expected a process for each GPU: torchrun --nproc-per-node {gpus} "
+            "-m pad.cli distill ..., or accelerate launch -m pad.cli distill ...; or one GPU: CUDA_VISIBLE_DEVICES=0"
+        )
 
 
 def _check_against_models(config: DistillConfig, goal, student: Student, teacher) -> None:

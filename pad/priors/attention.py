@@ -6,33 +6,55 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.masking_utils import bidirectional_mask_function
+from transformers.masking_utils import bidirectional_mask_function, sdpa_mask
 
 from pad.priors.dropout import attend_with_dropout
-from pad.priors.record import records
-from pad_kernels import significance
+from pad.priors.record import record_of
+from pad_kernels import significance, significance_from_attentions
 
 IMPLEMENTATION = "pad_significance"
 # Rows of queries whose scores are held at once where the attention gives no log-sum-exp.
 _ROWS = 64
 
 
-def _mask(
-    batch_size, q_length, kv_length, mask_function=bidirectional_mask_function, attention_mask=None, **options
-) -> Tensor | None:
-    """The padding mask as [B, 1, 1, T]: no T x T array, unlike that of the sdpa implementation."""
-    if mask_function is not bidirectional_mask_function or options.get("local_size") is not None:
-        raise ValueError("model: causal, sliding or chunked attention; significance is recorded of full attention only")
-    return None if attention_mask is None else attention_mask[:, None, None, :].bool()
+def _mask(*, mask_function=bidirectional_mask_function, attention_mask=None, **options) -> Tensor | None:
+    """The padding mask as [B, 1, 1, T]: no T x T array, unlike that of the sdpa implementation, but for windows."""
+    if mask_function is bidirectional_mask_function:
+        return None if attention_mask is None else attention_mask[:, None, None, :].bool()
+    if _is_causal(mask_function):
+        raise ValueError(
+            "model: causal, sliding or chunked attention; significance is recorded of layers that attend both ways. Of "
+            "a model with a decoder, record the encoder alone: record_significance(model.get_encoder())"
+        )
+    options |= {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
+    return sdpa_mask(mask_function=mask_function, attention_mask=attention_mask, **options)
+
+
+def _is_causal(mask_function) -> bool:
+    """Whether the second position attends to the first one, but not the first one to the second."""
+    zero, one = torch.tensor(0), torch.tensor(1)
+    return bool(mask_function(zero, zero, one, zero)) and not bool(mask_function(zero, zero, zero, one))
 
 
 def _attention(module, query, key, value, attention_mask, dropout=0.0, scaling=None, **options):
     """Attention [B, T, H, d] of query, key, value [B, H, T, d]; recorded where a record is open."""
-    if options.get("position_bias") is not None or query.shape[1:3] != key.shape[1:3]:
-        raise ValueError("model: significance is recorded of self-attention without position bias or shared heads only")
+    unknown = [name for name in ("softcap", "s_aux") if options.get(name) is not None]
+    if unknown or query.shape[2] != key.shape[2]:
+        what = f"attention with {unknown[0]}" if unknown else "cross-attention, or attention to cached keys"
+        raise ValueError(f"model: {what}; significance is recorded of plain self-attention only")
+    if query.shape[1] != key.shape[1]:  # groups of heads share a key
+        key, value = (x.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for x in (key, value))
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    bias = _position_bias(attention_mask, options.get("position_bias"), query)
+    record = record_of(module)
+    if bias is not None:
+        output = functional.scaled_dot_product_attention(query, key, value, bias, dropout, scale=scale)
+        if record is not None:
+            with torch.no_grad():
+                weights = _mean_map(query, key, bias, scale)
+            record.add(module, query.shape[2], lambda mask: significance_from_attentions([weights], mask))
+        return output.transpose(1, 2).contiguous(), None
     output, normalizer = _attend(query, key, value, attention_mask, dropout, scale)
-    record = records.get(id(module))
     if record is not None:
         query, key = query.detach(), key.detach()
         normalizer = None if normalizer is None else normalizer.detach()
@@ -41,8 +63,36 @@ def _attention(module, query, key, value, attention_mask, dropout=0.0, scaling=N
             lse = _log_sum_exp(query, key, attention_mask, scale) if normalizer is None else normalizer
             return significance(query, key, mask, scale=scale, lse=lse)
 
-        record.add(module, layer)
+        record.add(module, query.shape[2], layer)
     return output.transpose(1, 2).contiguous(), None
+
+
+def _position_bias(mask: Tensor | None, bias: Tensor | None, query: Tensor) -> Tensor | None:
+    """What is added to the scores, at most [B, H, T, T]; None if that is a mask of keys alone, or nothing.
+
+    mask: bool, True where a query attends to a key, or what is added to the scores.
+    """
+    if bias is None and (mask is None or mask.dtype == torch.bool and mask.shape[2] == 1):
+        return None
+    # Not -inf: a query that attends to nothing, as padding may, would give NaN.
+    lowest = torch.finfo(query.dtype).min
+    if mask is not None and mask.dtype == torch.bool:
+        mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, lowest)
+    terms = [term for term in (mask, bias) if term is not None]
+    return sum(terms[1:], start=terms[0]).to(query.dtype).clamp(min=lowest)
+
+
+def _mean_map(query: Tensor, key: Tensor, bias: Tensor, scale: float) -> Tensor:
+    """The attention map averaged over the heads [B, 1, T, T], float32 at least, a few rows at a time."""
+    key = key.transpose(-1, -2)
+    length = query.shape[2]
+    parts = []
+    for first in range(0, length, _ROWS):
+        rows = slice(first, first + _ROWS)
+        of_rows = bias[:, :, rows] if bias.shape[2] == length else bias
+        scores = (query[:, :, rows] @ key).to(torch.promote_types(query.dtype, torch.float32)).mul_(scale)
+        parts.append(scores.add_(of_rows).softmax(dim=-1).mean(dim=1, keepdim=True))
+    return torch.cat(parts, dim=2)
 
 
 def _attend(query, key, value, mask, dropout, scale) -> tuple[Tensor, Tensor | None]:

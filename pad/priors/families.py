@@ -2,59 +2,156 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import inspect
+import sys
+import threading
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
-from transformers import PreTrainedModel
-from transformers.models.wavlm.modeling_wavlm import WavLMAttention
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel
 
 from pad.priors.attention import IMPLEMENTATION
-from pad.priors.record import Record, records
+from pad.priors.record import Record, record_of
 from pad_kernels import significance_from_attentions
 
+# Attention modules that compute their map in any case, and the place of the map [B, H, T, T] in what they return.
+_MAP_AT = {
+    "WavLMAttention": 1,
+    "MPNetSelfAttention": 1,
+    "DisentangledSelfAttention": 1,  # DeBERTa v1 to v3, SEW-D
+    "MegatronBertSelfAttention": 1,
+    "RemBertSelfAttention": 1,
+    "RoFormerSelfAttention": 1,
+    # Before they attended through the interface:
+    "T5Attention": 2,
+    "MT5Attention": 2,
+    "UMT5Attention": 1,
+    "Wav2Vec2ConformerSelfAttention": 1,
+    "Wav2Vec2BertSelfAttention": 1,
+}
+
 
 @contextmanager
-def reporting(encoder: PreTrainedModel, record: Record) -> Iterator[None]:
-    """In this context the encoder's layers report to the record; raises ValueError for a family that cannot."""
-    if encoder.config.model_type == "wavlm":
-        with _maps_reduced(encoder, record):
-            yield
-    else:
-        with _attention_replaced(encoder):
-            yield
-
-
-@contextmanager
-def _maps_reduced(encoder: PreTrainedModel, record: Record) -> Iterator[None]:
-    """For a family that computes its attention maps in any case: each map is reduced as its layer ends."""
+def reporting(encoders: Sequence[PreTrainedModel], record: Record) -> Iterator[None]:
+    """In this context the encoders' layers report to the record; raises ValueError for a family that cannot."""
+    # Those with others inside are no more than wrappers: heads, or an encoder with its decoder.
+    innermost = [one for one in encoders if sum(isinstance(module, PreTrainedModel) for module in one.modules()) == 1]
     with ExitStack() as stack:
-        for layer in encoder.modules():
-            if isinstance(layer, WavLMAttention):
-                stack.callback(layer.register_forward_hook(_hook_of(record)).remove)
+        replaced = False
+        for encoder in innermost:
+            if _attends_through_interface(encoder):
+                replaced = True
+            elif not _maps_reduced(encoder, record, stack):
+                raise ValueError(
+                    f"model: {encoder.config.model_type!r} neither attends through transformers' attention interface "
+                    "nor gives its attention maps; its significance cannot be recorded. Use an objective without that "
+                    "prior"
+                )
+            stack.callback(encoder.register_forward_hook(_length_checked(record)).remove)
+        if replaced:
+            for encoder in encoders:
+                stack.callback(encoder.register_forward_pre_hook(_maps_refused(record), with_kwargs=True).remove)
+            stack.enter_context(_attention_replaced(encoders))
         yield
 
 
-def _hook_of(record: Record):
-    def hook(module, arguments, output):
-        if records.get(id(module)) is record:
-            weights = output[1].detach()[:, :1]
-            record.add(module, lambda mask: significance_from_attentions([weights], mask))
+def _attends_through_interface(encoder: PreTrainedModel) -> bool:
+    """Whether the file that defines the model uses transformers' table of attention functions."""
+    defining = [kind for kind in type(encoder).__mro__[:-1] if issubclass(kind, PreTrainedModel)]
+    return any(
+        hasattr(sys.modules.get(kind.__module__), "ALL_ATTENTION_FUNCTIONS")
+        for kind in defining
+        if kind is not PreTrainedModel
+    )
+
+
+def _maps_reduced(encoder: PreTrainedModel, record: Record, stack: ExitStack) -> bool:
+    """Reduce the map of each layer as the layer ends; False if the encoder has no layer that gives one."""
+    layers = [module for module in encoder.modules() if type(module).__name__ in _MAP_AT]
+    for layer in layers:
+        if "output_attentions" in inspect.signature(type(layer).forward).parameters:
+            stack.callback(layer.register_forward_pre_hook(_map_asked_for, with_kwargs=True).remove)
+        stack.callback(layer.register_forward_hook(_map_taken(record, _MAP_AT[type(layer).__name__])).remove)
+    return bool(layers)
+
+
+def _map_asked_for(layer: nn.Module, arguments: tuple, named: dict) -> tuple[tuple, dict] | None:
+    """Arguments with which the layer returns its map; the module around it ignores what it has not asked for."""
+    if record_of(layer) is None:
+        return None
+    bound = inspect.signature(type(layer).forward).bind_partial(layer, *arguments, **named)
+    bound.arguments["output_attentions"] = True
+    return bound.args[1:], bound.kwargs
+
+
+def _map_taken(record: Record, place: int):
+    def hook(layer, arguments, output):
+        if record_of(layer) is not record:
+            return
+        if output[place] is None:
+            raise ValueError(f"model: {type(layer).__name__} of this version of transformers gives no attention map")
+        weights = output[place].detach().mean(dim=1, keepdim=True)
+        record.add(layer, weights.shape[-1], lambda mask: significance_from_attentions([weights], mask))
 
     return hook
 
 
+def _maps_refused(record: Record):
+    def hook(encoder, arguments, named):
+        if record_of(encoder) is record and named.get("output_attentions", encoder.config.output_attentions):
+            raise ValueError(
+                "output_attentions: there are no attention maps while significance is recorded; leave it out, or take "
+                "the prior from the maps of the eager attention by pad_kernels.significance_from_attentions"
+            )
+
+    return hook
+
+
+def _length_checked(record: Record):
+    def hook(encoder, arguments, output):
+        states = getattr(output, "last_hidden_state", None)
+        if states is None and isinstance(output, tuple):
+            states = output[0]
+        if record_of(encoder) is not record or record.length is None or states is None:
+            return
+        if states.dim() == 3 and states.shape[1] != record.length:
+            adapter = " (its config has add_adapter)" if getattr(encoder.config, "add_adapter", False) else ""
+            raise ValueError(
+                f"model: the layers of {type(encoder).__name__} attend to {record.length} positions, but its output "
+                f"has {states.shape[1]}{adapter}: the prior would not fit. Use a model without adapter or pooling"
+            )
+
+    return hook
+
+
+# By the id of a config: how many contexts use the recording attention, in all threads, and what was there before.
+_in_use: dict[int, tuple[int, str | None]] = {}
+_lock = threading.Lock()
+
+
 @contextmanager
-def _attention_replaced(model: PreTrainedModel) -> Iterator[None]:
-    if not getattr(model, "_supports_sdpa", False):
-        raise ValueError(
-            f"model: {model.config.model_type!r} does not attend through transformers' attention interface; its "
-            "significance cannot be recorded. Use an objective without that prior"
-        )
-    before = model.config._attn_implementation
-    model.config._attn_implementation = IMPLEMENTATION
+def _attention_replaced(encoders: Sequence[PreTrainedModel]) -> Iterator[None]:
+    # The layers' own too: an encoder that was put into an encoder-decoder has another than its layers.
+    found = [getattr(module, "config", None) for encoder in encoders for module in encoder.modules()]
+    configs = list({id(config): config for config in found if isinstance(config, PretrainedConfig)}.values())
+    with _lock:
+        before = [config._attn_implementation for config in configs]
+        for config, name in zip(configs, before):
+            count, first = _in_use.get(id(config), (0, name))
+            _in_use[id(config)] = (count + 1, first)
+        for config in configs:
+            config._attn_implementation = IMPLEMENTATION
     try:
         yield
     finally:
         # Backward runs checkpointed layers again: by the same function.
-        if not any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
-            model.config._attn_implementation = before
+        kept = any(getattr(module, "gradient_checkpointing", False) for one in encoders for module in one.modules())
+        with _lock:
+            # Setting a config sets those inside it too, which come later here.
+            for config in configs:
+                count, first = _in_use.pop(id(config))
+                if count > 1:
+                    _in_use[id(config)] = (count - 1, first)
+                elif not kept:
+                    config._attn_implementation = first

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Collection
 
 import torch
 from torch import Tensor, nn
 
-# The open record of each module, by the module's id; models may share a config.
-records: dict[int, Record] = {}
+# The open records by thread and by the id of a module; models may share a config, and threads a model.
+records: dict[tuple[int, int], Record] = {}
+
+
+def record_of(module: nn.Module) -> Record | None:
+    """The record that is open for a module in this thread."""
+    return records.get((threading.get_ident(), id(module)))
 
 
 class Record:
     """The priors of the layers of one forward pass; a later pass in the same context replaces them."""
 
     def __init__(self, model: nn.Module, mask: Tensor | None, layers: Collection[int] | None = None):
-        self.mask = None if mask is None else mask.bool()
+        self.mask = None if mask is None else checked_mask(mask)
         self.layers = layers
+        self.length: int | None = None  # positions that the layers attend to
+        self.attended = False  # whether an attention module has run
         self._model = model
         self._numbers: dict[int, int] = {}  # by the id of an attention module
         self._trained = False
@@ -26,12 +34,17 @@ class Record:
     def clear(self) -> None:
         """Forget the layers recorded so far."""
         self._layers, self._priors, self._trained = [], [], self._model.training
+        self.length, self.attended = None, False
 
     @torch.no_grad()
-    def add(self, attention: nn.Module, layer: Callable[[Tensor | None], Tensor]) -> None:
-        """Record a layer as a function from the mask to its prior, which is called at once if the mask is known."""
+    def add(self, attention: nn.Module, length: int, layer: Callable[[Tensor | None], Tensor]) -> None:
+        """Record a layer that attends to `length` positions.
+
+        layer: gives its prior of the mask; called at once if the mask is known.
+        """
         if torch._C._current_graph_task_id() != -1:
             return  # gradient checkpointing runs the layer a second time
+        self.length = length
         if self.layers is not None and self._number(attention, self.layers) not in self.layers:
             return
         if self.mask is None:
@@ -55,17 +68,57 @@ class Record:
         `record_significance`, or all. Uniform where layerdrop left out every layer. Raises ValueError if no layer
         was recorded, or another mask was used.
         """
-        if self.mask is not None and mask is not None and mask is not self.mask:
+        if self.mask is not None and mask is not None:
             if mask.shape != self.mask.shape or not torch.equal(mask.bool(), self.mask):
                 raise ValueError("mask: differs from the mask given to record_significance; give it once")
+        known = self.mask if mask is None else checked_mask(mask)
         if self._layers:
-            mask = None if mask is None else mask.bool()
-            self._priors = [layer(mask) for layer in self._layers]
+            self._priors = [layer(known) for layer in self._layers]
             self._layers = []
-        known = self.mask if mask is None else mask
-        if not self._priors and self._trained and known is not None:
+        if self._priors:
+            return torch.stack(self._priors).mean(dim=0)
+        if known is not None and self._all_dropped():
             real = known.float()
             return real / real.sum(dim=1, keepdim=True).clamp(min=1)
-        if not self._priors:
-            raise ValueError("no attention layer was recorded: run the model in the context, then ask for the prior")
-        return torch.stack(self._priors).mean(dim=0)
+        if self.attended:
+            raise ValueError(
+                f"model: attention layers of {type(self._model).__name__} ran, but none was recorded: they "
+                "do not attend through transformers' attention interface"
+            )
+        raise ValueError(
+            "no attention layer was recorded: run the model in the context and in the same thread, then ask for the "
+            "prior"
+        )
+
+    def _all_dropped(self) -> bool:
+        """Whether layerdrop has left out every layer, or every one of those asked for, in the last pass."""
+        if not self._trained or self.attended and self.length is None:
+            return False
+        configs = [config for module in self._model.modules() if (config := getattr(module, "config", None))]
+        return any(getattr(config, name, 0.0) for config in configs for name in ("layerdrop", "encoder_layerdrop"))
+
+
+def checked_mask(mask: Tensor) -> Tensor:
+    """The mask as bool [B, T]; raises ValueError for another shape or dtype, and for one that says padding."""
+    if mask.is_floating_point() or mask.is_complex():
+        raise ValueError(f"mask: got {mask.dtype}, expected bool or 0/1 integers, 1 at the positions that count")
+    if mask.dim() != 2:
+        raise ValueError(f"mask: got shape {tuple(mask.shape)}, expected [B, T], 1 at the positions that count")
+    mask = mask.bool()
+    if mask.device.type == "cpu" and _says_padding(mask):
+        raise ValueError(
+            "mask: seems to be True at the padding: rows end in True, and the longest has none; expected True at the "
+            "positions that count (~mask)"
+        )
+    return mask
+
+
+def _says_padding(mask: Tensor) -> bool:
+    """Whether rows are False and then True, with one False throughout: what padding on the right looks like.
+
+    Of padding on the left, the longest row would be True throughout.
+    """
+    counts = mask.sum(dim=1)
+    if not mask.any() or (counts > 0).all() or (counts == mask.shape[1]).any():
+        return False
+    return not (mask[:, :-1] & ~mask[:, 1:]).any()

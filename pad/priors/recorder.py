@@ -5,11 +5,13 @@
     prior = record.prior()
 
 Attention runs in a function registered with transformers: scaled dot product attention gives the output, and the fused
-column sums of `pad_kernels.significance` on the same query and key give the prior.
+column sums of `pad_kernels.significance` on the same query and key give the prior. Families that do not attend that way
+compute their attention maps; each map is reduced as its layer ends.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -17,7 +19,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pad.priors.families import reporting
-from pad.priors.record import Record, records
+from pad.priors.record import Record, record_of, records
+
+_ONE_PROCESS_EACH = (
+    "model: nn.DataParallel runs copies of the model, whose attention is not recorded; run one process for each GPU: "
+    "torchrun --nproc-per-node N, or accelerate launch"
+)
 
 
 @contextmanager
@@ -26,34 +33,34 @@ def record_significance(
 ) -> Iterator[Record]:
     """Record how much attention each position receives while `model` runs in this context.
 
-    model: an encoder of transformers whose layers attend through its attention interface (Wav2Vec2, HuBERT,
-    BERT, RoBERTa, DistilBERT, MiniLM-like, ...), or WavLM; wrapped in DDP or not, in training or evaluation
-    mode. WavLM computes its attention maps in any case; they are reduced layer by layer.
+    model: an encoder of transformers of a family that docs/own_trainer.md lists; wrapped in DDP or not, in training
+    or evaluation mode. Other threads may use the same model; each thread has its own records.
     mask: [B, T] bool or 0/1, the positions (frames of speech, not samples; tokens without special tokens) that
     count. If it is given here, a layer keeps only its column sums; if it is given to `Record.prior` later, a layer
-    keeps its query and key until then.
+    keeps its query and key until then, or its map averaged over the heads.
     layers: which layers to average, counted from 0 in the order in which the model holds them; None: all, as in
     the paper. Layers that layerdrop skips are left out of the mean.
-    The prior is a constant for the gradient. Raises ValueError for a model that it cannot record.
+    The prior is a constant for the gradient. Raises ValueError for a model that it cannot record, for one whose
+    output has other positions than its layers attend to, and for a call with `output_attentions=True`.
     Source: PAD, section on the attention-based significance prior; docs/kernels.md.
     """
-    encoders = {id(module.config): module for module in model.modules() if isinstance(module, PreTrainedModel)}
+    encoders = [module for module in model.modules() if isinstance(module, PreTrainedModel)]
     if not encoders:
         raise ValueError(f"model: expected a transformers model, got {type(model).__name__} with none inside")
+    if any(isinstance(module, nn.DataParallel) and len(module.device_ids) > 1 for module in model.modules()):
+        raise ValueError(_ONE_PROCESS_EACH)
     record = Record(model, mask, layers)
     with ExitStack() as stack:
         stack.enter_context(_recorded_in(model, record))
-        hook = model.register_forward_pre_hook(lambda *_: records[id(model)].clear())
-        stack.callback(hook.remove)
-        for encoder in encoders.values():
-            stack.enter_context(reporting(encoder, record))
+        stack.enter_context(_watched(model, record))
+        stack.enter_context(reporting(encoders, record))
         yield record
 
 
 @contextmanager
 def _recorded_in(model: nn.Module, record: Record) -> Iterator[None]:
     """Register the record for the model's modules; afterwards the previous one, which is left as it was."""
-    keys = [id(module) for module in model.modules()]
+    keys = [(threading.get_ident(), id(module)) for module in model.modules()]
     outer = {key: records[key] for key in keys if key in records}
     records.update(dict.fromkeys(keys, record))
     try:
@@ -62,3 +69,28 @@ def _recorded_in(model: nn.Module, record: Record) -> Iterator[None]:
         for key in keys:
             del records[key]
         records.update(outer)
+
+
+@contextmanager
+def _watched(model: nn.Module, record: Record) -> Iterator[None]:
+    """Begin anew with each pass of the model, refuse copies of it, and note whether its attention ran."""
+
+    def begin(module, arguments):
+        # A copy made by copy.deepcopy carries this hook too, and is none of the record's business.
+        if getattr(module, "_is_replica", False) and record in records.values():
+            raise ValueError(_ONE_PROCESS_EACH)
+        if module is model and (current := record_of(model)) is not None:
+            current.clear()
+
+    def attend(module, arguments):
+        if record_of(module) is record:
+            record.attended = True
+
+    with ExitStack() as stack:
+        stack.callback(model.register_forward_pre_hook(begin).remove)
+        for module in model.modules():
+            if module is not model and isinstance(module, PreTrainedModel):
+                stack.callback(module.register_forward_pre_hook(begin).remove)
+            if "Attention" in type(module).__name__:
+                stack.callback(module.register_forward_pre_hook(attend).remove)
+        yield

@@ -11,8 +11,8 @@ from torch.utils.data import Dataset, Sampler
 from pad.data import BadSample, Report, Utterance, read_audio
 from pad.data.entry import listed
 from pad.errors import UserError
-from pad.step.teacher import tokenize
 from pad.students import FrontEnd
+from pad.tokenization import tokenize
 
 
 class SpeechTextDataset(Dataset):

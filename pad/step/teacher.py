@@ -7,37 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from pad.errors import UserError
 from pad.priors.recorder import record_significance
-from pad.step.teacher_cache import TeacherCache, open_cache
-
-# If more of the tokens than this are unknown, the tokenizer is of another language, or missing.
-_UNKNOWN = 0.9
-
-
-def tokenize(tokenizer, transcripts: Sequence[str]):
-    """(the tokenizer's output, mask [B, N] bool of the tokens that are text) for texts padded to one length."""
-    text = tokenizer(
-        list(transcripts),
-        padding=True,
-        truncation=True,
-        # A fast tokenizer may state a huge number where it has no limit.
-        max_length=min(tokenizer.model_max_length, 512),
-        return_special_tokens_mask=True,
-        return_tensors="pt",
-    )
-    return text, text["attention_mask"].bool() & ~text["special_tokens_mask"].bool()
-
-
-def check_tokens(tokenizer, transcripts: Sequence[str]) -> None:
-    """Raise UserError if the tokenizer knows almost none of the words of these texts."""
-    tokens = [token for text in transcripts for token in tokenizer(text, add_special_tokens=False)["input_ids"]]
-    unknown = sum(token == tokenizer.unk_token_id for token in tokens)
-    if unknown > _UNKNOWN * len(tokens) or not tokens:
-        raise UserError(
-            f"teacher: its tokenizer knows {len(tokens) - unknown} of {len(tokens)} tokens of the transcripts, such as "
-            f"{transcripts[0][:60]!r}; expected a tokenizer for their language and case, with all its files"
-        )
+from pad.step.teacher_cache import Key, TeacherCache, open_cache
+from pad.tokenization import tokenize
 
 
 class Teacher:
@@ -51,15 +23,19 @@ class Teacher:
         self.model, self.tokenizer = model, tokenizer
         self.with_prior, self.layer = with_prior, layer
         self.mean: torch.Tensor | None = None
-        self._cache: TeacherCache | None = open_cache(cache, model, f"layer {layer}, prior {with_prior}")
+        self._cache: TeacherCache | None = open_cache(cache, model, f"layer {layer}, prior {with_prior}", with_prior)
 
     @torch.no_grad()
     def __call__(self, text_ids, text_attention_mask, text_mask):
-        """(embeddings [B, N, D], prior [B, N] or None) of ids [B, N]; with the masks of the Collator."""
-        if self._cache is None:
-            embeddings, prior = self._run(text_ids, text_attention_mask, text_mask)
-        else:
-            embeddings, prior = self._look_up(text_ids, text_attention_mask, text_mask)
+        """(embeddings [B, N, D], prior [B, N] or None) of ids [B, N]; with the masks of the Collator.
+
+        Positions count from the first token: padding on the left gives the embeddings of padding on the right.
+        """
+        order = text_attention_mask.long().argsort(dim=1, descending=True, stable=True)
+        inputs = [tensor.gather(1, order) for tensor in (text_ids, text_attention_mask, text_mask)]
+        embeddings, prior = self._run(*inputs) if self._cache is None else self._look_up(*inputs)
+        embeddings = torch.empty_like(embeddings).scatter_(1, order[:, :, None].expand_as(embeddings), embeddings)
+        prior = None if prior is None else torch.empty_like(prior).scatter_(1, order, prior)
         return embeddings if self.mean is None else embeddings - self.mean, prior
 
     def _run(self, text_ids, text_attention_mask, text_mask):
@@ -77,8 +53,13 @@ class Teacher:
 
     def _look_up(self, text_ids, text_attention_mask, text_mask):
         lengths = text_attention_mask.sum(dim=1).tolist()
-        keys = [tuple(row[:length]) for row, length in zip(text_ids.tolist(), lengths)]
-        found = [self._cache.get(key, text_ids.device) for key in keys]
+        device = text_ids.device
+        precision = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
+        keys = [
+            Key(tuple(ids[:length]), tuple(real[:length]), str(precision))
+            for ids, real, length in zip(text_ids.tolist(), text_mask.tolist(), lengths)
+        ]
+        found = [self._cache.get(key, device) for key in keys]
         missing = [number for number, entry in enumerate(found) if entry is None]
         if missing:
             embeddings, priors = self._run(text_ids[missing], text_attention_mask[missing], text_mask[missing])
@@ -87,10 +68,8 @@ class Teacher:
                 prior = None if priors is None else priors[row, :length].clone()
                 found[number] = (embeddings[row, :length].clone(), prior)
                 self._cache.put(keys[number], *found[number])
-        embeddings = pad_sequence([embedding for embedding, _ in found], batch_first=True)
-        if not self.with_prior:
-            return embeddings, None
-        return embeddings, pad_sequence([prior for _, prior in found], batch_first=True)
+        embeddings = _padded([embedding for embedding, _ in found], text_ids.shape[1])
+        return embeddings, _padded([prior for _, prior in found], text_ids.shape[1]) if self.with_prior else None
 
     @torch.no_grad()
     def centre(self, transcripts: Sequence[str], device, batch_size: int = 64) -> torch.Tensor:
@@ -108,3 +87,10 @@ class Teacher:
             count += int(mask.sum())
         self.mean = (total / max(count, 1)).float()
         return self.mean
+
+
+def _padded(rows: list[torch.Tensor], length: int) -> torch.Tensor:
+    """Rows of the same width, with zeros up to this length."""
+    padded = pad_sequence(rows, batch_first=True)
+    missing = padded.new_zeros(len(rows), length - padded.shape[1], *padded.shape[2:])
+    return torch.cat([padded, missing], dim=1)

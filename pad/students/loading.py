@@ -8,9 +8,10 @@ from typing import Any
 
 import transformers
 from huggingface_hub import snapshot_download
-from transformers import AutoConfig, AutoFeatureExtractor, AutoModel
+from transformers import AutoConfig, AutoModel
 
 from pad.errors import UserError
+from pad.loading_checks import SavedFeatureExtractor, WholeModel
 from pad.models import load_pretrained
 from pad.progress import say
 from pad.students import moonshine, speech_to_text, wav2vec2_bert, waveforms, whisper
@@ -36,7 +37,6 @@ _KEPT = (
     "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "vocab.json", "merges.txt", "normalizer.json", "sentencepiece.bpe.model", "processor_config.json",
 )  # fmt: skip
-_EXTRACTOR_FILES = ("preprocessor_config.json", "processor_config.json")
 
 
 def load_student(name: str, pad_to_max_length: bool = False) -> Student:
@@ -52,7 +52,7 @@ def load_student(name: str, pad_to_max_length: bool = False) -> Student:
         raise UserError(f"pad_to_max_length: a student of type {kind!r} has no fixed length; expected Whisper")
     if kind not in FAMILIES:
         waveforms.convolution_layout(config)
-        model = load_pretrained(AutoModel, name, "student").float()
+        model = load_pretrained(WholeModel(AutoModel), name, "student").float()
         return waveforms.student_of(model, _extractor(name, config, waveforms.default_feature_extractor))
     family = FAMILIES[kind]
     model = _whole_model(name, config, family.CLASSES).float()
@@ -64,19 +64,14 @@ def load_student(name: str, pad_to_max_length: bool = False) -> Student:
 def _whole_model(name: str, config, classes: tuple[str, ...]):
     """The model of a checkpoint with all that it holds, by the class that it names; raises UserError."""
     found = next((known for known in classes if known in (config.architectures or ())), classes[0])
-    loader = getattr(transformers, found)
-    model, report = load_pretrained(loader, name, "student", output_loading_info=True)
-    missing = sorted(key for key in report["missing_keys"] if "masked_spec_embed" not in key)
-    if missing:
-        raise UserError(f"student: {name!r} holds no {', '.join(missing[:3])}; expected all weights of a {found}")
-    return model
+    return load_pretrained(WholeModel(getattr(transformers, found)), name, "student")
 
 
 def _extractor(name: str, config, default: Callable):
     """The checkpoint's feature extractor, or the default for its config, which is said."""
-    folder = Path(name)
-    if not folder.is_dir() or any((folder / file).is_file() for file in _EXTRACTOR_FILES):
-        return load_pretrained(AutoFeatureExtractor, name, "student")
+    extractor = load_pretrained(SavedFeatureExtractor, name, "student")
+    if extractor is not None:
+        return extractor
     extractor = default(config)
     assumed = [f"{extractor.sampling_rate} Hz"]
     if getattr(extractor, "do_normalize", False):

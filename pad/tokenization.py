@@ -1,0 +1,69 @@
+"""The teacher's tokenizer: texts to batches of tokens, and what is wrong with a tokenizer for some texts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tokenizers import normalizers
+
+from pad.errors import UserError
+from pad.progress import say
+
+# If more of the tokens than this are unknown, the tokenizer is of another language, or missing.
+_UNKNOWN = 0.9
+# If lower case saves more of the pieces than this, the tokenizer is of lower-case or mixed text.
+_SAVED = 0.1
+
+
+def tokenize(tokenizer, transcripts: Sequence[str]):
+    """(the tokenizer's output, mask [B, N] bool of the tokens that are text) for texts padded to one length.
+
+    Padding is on the right, whatever the tokenizer's padding_side: positions count from the first token.
+    """
+    text = tokenizer(
+        list(transcripts),
+        padding=True,
+        padding_side="right",
+        truncation=True,
+        # A fast tokenizer may state a huge number where it has no limit.
+        max_length=min(tokenizer.model_max_length, 512),
+        return_special_tokens_mask=True,
+        return_tensors="pt",
+    )
+    return text, text["attention_mask"].bool() & ~text["special_tokens_mask"].bool()
+
+
+def check_tokens(tokenizer, transcripts: Sequence[str]) -> None:
+    """Raise UserError if the tokenizer knows almost none of the words of these texts."""
+    tokens = [token for text in transcripts for token in tokenizer(text, add_special_tokens=False)["input_ids"]]
+    unknown = sum(token == tokenizer.unk_token_id for token in tokens)
+    if unknown > _UNKNOWN * len(tokens) or not tokens:
+        raise UserError(
+            f"teacher: its tokenizer knows {len(tokens) - unknown} of {len(tokens)} tokens of the transcripts, such as "
+            f"{transcripts[0][:60]!r}; expected a tokenizer for their language and case, with all its files"
+        )
+
+
+def lower_case(tokenizer) -> None:
+    """Make the tokenizer read all text in lower case; raises UserError if it has no normalizer to do so."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise UserError(
+            f"lowercase: the tokenizer {type(tokenizer).__name__} has no normalizer; lower the transcripts themselves"
+        )
+    steps = [normalizers.Lowercase(), backend.normalizer]
+    backend.normalizer = normalizers.Sequence([step for step in steps if step is not None])
+
+
+def warn_of_case(tokenizer, transcripts: Sequence[str]) -> None:
+    """Say so if the tokenizer cuts these texts into more pieces than the same texts in lower case."""
+
+    def pieces(texts):
+        return sum(len(tokens) for tokens in tokenizer(list(texts), add_special_tokens=False)["input_ids"])
+
+    found, lower = pieces(transcripts), pieces(text.lower() for text in transcripts)
+    if lower < (1 - _SAVED) * found:
+        say(
+            f"teacher: its tokenizer is cased, and cuts {len(transcripts)} transcripts such as {transcripts[0][:40]!r} "
+            f"into {found} pieces, in lower case into {lower}; --lowercase lowers them"
+        )
