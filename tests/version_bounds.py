@@ -1,0 +1,102 @@
+"""The fast tests with the lowest versions of all dependencies that pyproject.toml allows, or with the newest.
+
+    python tests/version_bounds.py lowest
+    python tests/version_bounds.py newest --environments ~/.cache/pad
+
+Makes an environment, from which only installed packages are used, and this checkout. Where FOLDER (or
+PAD_ENVIRONMENTS) is given the environment stays there, and the next run with the same versions takes it as it is, or
+brings it up to date.
+"""
+
+import argparse
+import hashlib
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import tomllib
+
+ROOT = Path(__file__).resolve().parent.parent
+EXTRAS = ("triton", "train")
+RUNNER = ("pytest", "pytest-xdist", "hypothesis")
+# One or two of each kind: the ops on every backend, the recorder on every family, loading, a run of `pad distill`.
+TESTS = (
+    "tests/test_reference.py",
+    "tests/test_pad_families.py",
+    "tests/test_pad_recording.py",
+    "tests/test_pad_loading.py",
+    "tests/test_pad_attention.py",
+    "tests/test_triton.py::test_unsupported_reason",
+)
+UNDER_TRITON = "tests/triton_interpreted.py"
+UNDER_TRITON_ONLY = "test_significance or test_one_gradient_alone or test_spans_beyond_the_frames_are_clipped"
+
+
+def requirements() -> dict[str, str]:
+    """The lowest version of each package that the package needs at run time, '' where pyproject.toml names none."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    lines = [*project["dependencies"], *(line for extra in EXTRAS for line in project["optional-dependencies"][extra])]
+    found = {}
+    for line in lines:
+        name, _, bound = re.fullmatch(r"([\w-]+)(>=([\w.]+))?(;.*)?", line.replace(" ", "").split(";")[0]).groups()[:3]
+        found[name] = bound or ""
+    return found
+
+
+def packages(which: str) -> list[str]:
+    """What pip is told to install, but for Triton, which torch pins."""
+    wanted = {name: bound for name, bound in requirements().items() if name != "triton"}
+    if which == "newest":
+        return [*wanted, *RUNNER]
+    missing = [name for name, bound in wanted.items() if not bound]
+    if missing:
+        raise SystemExit(f"pyproject.toml: no lowest version of {', '.join(missing)}")
+    return [*(f"{name}=={bound}" for name, bound in wanted.items()), *RUNNER]
+
+
+def run(*command, **options) -> int:
+    return subprocess.run([str(part) for part in command], check=options.pop("check", True), **options).returncode
+
+
+def environment(folder: Path, which: str) -> Path:
+    """The Python of an environment with these versions, made or brought up to date in `folder`."""
+    wanted = packages(which)
+    triton = f"triton=={requirements()['triton']}" if which == "lowest" else "triton"
+    name = hashlib.sha256(" ".join([sys.version, *wanted, triton]).encode()).hexdigest()[:12]
+    place = folder / f"{which}-{name}"
+    python, complete = place / "bin" / "python", place / "complete"
+    pip = (python, "-m", "pip", "install", "--quiet")
+    if not complete.exists():
+        run(sys.executable, "-m", "venv", "--clear", place)
+    if which == "newest" or not complete.exists():
+        run(*pip, *(["--upgrade"] if which == "newest" else []), *wanted)
+    if which == "lowest" and not complete.exists():
+        # torch 2.6 asks for Triton 3.2, which is below what is served.
+        run(*pip, "--no-deps", triton)
+    complete.touch()
+    return python
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("which", choices=["lowest", "newest"])
+    parser.add_argument("--environments", type=Path, default=os.environ.get("PAD_ENVIRONMENTS"))
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        python = environment(Path(options.environments or scratch).expanduser().resolve(), options.which)
+        run(python, "-m", "pip", "list")
+        variables = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+        variables.pop("PYTEST_ADDOPTS", None)
+        test = (python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow and not gpu", "-o", "addopts=")
+        failed = run(*test, "-n", "2", *TESTS, cwd=ROOT, env=variables, check=False)
+        interpreted = {**variables, "TRITON_INTERPRET": "1"}
+        only = ("-k", UNDER_TRITON_ONLY)
+        failed |= run(*test, "-n", "2", UNDER_TRITON, *only, cwd=ROOT, env=interpreted, check=False)
+    return int(failed != 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
