@@ -34,7 +34,7 @@ _REFUSED = {
 # Of a checkpoint: what is kept besides weights, configuration and feature extractor.
 _KEPT = (
     "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-    "vocab.json", "merges.txt", "normalizer.json", "sentencepiece.bpe.model", "processor_config.json",
+    "vocab.json", "merges.txt", "normalizer.json", "sentencepiece.bpe.model", "processor_config.json", "LICENSE", "NOTICE",
 )  # fmt: skip
 _EXTRACTOR_FILES = ("preprocessor_config.json", "processor_config.json")
 
