@@ -99,7 +99,7 @@ def _length(audio: object, opened: soundfile.SoundFile, content: bytes) -> tuple
         if frames is None:
             return None, False
         if frames.promised is None:
-            return frames.count * frames.samples_per_frame, False
+            return frames.held * frames.samples_per_frame, False
     elif opened.format == "NIST":
         stated = stated_samples(content)
         if stated is not None and stated != opened.frames:

@@ -30,11 +30,11 @@ _MP3_RATES = (44100, 48000, 32000, 0)
 class Mp3(NamedTuple):
     """The frames of an MP3 file.
 
-    count: of those with audio; samples_per_frame; promised: the count in its Xing or Info header, None without one;
-    cut: whether the last frame is not complete.
+    held: number of those with audio; promised: the same as its Xing or Info header states it, None without one; cut:
+    whether the last frame is not complete.
     """
 
-    count: int
+    held: int
     samples_per_frame: int
     promised: int | None
     cut: bool
@@ -131,10 +131,10 @@ def check_mp3(name: object, content: bytes, stated: int) -> Mp3 | None:
     found = _follow(content)
     if found is None:
         return None
-    if found.promised is not None and found.count > found.promised:
-        raise _joined(name, f"{found.count} frames, not {found.promised}")
-    if found.promised is not None and found.count < found.promised:
-        held = found.count * found.samples_per_frame
+    if found.promised is not None and found.held > found.promised:
+        raise _joined(name, f"{found.held} frames, not {found.promised}")
+    if found.promised is not None and found.held < found.promised:
+        held = found.held * found.samples_per_frame
         raise BadSample(f"{name}: the audio ends after {held} samples, its header promises {stated}", "truncated audio")
     if found.cut:
         raise BadSample(f"{name}: the audio file ends within a frame", "truncated audio")

@@ -120,7 +120,9 @@ def _files_below(folder: Path) -> tuple[list[Path], list[Path]]:
     def refuse(error: OSError) -> None:
         raise UserError(f"data: cannot read the folder {error.filename}: {error.strerror}") from error
 
-    files, hidden, entered = [], [], set()
+    files: list[Path] = []
+    hidden: list[Path] = []
+    entered = set()
     for parent, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
         real = os.path.realpath(parent)
         if real in entered:
