@@ -55,7 +55,7 @@ def check_output(config: DistillConfig) -> str | None:
         check_same(config, output / SETTINGS_FILE, FREE_ON_RESUME)
     last = last_whole_checkpoint(output / "checkpoints", say)
     if last is None:
-        say(f"resume: no whole checkpoint in {output / 'checkpoints'} yet; starting from step 0")
+        say(f"resume: no checkpoint in {output / 'checkpoints'} yet; starting from step 0")
         return None
     return str(last)
 
