@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import inspect
+import os
 import re
+import select
+import signal
 import sys
-from contextlib import suppress
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import reduce
 from operator import or_
@@ -16,7 +22,7 @@ from pad import __version__
 from pad.align.command import ALIGN
 from pad.demo.command import DEMO
 from pad.distill.command import DISTILL
-from pad.errors import Stopped, UserError
+from pad.errors import Diverged, Stopped, UserError
 from pad.evaluate.command import EVALUATE
 from pad.settings import Command, Options, Settings, read_settings, required
 
@@ -35,6 +41,7 @@ def _info(config: InfoConfig) -> None:
 INFO = Command("info", InfoConfig, "train", _info)
 COMMANDS = (DISTILL, EVALUATE, ALIGN, DEMO, INFO)
 
+_MOST_DIGITS = 2**18  # a command line holds no more; what is too large is then said as of any number
 _DESCRIPTION = """PAD distillation: a text encoder teaches a speech encoder.
 
 pad COMMAND --help lists the options of a command; pad --version shows the version."""
@@ -44,6 +51,8 @@ _CONFIG_HELP = "--config FILE reads options from a YAML file; those on the comma
 def _parse(arguments: list[str]) -> tuple[Command, Settings]:
     """The command and its settings: defaults, then those of --config FILE, then the command line's."""
     path, arguments = _take_config(arguments)
+    if hasattr(sys, "set_int_max_str_digits"):
+        sys.set_int_max_str_digits(_MOST_DIGITS)
     import tyro  # of the extra: the version is shown without it
 
     command = _named(arguments[:1])
@@ -115,17 +124,55 @@ def _run(command: Command, config: Settings) -> None:
     command.run(config)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Entry point of the `pad` command.
+class _Terminated(BaseException):
+    """SIGTERM or SIGHUP: what has been begun is cleaned up, as after Ctrl-C."""
 
-    Returns 0 on success, 1 for an error of the system such as a full disk, 2 for input that it cannot work with, and
-    128 plus the number of the signal that stopped it.
+    def __init__(self, number: int):
+        self.number = number
+
+
+@contextmanager
+def _ends_orderly() -> Iterator[None]:
+    """Let signals that ask for an end raise an exception, and let no character that a terminal lacks end a command."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    # Pictures are only written to files, whatever a notebook around has set for itself.
+    os.environ["MPLBACKEND"] = "agg"
+
+    def stop(number, frame):
+        raise _Terminated(number)
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) == signal.SIG_DFL:  # nohup ignores SIGHUP
+                before[number] = signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _ran_out_of_memory(error: BaseException) -> bool:
+    """Whether this is torch's error for memory that it did not get, on a CPU or on a GPU."""
+    return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a `pad` command and return its exit code.
+
+    0: success; 1: an error of the system, such as a full disk, or a run that diverged; 2: input that it cannot work
+    with; 128 plus its number: the signal that stopped it.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     command = _named(arguments)
     try:
-        command, config = _parse(arguments)
-        _run(command, config)
+        with _ends_orderly():
+            command, config = _parse(arguments)
+            _run(command, config)
+            sys.stdout.flush()
     except UserError as error:
         reason = re.sub(r"\s+", " ", str(error))
         return _fail(command, f"error: {reason}", 2)
@@ -133,13 +180,39 @@ def main(arguments: list[str] | None = None) -> int:
         extra = "train" if command is None else command.extra
         install = f"the Python package {error.name!r} is missing; install it with: pip install '.[{extra}]'"
         return _fail(command, f"error: {install}", 2)
+    except BrokenPipeError as error:
+        return _after_broken_pipe(command, error)
     except OSError as error:
+        return _fail(command, f"error: {error}", 2 if error.errno == errno.ENAMETOOLONG else 1)
+    except Diverged as error:
         return _fail(command, f"error: {error}", 1)
+    except MemoryError:
+        return _fail(command, "error: out of memory", 1)
+    except RuntimeError as error:
+        if not _ran_out_of_memory(error):
+            raise
+        return _fail(command, f"error: out of memory: {str(error).splitlines()[0]}", 1)
     except KeyboardInterrupt:
         return _fail(command, "stopped", 130)
+    except _Terminated as stopped:
+        return _fail(command, f"stopped by {signal.Signals(stopped.number).name}", 128 + stopped.number)
     except Stopped as stopped:
         return _fail(command, str(stopped), 128 + stopped.number)
     return 0
+
+
+def _after_broken_pipe(command: Command | None, error: BrokenPipeError) -> int:
+    """`pad ... | head`: that nobody reads on is no error of the command."""
+    try:
+        output = sys.stdout.fileno()
+        waiting = select.poll()
+        waiting.register(output, 0)
+        if not any(event & select.POLLERR for _, event in waiting.poll(0)):
+            return _fail(command, f"error: {error}", 1)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), output)  # for what is flushed at the end
+    except (OSError, ValueError):
+        pass
+    return 128 + signal.SIGPIPE
 
 
 def _fail(command: Command | None, reason: str, code: int) -> int:
@@ -147,5 +220,17 @@ def _fail(command: Command | None, reason: str, code: int) -> int:
     return code
 
 
+def run() -> None:
+    """The `pad` command: runs it and ends the process, at once after a signal.
+
+    The interpreter would first wait for the threads and the workers of a command that was stopped.
+    """
+    code = main()
+    if code > 128:
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    run()

@@ -1,5 +1,6 @@
 """How a command ends early: by an error that the user can fix, or by a signal."""
 
+import reprlib
 import signal
 
 
@@ -11,9 +12,21 @@ class UserError(ValueError):
         super().__init__(message.rpartition(f"{type(self).__module__}.{type(self).__qualname__}: ")[2].strip())
 
 
+class Diverged(Exception):
+    """A run whose loss or gradients are no longer finite; the message says where it stopped and what is left of it."""
+
+
 class Stopped(Exception):
     """A signal stopped the run, which has saved a checkpoint."""
 
     def __init__(self, step: int, number: int):
         super().__init__(f"stopped at step {step} by {signal.Signals(number).name}; --resume goes on from there")
         self.number = number
+
+
+def shown(value: object) -> str:
+    """A value as messages quote it: at most 80 characters, however large or deep it is."""
+    if isinstance(value, int) and value.bit_length() > 256:
+        return f"an integer of {value.bit_length()} bits"
+    text = repr(value[:200]) if isinstance(value, (str, bytes)) else reprlib.repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -6,7 +6,6 @@ import json
 import os
 import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,17 +34,26 @@ def whole_file(path: Path, *, cache: bool = False) -> Iterator[BinaryIO]:
         partial.unlink(missing_ok=True)
         raise
     if not cache:
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
 
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
     """A new folder to fill, which replaces the folder `path` at the end of the context; after an error nothing stays.
 
-    The umask says who may read it and the files in it.
+    What a killed process has left of it is put right by the next one. The umask says who may read it and the files in
+    it. One process at a time may write it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    partial, before = (path.with_name(f".{path.name}.{state}") for state in ("partial", "before"))
+    if before.exists():
+        if path.exists():
+            shutil.rmtree(before)
+        else:
+            before.rename(path)
+    if partial.exists():
+        shutil.rmtree(partial)
+    partial.mkdir()
     try:
         yield partial
         follow_umask(partial, *partial.rglob("*"))
@@ -54,15 +62,18 @@ def whole_folder(path: Path) -> Iterator[Path]:
                 with file.open("rb") as opened:
                     os.fsync(opened.fileno())
         if path.exists():
-            shutil.rmtree(path)
+            path.rename(before)
         partial.rename(path)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
+        if before.exists() and not path.exists():
+            before.rename(path)
         raise
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
+    shutil.rmtree(before, ignore_errors=True)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Put the names in a folder on disk, where the system has a way to."""
     if os.name != "posix":
         return

@@ -3,31 +3,56 @@
 from __future__ import annotations
 
 import difflib
+import math
+import os
 import types
 import typing
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from pad.errors import UserError
+from pad.errors import UserError, shown
 from pad.files import write_text
 
 # In the output folder of every command that can resume; older runs of `pad evaluate` have the second.
 SETTINGS_FILE, _SETTINGS_FILE_BEFORE = "config.yaml", "settings.yaml"
 
+LARGEST = 2**31 - 1  # of sizes and counts
+LARGEST_SEED = 2**32 - 1  # numpy's
+MOST_WORKERS = 1024
+
 
 @dataclass
 class Settings:
-    """Base of the settings of each command."""
+    """Base of the settings of each command; `paths` names those that may begin with ~, the user's home."""
+
+    paths: ClassVar[tuple[str, ...]] = ()
 
     def check(self) -> None:
-        """Raise UserError that names a setting whose value makes no sense."""
+        """Raise UserError that names a setting whose value makes no sense; a ~ becomes the home it stands for."""
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if isinstance(value, str):
+                self.expect(each.name, "\0" not in value, "a text without NUL characters")
+                if each.name in self.paths:
+                    setattr(self, each.name, os.path.expanduser(value))
 
     def expect(self, name: str, holds: bool, expected: str) -> None:
         """Raise UserError that names a setting and its value unless `holds`."""
         if not holds:
-            raise UserError(f"{name}: expected {expected}, got {getattr(self, name)!r}")
+            raise UserError(f"{name}: expected {expected}, got {shown(getattr(self, name))}")
+
+    def expect_from(self, names: Iterable[str], least: int, most: int = LARGEST) -> None:
+        """Raise UserError unless each of these settings is finite and from `least` to `most`."""
+        for name in names:
+            self.expect(name, getattr(self, name) >= least, f"at least {least}" if least else "0 or more")
+            self.expect(name, getattr(self, name) <= most, f"at most {most}")
+
+    def expect_positive(self, names: Iterable[str]) -> None:
+        """Raise UserError unless each of these settings is positive and finite."""
+        for name in names:
+            self.expect(name, 0 < getattr(self, name) < math.inf, "a positive, finite number")
 
     def save(self, path: Path) -> None:
         """Write the settings to a YAML file that `--config` reads; `resume` belongs to one call and is left out."""
@@ -75,7 +100,7 @@ def check_same(settings: Settings, path: Path, free: Collection[str]) -> None:
     before = read_settings(type(settings), path)
     defaults = {field.name: field.default for field in fields(settings)}
     differences = [
-        f"{name}: {old!r} there, got {new!r}"
+        f"{name}: {shown(old)} there, got {shown(new)}"
         for name, new in asdict(settings).items()
         if name not in free and (old := before.get(name, defaults[name])) != new
     ]
@@ -85,22 +110,46 @@ def check_same(settings: Settings, path: Path, free: Collection[str]) -> None:
 
 def read_settings(kind: type[Settings], path: str | Path) -> dict:
     """The settings in a YAML file by name, converted to the types that `kind` declares; raises UserError."""
-    import yaml
-
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"config: cannot read {path}: {error}") from error
+        values = _load_yaml(Path(path).expanduser().read_text(encoding="utf-8"))
+    except Exception as error:  # a YAML file can make its reader raise much more than YAML's own errors
+        reason = str(error) or type(error).__name__
+        raise UserError(f"config: cannot read {path}: {reason}") from error
     if not isinstance(values, dict):
         raise UserError(f"config: {path}: expected lines of the form 'name: value', got {type(values).__name__}")
-    hints = typing.get_type_hints(kind)
+    declared = typing.get_type_hints(kind)
+    hints = {field.name: declared[field.name] for field in fields(kind)}
     for name, value in values.items():
         if name not in hints:
             near = difflib.get_close_matches(str(name), hints, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise UserError(f"config: {path}: unknown setting {name!r}{hint}")
+            raise UserError(f"config: {path}: unknown setting {shown(name)}{hint}")
         values[name] = _of_type(value, hints[name], f"config: {path}: {name}")
     return values
+
+
+def _load_yaml(text: str):
+    """The content of a YAML file in which no name stands twice and nothing refers to something else.
+
+    References can make a few lines of text grow beyond any memory.
+    """
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        def compose_node(self, parent, index):
+            if self.check_event(yaml.AliasEvent):
+                event = self.get_event()
+                raise yaml.MarkedYAMLError(None, None, "references (*name) are not supported", event.start_mark)
+            return super().compose_node(parent, index)
+
+        def construct_mapping(self, node, deep=False):
+            names = [each.value for each, _ in node.value]
+            twice = next((name for place, name in enumerate(names) if name in names[:place]), None)
+            if twice is not None:
+                raise yaml.MarkedYAMLError(None, None, f"{shown(twice)} stands there twice", node.start_mark)
+            return super().construct_mapping(node, deep)
+
+    return yaml.load(text, Loader)
 
 
 def required(kind: type[Settings]) -> list[str]:
@@ -117,17 +166,17 @@ def _of_type(value, hint, where: str):
         return _of_type(value, next(choice for choice in choices if choice is not type(None)), where)
     if origin is typing.Literal:
         if value not in choices:
-            raise UserError(f"{where}: expected {' or '.join(map(str, choices))}, got {value!r}")
+            raise UserError(f"{where}: expected {' or '.join(map(str, choices))}, got {shown(value)}")
         return value
     if origin in (list, tuple):
         if not isinstance(value, list):
-            raise UserError(f"{where}: expected a list, got {value!r}")
+            raise UserError(f"{where}: expected a list, got {shown(value)}")
         return origin(_of_type(item, choices[0], where) for item in value)
     try:
         if hint is float and not isinstance(value, bool):
             return float(value)
         if isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
             return value
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         pass
-    raise UserError(f"{where}: expected {hint.__name__}, got {value!r}")
+    raise UserError(f"{where}: expected {hint.__name__}, got {shown(value)}")

@@ -128,7 +128,11 @@ def main() -> int:
     if options.support:
         print(support_table())
         return 0
-    print(text(report()))
+    try:
+        print(text(report()), flush=True)
+    except BrokenPipeError:  # piped to `head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     if not options.check:
         return 0
     failures = check()

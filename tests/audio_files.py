@@ -15,11 +15,26 @@ def write_audio(path: Path, seconds=0.5, rate=16000, channels=1) -> Path:
     return path
 
 
-def write_truncated_flac(path: Path, seconds=1.0) -> Path:
-    """A file whose header is sound and whose samples are not."""
+def write_noise(path: Path, seconds=1.0) -> Path:
+    """Noise, which a codec cannot make much smaller; the kind of file is told by its ending."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     soundfile.write(path, np.random.default_rng(0).uniform(-0.5, 0.5, int(seconds * 16000)), 16000)
-    content = path.read_bytes()
+    return path
+
+
+def write_truncated_flac(path: Path, seconds=1.0) -> Path:
+    """A file whose header is sound and which ends too early."""
+    content = write_noise(path, seconds).read_bytes()
     path.write_bytes(content[: len(content) // 2])
+    return path
+
+
+def write_damaged_flac(path: Path, seconds=2.0) -> Path:
+    """A file whose header and end are sound and whose samples between are not."""
+    content = bytearray(write_noise(path, seconds).read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 8000] = bytes(8000)
+    path.write_bytes(content)
     return path
 
 

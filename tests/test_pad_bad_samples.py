@@ -11,7 +11,7 @@ pytest.importorskip("soundfile")
 pytest.importorskip("soxr")
 
 import soundfile  # noqa: E402
-from audio_files import write_audio, write_truncated_flac  # noqa: E402
+from audio_files import write_audio, write_damaged_flac  # noqa: E402
 from torch.utils.data import DataLoader  # noqa: E402
 from transformers import BertConfig, BertModel, BertTokenizer, Wav2Vec2Config, Wav2Vec2Model  # noqa: E402
 
@@ -121,7 +121,7 @@ def spoken(tmp_path):
     """A folder whose headers are all sound; the samples of two files are not."""
     for name in "abc":
         write_audio(tmp_path / f"{name}.wav")
-    write_truncated_flac(tmp_path / "truncated.flac")
+    write_damaged_flac(tmp_path / "zeroed.flac")
     soundfile.write(tmp_path / "nan.wav", np.full(8000, np.nan), 16000, subtype="FLOAT")
     for path in sorted(tmp_path.iterdir()):
         path.with_suffix(".txt").write_text("good")
@@ -175,7 +175,7 @@ def test_no_audio_at_all_that_can_be_read(spoken, workers):
         (spoken / f"{name}.wav").unlink()
     dataset, _ = dataset_of(spoken)
     loader = DataLoader(dataset, batch_size=2, collate_fn=len, num_workers=workers)
-    with pytest.raises(UserError, match=r"^data: none of 2 audio files can be read; the last: .*truncated\.flac: not"):
+    with pytest.raises(UserError, match=r"^data: none of 2 audio files can be read; the last: .*zeroed\.flac: not"):
         list(loader)
 
 

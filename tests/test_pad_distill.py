@@ -12,7 +12,7 @@ import torch
 pytest.importorskip("transformers")
 pytest.importorskip("soundfile")
 
-from audio_files import write_truncated_flac  # noqa: E402
+from audio_files import write_damaged_flac  # noqa: E402
 from transformers import (  # noqa: E402
     AutoFeatureExtractor,
     AutoModel,
@@ -288,7 +288,7 @@ def test_what_is_saved_is_readable_by_others_and_complete(models, speech, tmp_pa
 
 
 def test_bad_samples_met_in_training_end_with_a_line_of_their_own(models, tmp_path, capsys):
-    write_truncated_flac(tmp_path / "a.flac")
+    write_damaged_flac(tmp_path / "a.flac")
     (tmp_path / "list.tsv").write_text("a.flac\tgood morning")
     code = run(models, tmp_path / "list.tsv", tmp_path / "run")
     last = refused(capsys, tmp_path / "run", code).splitlines()[-1]

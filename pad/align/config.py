@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from pad.settings import Settings
 @dataclass
 class AlignConfig(Settings):
     """Draw how the speech and text of one utterance align: log-mel spectrogram, priors, spans, alignment matrix."""
+
+    paths = ("student", "teacher", "audio", "words", "linear_map", "teacher_mean", "output")
 
     student: str
     """speech encoder: a transformers checkpoint folder or hub name"""
@@ -41,5 +44,6 @@ class AlignConfig(Settings):
 
     def check(self) -> None:
         """Raise UserError that names a setting whose value makes no sense."""
+        super().check()
         self.expect("output", Path(self.output).name != "", "the path of a file")
-        self.expect("temperature", self.temperature is None or self.temperature >= 0, "0 or more")
+        self.expect("temperature", self.temperature is None or 0 <= self.temperature < math.inf, "0 or more, finite")

@@ -77,7 +77,7 @@ def _transcript(config: AlignConfig) -> str:
     if not transcript:
         beside = Path(config.audio).with_suffix(".txt")
         try:
-            transcript = " ".join(beside.read_text(encoding="utf-8").split())
+            transcript = " ".join(beside.read_text(encoding="utf-8-sig").split())
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"transcript: none is given, and {beside} cannot be read: {error}") from error
     if not transcript:
@@ -88,7 +88,7 @@ def _transcript(config: AlignConfig) -> str:
 def _words(path: Path) -> list[tuple[float, float, str]]:
     """Lines of start, end (seconds) and word, separated by tabs."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"words: {path} cannot be read: {error}") from error
     words = []

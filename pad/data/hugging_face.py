@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from pad.data.entry import Entry
-from pad.data.manifests import AUDIO_NAMES, TEXT_NAMES, shown
+from pad.data.manifests import AUDIO_NAMES, TEXT_NAMES
 from pad.data.report import BadSample, Report
-from pad.errors import UserError
+from pad.errors import UserError, shown
 
 # A split may hold a colon in brackets: train[:10%].
 _NAME = re.compile(r"(?P<name>[^:]+)(:(?P<config>[^:\[\]]+))?:(?P<split>[^:\[\]]+(\[[^\]]*\][^:\[\]]*)*)")

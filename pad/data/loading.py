@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 
 from pad.data import corpora, hugging_face
-from pad.data.audio import read_header
+from pad.data.audio import check_audio
 from pad.data.entry import Entry, Utterance, listed
 from pad.data.folders import find_transcripts
 from pad.data.manifests import MANIFEST_SUFFIXES, read_manifest
@@ -32,10 +32,10 @@ def find_entries(data, report: Report, download: bool = False) -> list[Entry]:
         part, colon, folder = rest.partition(":")
         if not part or not folder:
             raise UserError(f"data: expected {kind}:PART:FOLDER, got {data}")
-        return _CORPORA[kind](part, Path(folder), report, download)
+        return _CORPORA[kind](part, Path(folder).expanduser(), report, download)
     if colon and kind == "huggingface":
         return hugging_face.entries_of(hugging_face.load_named(rest), report, rest)
-    path = Path(data)
+    path = Path(data).expanduser()
     if path.is_dir():
         if hugging_face.is_saved(path):
             return hugging_face.entries_of(hugging_face.load_saved(path), report, str(path))
@@ -56,7 +56,11 @@ def _check(entry: Entry, min_samples: int, sampling_rate: int) -> Utterance:
         what = "is a folder, expected an audio file" if entry.audio.is_dir() else "does not exist"
         raise BadSample(f"{entry.where}: the audio file {entry.audio} {what}", "missing file")
     try:
-        duration, rate = read_header(entry.audio)
+        entry.transcript.encode()
+    except UnicodeEncodeError as error:
+        raise BadSample(f"{entry.where}: not a text: {error}", "unreadable transcript") from error
+    try:
+        duration, rate = check_audio(entry.audio)
     except BadSample as bad:
         raise BadSample(listed(str(bad), entry), bad.reason) from bad
     if entry.sampling_rate not in (None, rate):
@@ -95,7 +99,7 @@ def load_utterances(
     report: Report | None = None,
     download: bool = False,
 ) -> list[Utterance]:
-    """The utterances of what `data` names (see `pad.data`), in its order, each checked by its audio's header.
+    """The utterances of what `data` names (see `pad.data`), in its order; the audio of each holds what it promises.
 
     min_samples, max_samples: the shortest and the longest audio the student takes, in samples at sampling_rate (Hz);
     max_seconds: longer utterances are left out, which is no error; progress: wraps the list of entries as they are
@@ -110,6 +114,8 @@ def load_utterances(
             return _check(entry, min_samples, sampling_rate)
         except BadSample as bad:
             return bad
+        except (OSError, ValueError) as error:  # of the system, such as a name that is too long for it
+            return BadSample(f"{entry.where}: {entry.audio} cannot be used: {error}", "unreadable audio")
 
     entries = find_entries(data, report, download)
     utterances = []

@@ -1,6 +1,7 @@
 """Manifests: files that list audio and transcripts, one utterance per line.
 
-- `.tsv`: audio path, a tab, the transcript; or columns in any order with a first line that names them;
+- `.tsv`: audio path, a tab, the transcript; or columns in any order with a first line that names them. A cell may stand
+  in double quotes, with quotes in it doubled, as spreadsheets write it;
 - `.jsonl`, `.json`: one object per line.
 
 Names of columns and keys: `audio` (or `audio_filepath`, `path`, `file`), `text` (or `transcript`,
@@ -13,11 +14,14 @@ from __future__ import annotations
 import codecs
 import json
 import math
+import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from pad.data.entry import Entry
 from pad.data.report import BadSample, Report
+from pad.errors import shown
 
 AUDIO_NAMES = ("audio", "audio_filepath", "path", "file")
 TEXT_NAMES = ("text", "transcript", "transcription", "sentence")
@@ -25,10 +29,8 @@ _RATE_NAMES = ("sampling_rate", "sample_rate")
 MANIFEST_SUFFIXES = (".tsv", ".jsonl", ".json")
 
 
-def shown(value: object) -> str:
-    """A value as messages quote it: at most 80 characters."""
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
+# A cell in quotes, up to a tab or the end, or one without.
+_CELL = re.compile(r'\s*"((?:[^"]|"")*)"\s*(?:\t|$)|([^\t]*)(?:\t|$)')
 
 
 def _malformed(message: str) -> BadSample:
@@ -52,6 +54,19 @@ def read_lines(path: Path, report: Report) -> Iterator[tuple[str, str]]:
             continue
         if text.strip():
             yield where, text
+
+
+def _cells(line: str) -> list[str]:
+    cells, place = [], 0
+    while place <= len(line):
+        found = _CELL.match(line, place)
+        assert found is not None  # the second way always matches
+        quoted, plain = found.groups()
+        cells.append((plain if quoted is None else quoted.replace('""', '"')).strip())
+        if not found[0].endswith("\t"):
+            break
+        place = found.end()
+    return cells
 
 
 def _value(record: dict, names: tuple[str, ...]):
@@ -80,7 +95,7 @@ def _entry(record: dict, folder: Path, where: str) -> Entry:
         offset = shown(record["offset"])
         raise _malformed(f"{where}: expected a whole audio file, got a part of one, from offset {offset} on")
     return Entry(
-        folder / audio.strip(),
+        folder / os.path.expanduser(audio.strip()),
         transcript.strip(),
         where,
         _number(record, _RATE_NAMES, where),
@@ -97,7 +112,7 @@ def read_table(path: Path, report: Report) -> Iterator[Entry]:
     """The entries of a `.tsv` manifest."""
     names: list[str] | None = None
     for position, (where, line) in enumerate(read_lines(path, report)):
-        cells = [cell.strip() for cell in line.split("\t")]
+        cells = _cells(line)
         if position == 0 and (names := _header(cells)):
             continue
         try:
@@ -117,7 +132,7 @@ def read_json_lines(path: Path, report: Report) -> Iterator[Entry]:
         try:
             try:
                 record = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise _malformed(f"{where}: expected a JSON object, got {shown(line)}: {error}") from error
             if not isinstance(record, dict):
                 raise _malformed(f"{where}: expected a JSON object, got {shown(line)}")

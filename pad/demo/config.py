@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pad.settings import Settings
+from pad.settings import LARGEST_SEED, Settings
 
 
 @dataclass
 class DemoConfig(Settings):
     """Run the whole method on synthetic speech in minutes, without downloads: a student against a control."""
+
+    paths = ("output", "recordings")
 
     quick: bool = False
     """a smaller run to check the installation: under 90 s on two cores"""
@@ -22,7 +24,8 @@ class DemoConfig(Settings):
 
     def check(self) -> None:
         """Raise UserError that names a setting whose value makes no sense."""
-        self.expect("seed", self.seed >= 0, "0 or more")
+        super().check()
+        self.expect_from(("seed",), 0, LARGEST_SEED)
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import random
 import subprocess
-import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +17,7 @@ import soundfile
 import soxr
 
 from pad.data import Utterance
+from pad.processes import python_command
 
 SAMPLING_RATE = 16000
 
@@ -37,6 +40,26 @@ class SpokenWord:
     known: bool
 
 
+@dataclass(frozen=True, order=True)
+class Clip:
+    """A part of a file with the speech of many sentences: thousands of small files take seconds to remove."""
+
+    name: str
+    file: Path
+    first: int
+    length: int
+
+    def __str__(self) -> str:
+        return self.name
+
+    def read(self) -> bytes:
+        """The part as a wav file."""
+        content = io.BytesIO()
+        samples, rate = soundfile.read(self.file, self.length, self.first, dtype="int16")
+        soundfile.write(content, samples, rate, "PCM_16", format="WAV")
+        return content.getvalue()
+
+
 @dataclass(frozen=True)
 class SpokenSentence(Utterance):
     """An utterance with its words; intent is None for free sentences."""
@@ -53,7 +76,7 @@ def speak(
     progress=lambda count: None,
     processes: int = 2,
 ) -> list[SpokenSentence]:
-    """Synthesize (sentence, intent) pairs with the voices of a split: 16 kHz wav files and transcripts.tsv in `folder`.
+    """Synthesize (sentence, intent) pairs with the voices of a split: 16 kHz wav files in `folder`.
 
     progress: called with the number of sentences done since its last call.
     """
@@ -71,48 +94,67 @@ def speak(
     seeds = [random_source.getrandbits(32) for _ in sentences]
     parts = [range(first, len(requests), processes) for first in range(min(processes, len(requests)))]
 
+    stop = threading.Event()
+
     def speak_part(part: range) -> list[SpokenSentence]:
         output = folder / f"part-{part.start}"
-        _run_speaker([requests[number] for number in part], output, progress)
-        return _write_part(part, output, [sentences[number] for number in part], [seeds[n] for n in part], folder)
+        _run_speaker([requests[number] for number in part], output, progress, stop)
+        return _write_part(part, output, [sentences[number] for number in part], [seeds[n] for n in part], folder, stop)
 
     with ThreadPoolExecutor(len(parts)) as pool:
-        spoken = sorted(
-            (item for part in pool.map(speak_part, parts) for item in part), key=lambda item: str(item.audio)
-        )
-    table = "".join(f"{Path(str(item.audio)).name}\t{item.transcript}\n" for item in spoken)
-    (folder / "transcripts.tsv").write_text(table)
+        try:
+            spoken = sorted(
+                (item for part in pool.map(speak_part, parts) for item in part), key=lambda item: str(item.audio)
+            )
+        finally:
+            stop.set()  # after Ctrl-C the threads and their processes would go on
     return spoken
 
 
-def _run_speaker(requests: list[dict], output: Path, progress) -> None:
-    command = [sys.executable, "-m", "pad.demo.speaker", str(output)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as speaker:
+def _run_speaker(requests: list[dict], output: Path, progress, stop: threading.Event) -> None:
+    command = python_command("pad.demo.speaker", str(output))
+    # In a session of its own, a Ctrl-C of the terminal reaches this process alone, which ends the speaker.
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as speaker:
         assert speaker.stdin is not None and speaker.stdout is not None  # both are pipes
-        speaker.stdin.write(json.dumps(requests))
-        speaker.stdin.close()
+        threading.Thread(target=_end_with, args=(speaker, stop), daemon=True).start()
+        with suppress(BrokenPipeError):  # its return code says that it failed
+            speaker.stdin.write(json.dumps(requests))
+            speaker.stdin.close()
         done = 0
         for line in speaker.stdout:
             progress(int(line) - done)
             done = int(line)
         progress(len(requests) - done)
     if speaker.returncode != 0:
-        raise RuntimeError(f"speech synthesis failed: {' '.join(command)} ended with code {speaker.returncode}")
+        raise RuntimeError(f"speech synthesis failed: the speaker ended with code {speaker.returncode}")
 
 
-def _write_part(part, output: Path, sentences, seeds, folder: Path) -> list[SpokenSentence]:
+def _end_with(speaker: subprocess.Popen, stop: threading.Event) -> None:
+    stop.wait()
+    speaker.kill()  # does nothing once it has ended
+
+
+def _write_part(part, output: Path, sentences, seeds, folder: Path, stop: threading.Event) -> list[SpokenSentence]:
     data = json.loads(output.with_suffix(".json").read_text())
     samples = np.load(output.with_suffix(".npy"), mmap_mode="r")
-    rate, first, spoken = data["sample_rate"], 0, []
-    for number, (sentence, intent), seed, record in zip(part, sentences, seeds, data["utterances"]):
-        waveform = samples[first : first + record["length"]].astype(np.float32) / 32768
-        first += record["length"]
-        audio = folder / f"{number:05d}.wav"
-        soundfile.write(audio, _as_heard(waveform, rate, np.random.default_rng(seed)), SAMPLING_RATE, "PCM_16")
-        duration = record["length"] / rate
-        starts = {offset: sample / rate for offset, sample in record["words"]}
-        words = word_times(sentence, starts, duration)
-        spoken.append(SpokenSentence(audio, sentence, duration, words=words, intent=intent))
+    rate, first, written, spoken = data["sample_rate"], 0, 0, []
+    file = folder / f"speech-{part.start}.wav"
+    with soundfile.SoundFile(file, "w", SAMPLING_RATE, 1, "PCM_16") as speech:
+        for number, (sentence, intent), seed, record in zip(part, sentences, seeds, data["utterances"]):
+            if stop.is_set():
+                break
+            waveform = samples[first : first + record["length"]].astype(np.float32) / 32768
+            first += record["length"]
+            heard = _as_heard(waveform, rate, np.random.default_rng(seed))
+            speech.write(heard)
+            audio = Clip(f"{folder.name}-{number:05d}", file, written, len(heard))
+            written += len(heard)
+            duration = record["length"] / rate
+            starts = {offset: sample / rate for offset, sample in record["words"]}
+            words = word_times(sentence, starts, duration)
+            spoken.append(SpokenSentence(audio, sentence, duration, words=words, intent=intent))
     for suffix in (".json", ".npy"):
         output.with_suffix(suffix).unlink()
     return spoken

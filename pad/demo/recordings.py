@@ -17,6 +17,7 @@ from pathlib import Path
 from pad.data import load_utterances
 from pad.demo.corpus import SpokenSentence, SpokenWord
 from pad.errors import UserError
+from pad.processes import python_command
 
 _INSIDE = re.compile(r"pocketsphinx-[^/]+/test/data/librivox/([^/]+\.wav|sense[^/.]+\.json|transcription)")
 
@@ -27,8 +28,8 @@ def fetch(folder: Path) -> Path:
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", "pocketsphinx",
-                   "--dest", scratch, "pocketsphinx"]  # fmt: skip
+        options = ["--quiet", "--no-deps", "--no-binary", "pocketsphinx", "--dest", scratch]
+        command = python_command("pip", "download", *options, "pocketsphinx")
         done = subprocess.run(command, capture_output=True, text=True)
         archives = list(Path(scratch).glob("pocketsphinx-*.tar.gz"))
         if done.returncode != 0 or not archives:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import errno
-import json
-import re
+import resource
 import shutil
 import signal
 import tempfile
@@ -12,6 +11,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -19,26 +19,27 @@ from torch import distributed
 from transformers import TrainerCallback
 
 from pad.distill.config import FREE_ON_RESUME, DistillConfig
+from pad.distill.manifest import damage, numbered
 from pad.errors import UserError
 from pad.progress import first_process, say
 from pad.settings import SETTINGS_FILE, check_same
 
 
-def last_whole_checkpoint(folder: Path) -> Path | None:
-    """The newest complete checkpoint of a run; its trainer state is the last file written."""
-    found = []
-    for path in folder.glob("checkpoint-*"):
-        match = re.fullmatch(r"checkpoint-(\d+)", path.name)
-        if match and _state_step(path / "trainer_state.json") == int(match[1]):
-            found.append((int(match[1]), path))
-    return max(found)[1] if found else None
+def last_whole_checkpoint(folder: Path, tell=lambda line: None) -> Path | None:
+    """The newest checkpoint of a run that is as it was saved; tell: called with a line on each newer one."""
+    for _, path in reversed(numbered(folder)):
+        reason = damage(path)
+        if reason is None:
+            return path
+        tell(f"resume: the checkpoint {path} is not whole: {reason}; the one before it is taken")
+    return None
 
 
-def _state_step(path: Path) -> int | None:
-    try:
-        return json.loads(path.read_text())["global_step"]
-    except (OSError, ValueError, KeyError):
-        return None
+def after_divergence(folder: Path) -> str:
+    """What is left of a run that diverged, for its message."""
+    last = last_whole_checkpoint(folder)
+    left = "no checkpoint was saved before" if last is None else f"the last whole checkpoint is {last}"
+    return f"{left}; a smaller learning rate may help"
 
 
 def check_output(config: DistillConfig) -> str | None:
@@ -51,7 +52,7 @@ def check_output(config: DistillConfig) -> str | None:
         return None
     if (output / SETTINGS_FILE).is_file():
         check_same(config, output / SETTINGS_FILE, FREE_ON_RESUME)
-    last = last_whole_checkpoint(output / "checkpoints")
+    last = last_whole_checkpoint(output / "checkpoints", say)
     if last is None:
         say(f"resume: no checkpoint in {output / 'checkpoints'} yet; starting from step 0")
         return None
@@ -70,7 +71,7 @@ def _check_folder(output: Path, resume: bool) -> None:
                 )
             if not (output / SETTINGS_FILE).is_file():
                 raise UserError(f"resume: {output} holds no {SETTINGS_FILE}; expected a run's folder, or a new one")
-        with tempfile.TemporaryDirectory(prefix=".pad-", dir=_nearest(output)):
+        with tempfile.TemporaryFile(dir=_nearest(output)):
             pass
     except OSError as error:
         raise UserError(f"output: cannot write to {output}: {error.strerror or error}; expected a folder that can be "
@@ -87,14 +88,17 @@ def saving_to(output: Path) -> Iterator[None]:
             raise
         free = shutil.disk_usage(_nearest(output)).free / 2**20
         reason = f"no space is left on its disk ({free:.0f} MiB free)"
+        limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+        if limit != resource.RLIM_INFINITY:
+            reason += f", or a file is larger than the limit of {limit} bytes (ulimit -f)"
         raise OSError(f"output: cannot write to {output}: {reason}") from error
 
 
 def _is_of_full_disk(error: Exception) -> bool:
     if isinstance(error, OSError):
-        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+        return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     if isinstance(error, SafetensorError):
-        return "No space left" in str(error) or "quota" in str(error)
+        return any(reason in str(error) for reason in ("No space left", "quota", "File too large"))
     # torch.save does not say why it could not write its file.
     return "PytorchStreamWriter failed" in str(error) or "unexpected pos" in str(error)
 
@@ -109,7 +113,7 @@ class StopOnSignal(TrainerCallback):
 
     def __init__(self):
         self.number = 0
-        self._before: dict[int, object] = {}
+        self._before: dict[int, Any] = {}
 
     def on_train_begin(self, args, state, control, **kwargs):
         if threading.current_thread() is threading.main_thread():
@@ -130,6 +134,10 @@ class StopOnSignal(TrainerCallback):
             control.should_save = control.should_training_stop = True
 
     def on_train_end(self, args, state, control, **kwargs):
+        self.restore()
+
+    def restore(self) -> None:
+        """Give the signals back to those who had them before, also after an error."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
-from pad.settings import Settings
+from pad.settings import LARGEST_SEED, MOST_WORKERS, Settings
 
 # What a resumed run may change: nothing that affects what is learned.
 FREE_ON_RESUME = (
@@ -17,6 +18,8 @@ FREE_ON_RESUME = (
 @dataclass
 class DistillConfig(Settings):
     """Distill a frozen text encoder into a speech encoder on transcribed speech."""
+
+    paths = ("student", "teacher", "data", "output", "teacher_cache")
 
     student: str
     """speech encoder such as wav2vec 2.0, HuBERT, WavLM or Whisper: a transformers checkpoint folder or hub name"""
@@ -98,14 +101,17 @@ class DistillConfig(Settings):
 
     def check(self) -> None:
         """Raise UserError that names a setting whose value makes no sense."""
-        for name in ("batch_size", "gradient_accumulation", "log_every", "save_every", "keep_checkpoints"):
-            self.expect(name, getattr(self, name) >= 1, "at least 1")
-        for name in ("max_steps", "warmup_steps", "workers", "weight_decay", "seed", "pictures_every"):
-            self.expect(name, getattr(self, name) >= 0, "0 or more")
-        for name in ("learning_rate", "max_grad_norm", "max_seconds"):
-            self.expect(name, getattr(self, name) > 0, "a positive number")
-        self.expect("epochs", self.max_steps > 0 or self.epochs > 0, "a positive number, or max_steps")
-        self.expect("temperature", self.temperature is None or self.temperature >= 0, "0 or more")
+        super().check()
+        self.expect_from(("batch_size", "gradient_accumulation", "log_every", "save_every", "keep_checkpoints"), 1)
+        self.expect_from(("max_steps", "warmup_steps", "weight_decay", "pictures_every"), 0)
+        self.expect_from(("workers",), 0, MOST_WORKERS)
+        self.expect_from(("seed",), 0, LARGEST_SEED)
+        self.expect_positive(("learning_rate", "max_grad_norm"))
+        self.expect("max_seconds", self.max_seconds > 0, "a positive number")
+        self.expect(
+            "epochs", self.max_steps > 0 or 0 < self.epochs < math.inf, "a positive, finite number, or max_steps"
+        )
+        self.expect("temperature", self.temperature is None or 0 <= self.temperature < math.inf, "0 or more, finite")
         self.expect("prior_layers", all(layer >= 0 for layer in self.prior_layers), "layer numbers, counted from 0")
         self.expect("precision", self.precision in ("float32", "bfloat16", "float16"), "float32, bfloat16 or float16")
         self.expect("device", self.device in ("auto", "cpu"), "auto or cpu")

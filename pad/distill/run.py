@@ -13,14 +13,17 @@ from transformers import set_seed
 from pad.data import Report, Utterance, load_utterances
 from pad.distill.checkpoints import (
     StopOnSignal,
+    after_divergence,
     check_output,
     last_whole_checkpoint,
     saving_to,
 )
 from pad.distill.config import DistillConfig
+from pad.distill.divergence import check_finite
+from pad.distill.manifest import rotate
 from pad.distill.progress import show_progress
 from pad.distill.trainer import DistillationTrainer, StudentWithMap, training_arguments, try_models
-from pad.errors import Stopped, UserError
+from pad.errors import Diverged, Stopped, UserError
 from pad.files import whole_file, write_json
 from pad.models import check_teacher_layer, check_widths, load_teacher, width
 from pad.progress import counting, first_process, say
@@ -92,10 +95,18 @@ def distill(config: DistillConfig) -> Path:
             trainer.add_callback(_pictures(trainer, dataset, collator, teacher, goal, config.pictures_every, output))
         stop = StopOnSignal()
         trainer.add_callback(stop)
+        if checkpoint is not None and main:
+            _rotate_left(Path(checkpoint), config.keep_checkpoints)
         try:
             trainer.train(resume_from_checkpoint=checkpoint)
+            check_finite(model, trainer.args, trainer.state.global_step)
+        except Diverged as error:
+            if main:
+                write_json(output / "log.json", trainer.state.log_history)
+            raise Diverged(f"{error}; {after_divergence(output / 'checkpoints')}") from error
         finally:
             bar.close()
+            stop.restore()
     if stop.number:
         raise Stopped(trainer.state.global_step, stop.number)
     if not trainer.step_losses:
@@ -144,6 +155,11 @@ def _read_speech(config: DistillConfig, front_end: FrontEnd, report: Report) -> 
             report=report,
             download=config.download,
         )
+
+
+def _rotate_left(checkpoint: Path, keep: int) -> None:
+    """What a kill kept from being removed; a damaged checkpoint stays until the next one is saved."""
+    rotate(checkpoint.parent, keep, int(checkpoint.name.rpartition("-")[2]), remove_later=False)
 
 
 def _save_memory(encoder) -> None:

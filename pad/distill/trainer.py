@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,8 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArgu
 from transformers.integrations.integration_utils import get_available_reporting_integrations
 
 from pad.distill.config import DistillConfig
+from pad.distill.divergence import StopWhenDiverged, check_finite
+from pad.distill.manifest import rotate, seal
 from pad.errors import UserError
 from pad.files import follow_umask
 from pad.models import width
@@ -52,7 +55,8 @@ class DistillationTrainer(Trainer):
     """Trains the student to minimise an objective against a teacher.
 
     lengths: one number per training utterance, used to make batches of utterances of similar length.
-    `step_losses` holds the loss of every batch since this process began to train (float32 scalars).
+    `step_losses` holds the loss of every batch since this process began to train (float32 scalars). Training raises
+    Diverged at a loss or a gradient norm that is not finite.
     """
 
     loss_is_scaled_for_ga = False  # a mean over the batch: Trainer divides it when accumulating gradients
@@ -67,6 +71,9 @@ class DistillationTrainer(Trainer):
         self.sampler = LengthBucketSampler(lengths, batch_size, self.args.seed)
         self.add_callback(_SetEpoch(self.sampler))
         self.step_losses: list[torch.Tensor] = []
+        # Trainer would remove older checkpoints before the newest is sealed.
+        self.keep_checkpoints, self.args.save_total_limit = self.args.save_total_limit, None
+        self.add_callback(StopWhenDiverged(self))
 
     def _get_train_sampler(self, train_dataset=None):
         return self.sampler
@@ -75,6 +82,26 @@ class DistillationTrainer(Trainer):
         # A finished run that is resumed would take one step more.
         if self.state.global_step < self.state.max_steps:
             super()._run_epoch(*args, **kwargs)
+
+    def _save_checkpoint(self, model, trial) -> None:
+        """Save a checkpoint, list its files, and only then remove older ones; after an error nothing of it stays."""
+        check_finite(model, self.args, self.state.global_step)
+        folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
+        main = self.args.should_save
+        if main:
+            shutil.rmtree(folder, ignore_errors=True)  # one that is not whole
+        self.accelerator.wait_for_everyone()
+        try:
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()
+            if main:
+                seal(folder)
+        except BaseException:
+            if main:
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
+        if main:
+            rotate(folder.parent, self.keep_checkpoints or 1, self.state.global_step, remove_later=True)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)
@@ -156,6 +183,7 @@ def training_arguments(config: DistillConfig, checkpoints: str) -> TrainingArgum
         dataloader_pin_memory=torch.cuda.is_available() and not on_cpu,
         seed=config.seed,
         logging_steps=config.log_every,
+        logging_nan_inf_filter=False,  # the log says what was computed
         save_steps=config.save_every,
         save_total_limit=config.keep_checkpoints,
         remove_unused_columns=False,

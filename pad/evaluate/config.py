@@ -7,14 +7,17 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pad.errors import UserError
-from pad.settings import Settings
+from pad.settings import LARGEST_SEED, MOST_WORKERS, Settings
 
 TASKS = ("ic", "er", "sf")
+_WIDEST = 2**16
 
 
 @dataclass
 class EvaluateConfig(Settings):
     """Evaluate a frozen speech encoder as SUPERB does: intent classification, emotion recognition, slot filling."""
+
+    paths = ("student", "baseline", "output", "ic", "er", "sf", "data")
 
     student: str
     """speech encoder to evaluate: a transformers checkpoint folder or hub name"""
@@ -64,11 +67,13 @@ class EvaluateConfig(Settings):
 
     def check(self) -> None:
         """Raise UserError that names a setting whose value makes no sense."""
-        for name in ("save_every", "batch_size", "slot_width"):
-            self.expect(name, getattr(self, name) >= 1, "at least 1")
-        for name in ("max_steps", "eval_every", "workers", "seed"):
-            self.expect(name, getattr(self, name) >= 0, "0 or more")
-        self.expect("max_grad_norm", self.max_grad_norm > 0, "a positive number")
+        super().check()
+        self.expect_from(("save_every", "batch_size"), 1)
+        self.expect_from(("slot_width",), 1, _WIDEST)
+        self.expect_from(("max_steps", "eval_every"), 0)
+        self.expect_from(("workers",), 0, MOST_WORKERS)
+        self.expect_from(("seed",), 0, LARGEST_SEED)
+        self.expect_positive(("max_grad_norm",))
         self.expect("device", self.device in ("auto", "cpu"), "auto or cpu")
         self.lr_sweep = tuple(self.lr_sweep)
         usable = all(rate > 0 and math.isfinite(rate) for rate in self.lr_sweep)

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from pad.data.audio import read_audio, read_header
+from pad.data.audio import check_audio, read_audio
 from pad.errors import UserError
 
 INTENT_SLOTS = ("action", "object", "location")
@@ -44,7 +44,7 @@ class Splits:
 def read_lines(path: Path, role: str) -> list[str]:
     """The lines of a text file without their ends; raises UserError that names the argument and the file."""
     try:
-        return path.read_text(encoding="utf-8").rstrip("\n").split("\n")
+        return path.read_text(encoding="utf-8-sig").rstrip("\n").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{role}: cannot read {path}: {error}; expected the corpus in its original layout") from error
 
@@ -156,7 +156,7 @@ def durations(examples: Sequence[Example], shortest: float, longest: float = mat
         if not example.audio.is_file():
             raise UserError(f"{example.where}: the audio file {example.audio} does not exist")
         try:
-            seconds, rate = read_header(example.audio)
+            seconds, rate = check_audio(example.audio)
             read_audio(example.audio, rate)
         except UserError as error:
             raise UserError(f"{example.where}: {error}") from error

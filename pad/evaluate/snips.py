@@ -77,7 +77,11 @@ def snips(folder: Path) -> tuple[Splits, list[str]]:
     listing = folder / "all.iob.snips.txt"
     known = _known_slots(folder / "slots.txt")
     audio = {
-        split: {path.stem: path for path in sorted((folder / split).rglob("*")) if path.suffix in AUDIO_SUFFIXES}
+        split: {
+            path.stem: path
+            for path in sorted((folder / split).rglob("*"))
+            if path.suffix.lower() in AUDIO_SUFFIXES and not path.name.startswith(".")
+        }
         for split in SPEAKERS
     }
     examples: dict[str, list[Example]] = {split: [] for split in SPEAKERS}
