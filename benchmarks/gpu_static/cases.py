@@ -75,9 +75,10 @@ class Arguments(NamedTuple):
     text_prior: torch.Tensor
 
 
-def make_arguments(call: Call, batch: int, device: str) -> Arguments:
+def make_arguments(call: Call, batch: int, device: str, width: int | None = None) -> Arguments:
     """Seeded tensors of a call with so many utterances, 40 to 100 % of each real; without values on "meta"."""
-    _, frames, tokens, width = call.shape
+    _, frames, tokens, own_width = call.shape
+    width = width or own_width
     dtype = DTYPES[call.dtype]
     if device == "meta":
         sizes = (frames, tokens)

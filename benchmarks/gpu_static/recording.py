@@ -17,7 +17,15 @@ from benchmarks.gpu_static.cases import Arguments, Call
 from benchmarks.gpu_static.operators import Operator, operator
 
 # Keywords of a launch that are the compiler's.
-OPTIONS = ("enable_fp_fusion", "num_warps", "num_stages", "num_ctas", "maxnreg", "launch_pdl", "launch_cooperative_grid")
+OPTIONS = (
+    "enable_fp_fusion",
+    "num_warps",
+    "num_stages",
+    "num_ctas",
+    "maxnreg",
+    "launch_pdl",
+    "launch_cooperative_grid",
+)
 POINTERS = {
     torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.int64: "*i64",
     torch.int32: "*i32", torch.uint8: "*u8", torch.float64: "*fp64", torch.bool: "*i1",
