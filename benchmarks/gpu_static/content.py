@@ -1,9 +1,8 @@
-"""The results file: every call with its kernels, the bars, and how far predictions are off where there is a measurement."""
+"""The results file: every call with its kernels, the bars, and how far off predictions are where one was measured."""
 
 from dataclasses import asdict
 
 from benchmarks.gpu_static import gates, measured
-from benchmarks.gpu_static.cases import Call
 from benchmarks.gpu_static.compiling import Compiled
 from benchmarks.gpu_static.floors import floor
 from benchmarks.gpu_static.model import Chip, Constants, Estimate

@@ -12,8 +12,19 @@ from dataclasses import dataclass, fields
 
 from benchmarks.gpu_static.compiling import Compiled
 from benchmarks.gpu_static.operators import Operator
-from benchmarks.gpu_static.tracing import ADDRESS, ALU, BARRIER, LOAD, PRODUCT, REDUCE, SECTOR, SPECIAL, STORE, WAIT
-from benchmarks.gpu_static.tracing import Trace, Traced
+from benchmarks.gpu_static.tracing import (
+    ADDRESS,
+    ALU,
+    BARRIER,
+    LOAD,
+    PRODUCT,
+    REDUCE,
+    SECTOR,
+    SPECIAL,
+    STORE,
+    Trace,
+    Traced,
+)
 
 
 @dataclass(frozen=True)
@@ -23,8 +34,8 @@ class Chip:
     name: str = "H100"
     sms: int = 132
     clock: float = 1.755  # GHz
-    memory: float = 3.0  # bytes per ns: the bandwidth that a copy reaches
-    level2: float = 5.5
+    memory: float = 3000.0  # bytes per ns: the bandwidth that a copy reaches
+    level2: float = 5500.0
     level2_bytes: float = 50e6
     half: float = 2048.0  # multiply-adds of a cycle and SM, 16-bit operands
     single: float = 1024.0  # tf32 operands

@@ -23,8 +23,6 @@ OPTIONS = (
     "num_stages",
     "num_ctas",
     "maxnreg",
-    "launch_pdl",
-    "launch_cooperative_grid",
 )
 POINTERS = {
     torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.int64: "*i64",

@@ -1,4 +1,4 @@
-"""What the programs of a kernel do, counted while Triton's interpreter runs them: `python -m benchmarks.gpu_static.tracing`.
+"""What the programs of a kernel do, counted while Triton's interpreter runs them.
 
 Runs in a process of its own, with TRITON_INTERPRET=1 set before triton is imported. A program becomes a `Trace`: its
 operations in order, each with its amount of work and with what it waits for. Traffic is counted in sectors of 32
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 SECTOR = 32
+HALF = (torch.bfloat16, torch.float16)
 # Kinds of operations. An amount is in elements; of a load or store in bytes, of a product in multiply-adds.
 ALU, ADDRESS, SPECIAL, LOAD, STORE, REDUCE, PRODUCT, BARRIER, WAIT = range(9)
 KINDS = ("alu", "address", "special", "load", "store", "reduce", "product", "barrier", "wait")
@@ -91,10 +92,12 @@ class Tracer:
         self.operations: list | None = None
         self.known: dict[tuple, Trace] = {}
         self.inside = 0
+        self.half = False
 
     def begin(self, name: str, programs: int, arguments) -> None:
         """A kernel starts."""
         self.kernel, self.memory = Traced(name, programs), _Memory(arguments)
+        self.half = any(isinstance(x, torch.Tensor) and x.dtype in HALF for x in arguments)
         self.known, self.operations = {}, None
 
     def program(self) -> None:
@@ -199,7 +202,8 @@ def _computed(tracer: Tracer, name: str, inputs, result) -> int | None:
         return max(known, default=None) if name in VIEWS else None
     if name == "create_dot":
         left, right = inputs[0].data, inputs[1].data
-        item = inputs[0].dtype.primitive_bitwidth // 8
+        # The interpreter's products are of wider elements, where the kernel has bfloat16.
+        item = 2 if tracer.half else inputs[0].dtype.primitive_bitwidth // 8
         return tracer.add(PRODUCT, result.data.size * left.shape[-1], inputs, (item, left.size + right.size))
     if name == "create_barrier":
         return tracer.add(BARRIER, 1, inputs)
