@@ -45,6 +45,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--sizes", nargs="+", choices=cases.SHAPES, default=list(cases.SHAPES))
     parser.add_argument("--dtypes", nargs="+", choices=("bfloat16", "float32"), default=["bfloat16", "float32"])
     parser.add_argument("--calls", default="", help="only calls whose label contains this")
+    parser.add_argument("--no-registers", action="store_true", help="leave out the compilation for other widths")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--scratch", type=Path, help="where compiled results are kept (default: nowhere)")
     parser.add_argument("--output", type=Path, default=results.FOLDER / "gpu_static.json")
@@ -71,9 +72,9 @@ def run(options: argparse.Namespace, scratch: Path) -> int:
     known = prediction.gather(calls, scratch, jobs=options.jobs)
     predicted = {call: prediction.predict(call, one, chip, constants) for call, one in known.items()}
     print_calls(predicted, options.kernels)
-    bars = (
-        gates.of_times(predicted) + gates.of_launches(known) + resources(known, scratch, options.jobs, options.dtypes)
-    )
+    bars = gates.of_times(predicted) + gates.of_launches(known)
+    if not options.no_registers:
+        bars += resources(known, scratch, options.jobs, options.dtypes)
     compared = measured.compare(known, chip, constants)
     print_errors(compared)
     status = print_bars(bars, options.known_open)

@@ -28,8 +28,9 @@ def count(calls: list[tuple[Call, int]]) -> dict[tuple[Call, int], list]:
         with recording.as_on_a_gpu(), tracing.kernels_traced(found):
             if call.level == "significance":
                 _, _, length, width = call.shape
-                query = torch.randn(batch, 1, length, width, generator=torch.Generator().manual_seed(0))
-                recording.perform_significance(query.to(DTYPES[call.dtype]), ragged_mask(batch, length))
+                generator = torch.Generator().manual_seed(0)
+                query, key = torch.randn(2, batch, 1, length, width, generator=generator).to(DTYPES[call.dtype])
+                recording.perform_significance(query.clone(), key.clone(), ragged_mask(batch, length))
             else:
                 recording.perform(call, make_arguments(call, batch, "cpu"))
         results[call, batch] = found

@@ -26,6 +26,9 @@ from benchmarks.gpu_static.tracing import (
     Traced,
 )
 
+# Integers of so many elements are addresses and masks of a tile: one for each 16 bytes that are loaded at once.
+TILE = 2048
+
 
 @dataclass(frozen=True)
 class Chip:
@@ -35,6 +38,7 @@ class Chip:
     sms: int = 132
     clock: float = 1.755  # GHz
     memory: float = 3000.0  # bytes per ns: the bandwidth that a copy reaches
+    written: float = 3500.0  # what a fill reaches, which ends in the level-2 cache
     level2: float = 5500.0
     level2_bytes: float = 50e6
     half: float = 2048.0  # multiply-adds of a cycle and SM, 16-bit operands
@@ -45,26 +49,27 @@ class Chip:
 class Constants:
     """What is fitted to measured times (measured.py); in cycles unless noted."""
 
-    memory_latency: float = 1000.0
-    level2_latency: float = 350.0
-    reduction: float = 150.0
-    product: float = 80.0
-    wait: float = 30.0
-    step: float = 5.0
-    barrier: float = 60.0
+    memory_latency: float = 714.0
+    level2_latency: float = 162.0
+    reduction: float = 165.0
+    product: float = 172.0
+    wait: float = 13.9
+    step: float = 3.57
+    barrier: float = 42.9
     # Instructions of a thread for an element.
-    alu: float = 1.2
-    address: float = 0.4
-    special: float = 4.0
-    operand: float = 0.5  # of a product, 16-bit
-    split: float = 5.0  # of a product of float32, in three parts
-    store: float = 2.0  # for 16 bytes
+    alu: float = 1.68
+    index: float = 0.714  # integers of a vector
+    address: float = 0.7  # of a tile, for 16 bytes
+    special: float = 2.86
+    operand: float = 0.357  # of a product, 16-bit
+    split: float = 7.0  # of a product of float32, in three parts
+    store: float = 1.43  # for 16 bytes
     # Share of the rates of the data sheet that is reached.
     issue_share: float = 0.6
-    matrix_share: float = 0.5
-    memory_share: float = 0.95
+    matrix_share: float = 0.357
+    memory_share: float = 0.679
     kept_share: float = 0.7  # of the level-2 cache, by what is used again
-    start: float = 1.5  # us: a kernel that does nothing
+    start: float = 1.07  # us: a kernel that does nothing
     softness: float = 2.5
     gap: float = 1.7  # us between launches, and before the first
 
@@ -85,13 +90,16 @@ class Estimate:
     waves: float = 0.0
 
 
-def timed(trace: Trace, warps: int, stages: int, is_kept, constants: Constants) -> tuple[float, float, float, float]:
+def timed(
+    trace: Trace, warps: int, stages: int, is_kept, constants: Constants, item_bytes: int = 4
+) -> tuple[float, float, float, float]:
     """Cycles of a program by itself; cycles of issue; multiply-adds in 16 bits, and in float32."""
     lanes, share = 32 * warps, max(1.0, warps / 4)
     now = issued = half = single = 0.0
     ready: list[float] = []
     passed: dict[int, list[float]] = {}
-    weights = {ALU: constants.alu, ADDRESS: constants.address, SPECIAL: constants.special}
+    weights = {ALU: constants.alu, ADDRESS: constants.index, SPECIAL: constants.special}
+    of_tile = constants.address * item_bytes / 16
     for kind, amount, waits, detail in trace.operations:
         needed = 0.0
         for other in waits:
@@ -99,7 +107,8 @@ def timed(trace: Trace, warps: int, stages: int, is_kept, constants: Constants) 
                 needed = ready[other]
         if kind in weights:
             now = max(now, needed)
-            cost = max(1.0, weights[kind] * amount / lanes) * share
+            weight = of_tile if kind == ADDRESS and amount >= TILE else weights[kind]
+            cost = max(1.0, weight * amount / lanes) * share
             now += cost
             ready.append(now + constants.step)
         elif kind == LOAD:
@@ -195,7 +204,10 @@ def of_kernel(
             caches.use(memory, sizes[memory])
     stages = stages if compiled.asynchronous else 1
     found = [
-        (timed(trace, compiled.warps, stages, lambda place: kept[memories[place]], constants), trace.count * scale)
+        (
+            timed(trace, compiled.warps, stages, lambda place: kept[memories[place]], constants, traced.item),
+            trace.count * scale,
+        )
         for trace in traced.traces
     ]
     places = chip.sms * compiled.blocks_per_sm
@@ -209,7 +221,7 @@ def of_kernel(
         "issue": issued * uneven / (chip.sms * chip.clock * constants.issue_share),
         "matrix": matrix * uneven / (chip.sms * chip.clock * constants.matrix_share),
         "level 2": passed / chip.level2,
-        "memory": (read + written) / rate,
+        "memory": read / rate + written / chip.written,
     }
     bounds = {name: value / 1e3 for name, value in bounds.items()}
     time = constants.start + soft_maximum(bounds.values(), constants.softness)
@@ -228,7 +240,7 @@ def of_operator(work: Operator, caches: Caches, chip: Chip, constants: Constants
     moved = work.read + work.written
     caches.use(None, moved)
     bounds = {
-        "memory": moved / (chip.memory * constants.memory_share) / 1e3,
+        "memory": (work.read / (chip.memory * constants.memory_share) + work.written / chip.written) / 1e3,
         "matrix": work.flops / 2 / (chip.half if work.item == 2 else 1) / (chip.sms * chip.clock) / 1e3,
     }
     return Estimate(0.9 + max(bounds.values()), bounds, work.read, work.written, moved)

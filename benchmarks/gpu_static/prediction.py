@@ -33,8 +33,10 @@ def record(call: Call, batch: int | None = None, width: int | None = None) -> Kn
     with recording.as_on_a_gpu(), recording.kernels_not_started(found), recording.Operators(found):
         if call.level == "significance":
             own, heads, length, width = call.shape
-            query = torch.empty(batch or own, heads, length, width, dtype=DTYPES[call.dtype], device="meta")
-            recording.perform_significance(query, torch.empty(batch or own, length, dtype=torch.bool, device="meta"))
+            query, key = torch.empty(2, batch or own, heads, length, width, dtype=DTYPES[call.dtype], device="meta")
+            recording.perform_significance(
+                query, key, torch.empty(batch or own, length, dtype=torch.bool, device="meta")
+            )
         else:
             arguments = make_arguments(call, batch or call.shape[0], "meta", width)
             recording.perform(call, arguments, lambda: forward.append(len(found)))

@@ -159,8 +159,8 @@ def perform(call: Call, arguments: Arguments, between: Callable[[], None] = lamb
         torch.autograd.grad(loss, (speech, text))
 
 
-def perform_significance(query: torch.Tensor, mask: torch.Tensor) -> None:
+def perform_significance(query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor) -> None:
     """The significance prior of a layer."""
     from pad_kernels.backends.triton import BACKEND
 
-    BACKEND.function("significance")(query, query, mask, query.shape[3] ** -0.5, None)
+    BACKEND.function("significance")(query, key, mask, query.shape[3] ** -0.5, None)

@@ -48,6 +48,7 @@ class Traced:
 
     name: str
     programs: int
+    item: int = 4  # bytes of an element
     traces: list[Trace] = field(default_factory=list)
     # Over all programs.
     requested: int = 0  # bytes that loads ask for
@@ -98,6 +99,7 @@ class Tracer:
         """A kernel starts."""
         self.kernel, self.memory = Traced(name, programs), _Memory(arguments)
         self.half = any(isinstance(x, torch.Tensor) and x.dtype in HALF for x in arguments)
+        self.kernel.item = 2 if self.half else 4
         self.known, self.operations = {}, None
 
     def program(self) -> None:
@@ -214,9 +216,8 @@ def _computed(tracer: Tracer, name: str, inputs, result) -> int | None:
     if name in SPECIALS:
         kind = SPECIAL
     else:
-        integers = result.data.dtype.kind in "iu" and result.dtype.is_ptr() or result.data.dtype.kind in "iub"
-        kind = ADDRESS if integers else ALU
-    return tracer.add(kind, result.data.size, inputs)
+        kind = ADDRESS if result.data.dtype.kind in "iub" and not result.dtype.is_floating() else ALU
+    return tracer.add(kind, result.data.size, inputs, result.data.ndim if kind == ADDRESS else None)
 
 
 def _wrap_reduction(tracer: Tracer, kind: int, apply):
