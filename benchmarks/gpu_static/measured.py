@@ -65,7 +65,7 @@ def compare(known: dict[Call, Known], chip: model.Chip, constants: model.Constan
         if call not in known:
             continue
         predicted: dict[str, float] = {}
-        for launch, _, _, estimate in predict(call, known[call], chip, constants, rounds=2).rows:
+        for launch, _, _, estimate in predict(call, known[call], chip, constants, warm=True).rows:
             if not isinstance(launch, Operator):
                 predicted[launch.name] = predicted.get(launch.name, 0.0) + estimate.microseconds
         for name, value in measured.kernels.items():

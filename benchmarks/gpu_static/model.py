@@ -91,7 +91,7 @@ class Estimate:
 
 
 def timed(
-    trace: Trace, warps: int, stages: int, is_kept, constants: Constants, item_bytes: int = 4
+    trace: Trace, warps: int, stages: int, kept: tuple[bool, ...], constants: Constants, item_bytes: int = 4
 ) -> tuple[float, float, float, float]:
     """Cycles of a program by itself; cycles of issue; multiply-adds in 16 bits, and in float32."""
     lanes, share = 32 * warps, max(1.0, warps / 4)
@@ -114,7 +114,7 @@ def timed(
         elif kind == LOAD:
             place, new = detail
             cost = max(1.0, amount / 16 / lanes) * share
-            latency = constants.level2_latency if new < 0 or is_kept(new) else constants.memory_latency
+            latency = constants.level2_latency if new < 0 or kept[new] else constants.memory_latency
             before = passed.setdefault(place, [])
             if stages > 1 and before and amount >= 4 * lanes:
                 start = before[max(len(before) - (stages - 1), 0)]
@@ -159,7 +159,7 @@ def scheduled(programs: list[tuple[float, float]], places: int) -> float:
     total = sum(time * count for time, count in programs)
     if number <= places:
         return longest
-    if number > 4 * places:
+    if number > 2 * places:
         return max(longest, total / places + longest / 2)
     # Long and short ones come as mixed as the utterances are.
     mixed = sorted(((k + 0.5) / count, time) for time, count in programs for k in range(max(1, round(count))))
@@ -189,23 +189,38 @@ class Caches:
             self.last[memory] = self.position
 
 
-def of_kernel(
-    traced: Traced, programs: int, compiled: Compiled, stages: int, caches: Caches, chip: Chip, constants: Constants
-) -> Estimate:
-    """The time of a Triton kernel of so many programs, of which `traced` ran a part."""
-    scale = programs / max(traced.programs, 1)
+@dataclass(frozen=True)
+class Traffic:
+    """Bytes that a kernel reads from memory and writes, and the memories, in order, that a cache still has."""
+
+    read: float
+    written: float
+    kept: tuple[bool, ...]
+
+
+def traffic(traced: Traced, programs: int, caches: Caches) -> Traffic:
+    """What of a kernel of so many programs goes past the caches, which then have what it touched."""
+    scale = programs / max(traced.programs, 1) * SECTOR
     memories = sorted(traced.touched)
-    sizes = {memory: sum(traced.touched[memory]) * SECTOR * scale for memory in memories}
-    kept = {memory: caches.has(memory, sizes[memory]) for memory in memories}
-    read = sum(traced.touched[m][0] for m in memories if not kept[m]) * SECTOR * scale
-    written = sum(traced.touched[m][1] for m in memories) * SECTOR * scale
+    sizes = {memory: sum(traced.touched[memory]) * scale for memory in memories}
+    kept = tuple(caches.has(memory, sizes[memory]) for memory in memories)
+    read = sum(traced.touched[m][0] for m, has in zip(memories, kept) if not has) * scale
+    written = sum(traced.touched[m][1] for m in memories) * scale
     for memory in memories:
         if sizes[memory]:
             caches.use(memory, sizes[memory])
+    return Traffic(read, written, kept)
+
+
+def of_kernel(
+    traced: Traced, programs: int, compiled: Compiled, stages: int, moved: Traffic, chip: Chip, constants: Constants
+) -> Estimate:
+    """The time of a Triton kernel of so many programs, of which `traced` ran a part."""
+    scale = programs / max(traced.programs, 1)
     stages = stages if compiled.asynchronous else 1
     found = [
         (
-            timed(trace, compiled.warps, stages, lambda place: kept[memories[place]], constants, traced.item),
+            timed(trace, compiled.warps, stages, moved.kept, constants, traced.item),
             trace.count * scale,
         )
         for trace in traced.traces
@@ -221,11 +236,11 @@ def of_kernel(
         "issue": issued * uneven / (chip.sms * chip.clock * constants.issue_share),
         "matrix": matrix * uneven / (chip.sms * chip.clock * constants.matrix_share),
         "level 2": passed / chip.level2,
-        "memory": read / rate + written / chip.written,
+        "memory": moved.read / rate + moved.written / chip.written,
     }
     bounds = {name: value / 1e3 for name, value in bounds.items()}
     time = constants.start + soft_maximum(bounds.values(), constants.softness)
-    return Estimate(time, bounds, read, written, passed, programs / places)
+    return Estimate(time, bounds, moved.read, moved.written, passed, programs / places)
 
 
 def soft_maximum(values, softness: float) -> float:

@@ -100,20 +100,27 @@ class Predicted:
     microseconds: float
 
 
-def predict(call: Call, known: Known, chip: model.Chip, constants: model.Constants, rounds: int = 1) -> Predicted:
-    """The time of a call whose inputs are in no cache; with two `rounds` that of a second one right after the first."""
+def predict(call: Call, known: Known, chip: model.Chip, constants: model.Constants, warm: bool = False) -> Predicted:
+    """The time of a call whose inputs are in no cache; `warm`: of a second one right after the first."""
     caches = model.Caches(chip.level2_bytes * constants.kept_share)
-    rows: list = []
-    for _ in range(rounds):
-        rows.clear()
-        kernels = iter(zip(known.traced, known.compiled))
+    kernels = list(zip(triton_launches(known), known.traced, known.compiled))
+    if warm:
+        places = iter(kernels)
         for launch in known.launches:
             if isinstance(launch, Operator):
-                rows.append((launch, None, None, model.of_operator(launch, caches, chip, constants)))
-                continue
-            traced, compiled = next(kernels)
-            stages = launch.specialisation.option("num_stages", 3)
-            estimate = model.of_kernel(traced, launch.programs, compiled, stages, caches, chip, constants)
-            rows.append((launch, traced, compiled, estimate))
+                caches.use(None, launch.read + launch.written)
+            else:
+                model.traffic(next(places)[1], launch.programs, caches)
+    rows: list = []
+    places = iter(kernels)
+    for launch in known.launches:
+        if isinstance(launch, Operator):
+            rows.append((launch, None, None, model.of_operator(launch, caches, chip, constants)))
+            continue
+        _, traced, compiled = next(places)
+        stages = launch.specialisation.option("num_stages", 3)
+        moved = model.traffic(traced, launch.programs, caches)
+        estimate = model.of_kernel(traced, launch.programs, compiled, stages, moved, chip, constants)
+        rows.append((launch, traced, compiled, estimate))
     whole = sum(row[3].microseconds for row in rows) + constants.gap * len(rows)
     return Predicted(call, rows, known.forward, whole)
