@@ -46,32 +46,49 @@ class Chip:
 
 
 @dataclass(frozen=True)
+class Torch:
+    """PyTorch's own kernels on an H100, by elements or bytes of a ns, or ns."""
+
+    memory: float = 2700.0
+    reduction: float = 125.0  # share of the bandwidth
+    broadcast: float = 320.0  # elements, of an operator whose index is computed for each
+    step: float = 4.86  # of a reduction along an outer dimension
+    softmax_step: float = 42.0
+    half: float = 420e3  # of products
+    half_unaligned: float = 90e3
+    single: float = 40e3
+    start: float = 1.0  # us
+    long_start: float = 2.2
+
+
+@dataclass(frozen=True)
 class Constants:
     """What is fitted to measured times (measured.py); in cycles unless noted."""
 
-    memory_latency: float = 714.0
-    level2_latency: float = 162.0
+    memory_latency: float = 440.0
+    level2_latency: float = 179.0
     reduction: float = 165.0
-    product: float = 172.0
-    wait: float = 13.9
+    product: float = 79.8
+    wait: float = 17.9
     step: float = 3.57
-    barrier: float = 42.9
+    barrier: float = 126.0
     # Instructions of a thread for an element.
-    alu: float = 1.68
-    index: float = 0.714  # integers of a vector
-    address: float = 0.7  # of a tile, for 16 bytes
-    special: float = 2.86
-    operand: float = 0.357  # of a product, 16-bit
-    split: float = 7.0  # of a product of float32, in three parts
-    store: float = 1.43  # for 16 bytes
+    alu: float = 1.2
+    index: float = 0.423  # integers of a vector
+    address: float = 0.647  # of a tile, for 16 bytes
+    special: float = 2.32
+    operand: float = 0.595  # of a product, 16-bit
+    split: float = 23.1  # of a product of float32, in three parts
+    store: float = 3.35  # for 16 bytes
     # Share of the rates of the data sheet that is reached.
-    issue_share: float = 0.6
-    matrix_share: float = 0.357
-    memory_share: float = 0.679
-    kept_share: float = 0.7  # of the level-2 cache, by what is used again
-    start: float = 1.07  # us: a kernel that does nothing
-    softness: float = 2.5
+    issue_share: float = 0.651
+    matrix_share: float = 0.733
+    memory_share: float = 0.768
+    kept_share: float = 0.586  # of the level-2 cache, by what is used again
+    start: float = 1.04  # us: a kernel that does nothing
+    softness: float = 2.1
     gap: float = 1.7  # us between launches, and before the first
+    torch: Torch = Torch()
 
     def replaced(self, **values: float) -> "Constants":
         """With other values."""
@@ -251,11 +268,19 @@ def soft_maximum(values, softness: float) -> float:
 
 
 def of_operator(work: Operator, caches: Caches, chip: Chip, constants: Constants) -> Estimate:
-    """The time of a kernel of PyTorch's own."""
-    moved = work.read + work.written
-    caches.use(None, moved)
-    bounds = {
-        "memory": (work.read / (chip.memory * constants.memory_share) + work.written / chip.written) / 1e3,
-        "matrix": work.flops / 2 / (chip.half if work.item == 2 else 1) / (chip.sms * chip.clock) / 1e3,
-    }
-    return Estimate(0.9 + max(bounds.values()), bounds, work.read, work.written, moved)
+    """The time of a kernel of PyTorch's own; its rates were read off measured times of such kernels."""
+    caches.use(None, work.read + work.written)
+    torch = constants.torch
+    moved = work.read / torch.memory + work.written / chip.written
+    bounds = {"memory": moved}
+    if work.kind == "product":
+        flops = torch.single if work.item == 4 else torch.half if work.aligned else torch.half_unaligned
+        bounds["matrix"] = work.flops / flops
+    elif work.kind == "broadcast":
+        bounds["issue"] = work.elements / torch.broadcast
+    elif work.kind == "reduction":
+        bounds["memory"] = moved / torch.reduction
+        bounds["latency"] = work.steps * (torch.softmax_step if "softmax" in work.name else torch.step)
+    bounds = {name: value / 1e3 for name, value in bounds.items()}
+    start = torch.start if work.kind in ("elementwise", "broadcast") else torch.long_start
+    return Estimate(start + max(bounds.values()), bounds, work.read, work.written, work.read + work.written)

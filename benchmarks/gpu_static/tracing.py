@@ -35,7 +35,7 @@ class Trace:
     """Operations of a program: (kind, amount, what it waits for, detail).
 
     detail: of a load (its place in the source, the memory that it is the first in this kernel to touch, or -1); of a
-    product (bytes of an operand's element, elements of both operands).
+    product (bytes of an operand's element, elements of the operands that no product had before).
     """
 
     operations: tuple
@@ -94,6 +94,7 @@ class Tracer:
         self.known: dict[tuple, Trace] = {}
         self.inside = 0
         self.half = False
+        self.prepared: set[int] = set()
 
     def begin(self, name: str, programs: int, arguments) -> None:
         """A kernel starts."""
@@ -105,7 +106,7 @@ class Tracer:
     def program(self) -> None:
         """A program starts."""
         self._finish_program()
-        self.operations = []
+        self.operations, self.prepared = [], set()
 
     def end(self) -> Traced:
         """The kernel is through."""
@@ -148,6 +149,16 @@ class Tracer:
         if addresses.size:
             self.kernel.stored += self.memory.touch(addresses, True)[0]
         return self.add(STORE, pointers.data.size * item, inputs)
+
+    def operands(self, handles) -> int:
+        """Elements of a product's operands; of one that a product had before none, it stays prepared."""
+        found = 0
+        for handle in handles:
+            number = handle.attr.get("op", -1)
+            if number not in self.prepared:
+                found += handle.data.size
+            self.prepared.add(number)
+        return found
 
 
 def _place() -> int:
@@ -203,10 +214,10 @@ def _computed(tracer: Tracer, name: str, inputs, result) -> int | None:
         known = [x.attr["op"] for x in inputs if "op" in x.attr]
         return max(known, default=None) if name in VIEWS else None
     if name == "create_dot":
-        left, right = inputs[0].data, inputs[1].data
+        left = inputs[0].data
         # The interpreter's products are of wider elements, where the kernel has bfloat16.
         item = 2 if tracer.half else inputs[0].dtype.primitive_bitwidth // 8
-        return tracer.add(PRODUCT, result.data.size * left.shape[-1], inputs, (item, left.size + right.size))
+        return tracer.add(PRODUCT, result.data.size * left.shape[-1], inputs, (item, tracer.operands(inputs[:2])))
     if name == "create_barrier":
         return tracer.add(BARRIER, 1, inputs)
     if name.startswith("create_atomic"):
