@@ -16,7 +16,7 @@ import torch
 os.environ.pop("TRITON_INTERPRET", None)  # kernels are compiled here; the interpreter has processes of its own
 
 from benchmarks import accelerator, machine, results  # noqa: E402
-from benchmarks.gpu_static import cases, content, gates, measured, model, prediction  # noqa: E402
+from benchmarks.gpu_static import baseline, cases, content, gates, measured, model, prediction  # noqa: E402
 from benchmarks.gpu_static.compiling import compile_all  # noqa: E402
 
 # Widths beside those of the table whose kernels are compiled for other assumptions on alignment.
@@ -85,7 +85,11 @@ def run(options: argparse.Namespace, scratch: Path) -> int:
         "machine": machine.describe(accelerator.Cpu(), torch.get_num_threads()),
         "model": content.of_model(chip, constants),
         "errors": content.of_errors(compared),
-        "calls": [content.of_call(one, None, measurements.get(call)) for call, one in predicted.items()],
+        "compared": content.of_compared(compared),
+        "calls": [
+            content.of_call(one, baseline.predict(call, chip, constants), measurements.get(call))
+            for call, one in predicted.items()
+        ],
         "bars": content.of_bars(bars, gates.known_open()),
     }
     results.write_json(options.output, file)

@@ -152,14 +152,14 @@ def _innermost_loops(lines: list[tuple[int, str, str]]) -> list[tuple[int, int]]
             if not any(low <= a and b <= high and (a, b) != (low, high) for a, b in loops)]  # fmt: skip
 
 
-def _sources() -> str:
-    """A digest of the code that kernels are compiled from, and of the compiler's version."""
+def sources(*reading: str) -> str:
+    """A digest of the code of the kernels, of the files that read what becomes of it, and of Triton's version."""
     import triton
 
     import pad_kernels.backends.triton as backend
 
     digest = hashlib.sha256(triton.__version__.encode())
-    for file in [*sorted(Path(backend.__file__).parent.glob("*.py")), Path(__file__)]:
+    for file in [*sorted(Path(backend.__file__).parent.glob("*.py")), *map(Path, reading)]:
         digest.update(file.read_bytes())
     return digest.hexdigest()
 
@@ -167,10 +167,10 @@ def _sources() -> str:
 def compile_all(wanted: list[Specialisation], target: str, scratch: Path, jobs: int = 2) -> dict:
     """Each specialisation compiled, in `jobs` processes; results are kept in the folder `scratch`."""
     scratch.mkdir(parents=True, exist_ok=True)
-    sources = _sources()
+    code = sources(__file__)
 
     def file(one: Specialisation) -> Path:
-        return scratch / (hashlib.sha256(f"{sources} {target} {one}".encode()).hexdigest()[:32] + ".json")
+        return scratch / (hashlib.sha256(f"{code} {target} {one}".encode()).hexdigest()[:32] + ".json")
 
     wanted = list(dict.fromkeys(wanted))
     missing = [one for one in wanted if not file(one).exists()]

@@ -84,6 +84,15 @@ def of_errors(found: list[measured.Compared]) -> dict:
     }
 
 
+def of_compared(found: list[measured.Compared]) -> list[dict]:
+    """Each kernel that was measured, with what is predicted for caches as in the measurement."""
+    return [
+        {"call": f"{one.call.label}, {one.call.dtype}, size {one.call.size}", "kernel": one.kernel,
+         "measured_us": _rounded(one.measured), "predicted_us": _rounded(one.predicted)}
+        for one in found
+    ]  # fmt: skip
+
+
 def of_model(chip: Chip, constants: Constants) -> dict:
     """What the predictions stand on."""
     return {"chip": asdict(chip), "constants": asdict(constants)}

@@ -50,9 +50,9 @@ class Torch:
     """PyTorch's own kernels on an H100, by elements or bytes of a ns, or ns."""
 
     memory: float = 2700.0
-    reduction: float = 125.0  # share of the bandwidth
+    reduction: float = 0.6  # share of the bandwidth
     broadcast: float = 320.0  # elements, of an operator whose index is computed for each
-    step: float = 4.86  # of a reduction along an outer dimension
+    step: float = 25.0  # of a reduction along an outer dimension
     softmax_step: float = 42.0
     half: float = 420e3  # of products
     half_unaligned: float = 90e3
@@ -63,14 +63,14 @@ class Torch:
 
 @dataclass(frozen=True)
 class Constants:
-    """What is fitted to measured times (measured.py); in cycles unless noted."""
+    """What is fitted to measured times (fit.py); in cycles unless noted."""
 
     memory_latency: float = 440.0
     level2_latency: float = 179.0
-    reduction: float = 165.0
+    reduction: float = 125.0
     product: float = 79.8
     wait: float = 17.9
-    step: float = 3.57
+    step: float = 4.86
     barrier: float = 126.0
     # Instructions of a thread for an element.
     alu: float = 1.2
