@@ -11,7 +11,7 @@ STUDENTS = ("chance", "undistilled", "distilled", "shuffled")
 BOTH = "forward+backward"
 
 
-def _table(header: list[str], rows: list[list[str]]) -> str:
+def table(header: list[str], rows: list[list[str]]) -> str:
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
 
@@ -117,7 +117,7 @@ def summary(
         ],
         ["GPU", *_gpu(gpu_losses, gpu_compiled, gpu_steps)],
     ]
-    return _table(["", "result", "measured on"], rows)
+    return table(["", "result", "measured on"], rows)
 
 
 def _gpu(losses: dict | None, compiled: dict | None, steps: dict | None) -> list[str]:
@@ -170,7 +170,7 @@ def align(content: dict) -> str:
         for r in found
     ]
     return (
-        f"{_table(header, rows)}\n\n{found[0]['title']}; medians and, in brackets, the 20th to 80th percentile; "
+        f"{table(header, rows)}\n\n{found[0]['title']}; medians and, in brackets, the 20th to 80th percentile; "
         f"vs: speed-up over that baseline; {_machine(content)}."
     )
 
@@ -199,7 +199,7 @@ def _gpu_table(found: list[dict]) -> str:
         + [_speed_up(result, name, column) for name in bases for column in ("ms", "wall_ms")]
         for result in found
     ]
-    return f"{found[0]['title']}:\n\n{_table(header, rows)}"
+    return f"{found[0]['title']}:\n\n{table(header, rows)}"
 
 
 def memory_gpu(content: dict) -> str:
@@ -212,7 +212,7 @@ def memory_gpu(content: dict) -> str:
     ]
     shape = shape_text(content["results"][0]["case"])
     header = ["loss", *(f"{_name(name)}, MB" for name in providers)]
-    return f"{_table(header, rows)}\n\nPeak beyond inputs and gradients; {shape}; {_machine(content)}."
+    return f"{table(header, rows)}\n\nPeak beyond inputs and gradients; {shape}; {_machine(content)}."
 
 
 def significance(content: dict) -> str:
@@ -225,7 +225,7 @@ def significance(content: dict) -> str:
         for r in content["results"]
     ]
     kind = "GPU time; " if content["machine"].get("gpu") else ""
-    return f"{_table(header, rows)}\n\n{kind}{_machine(content)}."
+    return f"{table(header, rows)}\n\n{kind}{_machine(content)}."
 
 
 def demo(content: dict) -> str:
@@ -249,7 +249,7 @@ def demo(content: dict) -> str:
     seconds = statistics.mean(sum(run["seconds"].values()) for run in runs)
     seeds = ", ".join(str(run["seed"]) for run in runs)
     return (
-        f"{_table(['', *STUDENTS], rows)}\n\nMean over seeds {seeds} (lowest-highest), test split; "
+        f"{table(['', *STUDENTS], rows)}\n\nMean over seeds {seeds} (lowest-highest), test split; "
         f"{seconds:.0f} s per run; {_machine(content)}."
     )
 
@@ -265,7 +265,7 @@ def sweep(content: dict) -> str:
     ]  # fmt: skip
     count = max(row["sizes"] for row in content["sweep"])
     return (
-        f"{_table(header, rows)}\n\n{count} sizes, 16 utterances each; sizes at which the baseline's result is wrong "
+        f"{table(header, rows)}\n\n{count} sizes, 16 utterances each; sizes at which the baseline's result is wrong "
         f"are left out; {_machine(content)}."
     )
 
@@ -291,7 +291,7 @@ def step(content: dict) -> str:
     wrong = [result["label"] for result in content["results"] if not result["correct"]]
     note = f"losses of eager and pad_kernels differ at {', '.join(wrong)}; " if wrong else ""
     return (
-        f"{_table(header, rows)}\n\n{what} of {steps} steps, {first['case']['precision']}; "
+        f"{table(header, rows)}\n\n{what} of {steps} steps, {first['case']['precision']}; "
         f"peak memory beyond models and optimizer; {note}{_machine(content)}."
     )
 
@@ -318,7 +318,7 @@ def quality(content: dict) -> str:
     header += [f"best span on the word: {which}" for which in units.values()]
     seeds = sorted({run["seed"] for run in content["runs"]})
     return (
-        f"{_table(header, rows)}\n\nMean over seeds {', '.join(map(str, seeds))} (lowest-highest), test split, "
+        f"{table(header, rows)}\n\nMean over seeds {', '.join(map(str, seeds))} (lowest-highest), test split, "
         f"{content['steps']} steps; {_machine(content)}."
     )
 
@@ -332,7 +332,7 @@ def scaling(content: dict) -> str:
         rows.append([processes, f"{median:.2f} ({low:.2f}-{high:.2f})", f"{audio:.2f} s"])
     one, two = (content["processes"][name]["p50"] for name in ("1", "2"))
     return (
-        f"{_table(['processes', 'step, s (20th to 80th percentile)', 'audio per second'], rows)}\n\n"
+        f"{table(['processes', 'step, s (20th to 80th percentile)', 'audio per second'], rows)}\n\n"
         f"Twice the audio in {two / one:.2f} times the time; each process: {_machine(content)}."
     )
 
@@ -347,9 +347,9 @@ def gpu_status(losses: dict | None) -> str:
 
 def gpu_goals(losses: dict, prior: dict, steps: dict, compiled: dict | None) -> str:
     """The goals on a GPU, over all sizes."""
-    table = _table(["goal", "wanted", "measured", "met"], goals.rows(losses, prior, steps, compiled))
+    drawn = table(["goal", "wanted", "measured", "met"], goals.rows(losses, prior, steps, compiled))
     return (
-        f"{table}\n\nMeasured: the lowest and the highest of all losses and sizes; those at which the baseline is "
+        f"{drawn}\n\nMeasured: the lowest and the highest of all losses and sizes; those at which the baseline is "
         f"wrong are left out. The worst one decides. {_machine(losses)}."
     )
 
@@ -361,4 +361,4 @@ def targets(content: dict) -> str:
         [bar["bar"], f"{number(bar['wanted'])} {bar['unit']}", number(bar["measured"]), met[bar["met"]]]
         for bar in content["bars"]
     ]
-    return _table(["target", "required", "measured", "met"], rows)
+    return table(["target", "required", "measured", "met"], rows)

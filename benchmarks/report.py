@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks import drawings, results
+from benchmarks.gpu_static import drawings as gpu_static
 from benchmarks.plot import plot, plot_overview, plot_step
 from pad_kernels import info
 
 ROOT = results.FOLDER.parent.parent
-DRAWN = ("benchmarks", "quality", "scaling", "support")
+DRAWN = ("benchmarks", "gpu_predictions", "quality", "scaling", "support")
 PAGES = (ROOT / "README.md", *(ROOT / "docs" / f"{page}.md" for page in DRAWN))
 NOT_MEASURED = "Not measured yet."
 
@@ -51,6 +52,10 @@ SECTIONS = {
     "gpu-goals": Section(
         drawings.gpu_goals, ("align_cuda.json", "significance_cuda.json", "step_cuda.json"), ("compiled_cuda.json",)
     ),
+    "gpu-static-errors": Section(gpu_static.errors, ("gpu_static.json",)),
+    "gpu-static-bars": Section(gpu_static.bars, ("gpu_static.json",)),
+    "gpu-static-calls": Section(gpu_static.calls, ("gpu_static.json",)),
+    "gpu-static-kernels": Section(gpu_static.kernels, ("gpu_static.json",)),
     "support": Section(info.support_table, ()),
     "scaling": Section(drawings.scaling, ("scaling_cpu.json",)),
 }
@@ -62,7 +67,7 @@ def _draw(section: Section, folder: Path) -> str:
     if None in contents[: len(section.files)]:
         return NOT_MEASURED
     tables = [section.draw(*contents)]
-    if len(contents) == 1 and contents[0] and contents[0].get("bars"):
+    if len(contents) == 1 and contents[0] and contents[0].get("bars") and section.files != ("gpu_static.json",):
         tables.append(drawings.targets(contents[0]))
     return "\n\n".join(tables)
 

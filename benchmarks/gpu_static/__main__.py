@@ -1,0 +1,148 @@
+"""`python -m benchmarks.gpu_static`: predict, print, and write benchmarks/results/gpu_static.json.
+
+`--check` predicts what the bars are about, prints the worst, and exits with 1 where a bar does not hold; with
+`--known-open` those recorded in open_bars.txt may be open. Nothing is written then.
+"""
+
+import argparse
+import importlib
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+
+os.environ.pop("TRITON_INTERPRET", None)  # kernels are compiled here; the interpreter has processes of its own
+
+from benchmarks import accelerator, machine, results  # noqa: E402
+from benchmarks.gpu_static import baseline, cases, content, gates, measured, model, prediction  # noqa: E402
+from benchmarks.gpu_static.compiling import compile_all  # noqa: E402
+
+# Widths beside those of the table whose kernels are compiled for other assumptions on alignment.
+OTHER_WIDTHS = (200, 520)
+TARGETS = ("sm_90", "sm_100")
+
+
+def resources(known, scratch: Path, jobs: int, dtypes) -> list[gates.Bar]:
+    """Registers of every kernel of the table, and of those of other widths, on each target."""
+    wanted = [launch.specialisation for one in known.values() for launch in prediction.triton_launches(one)]
+    for width in OTHER_WIDTHS:
+        for call in cases.all_calls(("gpu",), dtypes):
+            if call.backward:
+                wanted += [x.specialisation for x in prediction.triton_launches(prediction.record(call, width=width))]
+    bars = []
+    for target in TARGETS:
+        bars += gates.of_resources(compile_all(wanted, target, scratch, jobs), target)
+    return bars
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], prog="python -m benchmarks.gpu_static")
+    parser.add_argument("--check", action="store_true", help="print the bars, exit 1 where one does not hold")
+    parser.add_argument("--known-open", action="store_true", help="bars recorded as open may be open")
+    parser.add_argument("--kernels", default="", help="print the kernels of calls whose label contains this")
+    parser.add_argument("--sizes", nargs="+", choices=cases.SHAPES, default=list(cases.SHAPES))
+    parser.add_argument("--dtypes", nargs="+", choices=("bfloat16", "float32"), default=["bfloat16", "float32"])
+    parser.add_argument("--calls", default="", help="only calls whose label contains this")
+    parser.add_argument("--no-registers", action="store_true", help="leave out the compilation for other widths")
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--scratch", type=Path, help="where compiled results are kept (default: nowhere)")
+    parser.add_argument("--output", type=Path, default=results.FOLDER / "gpu_static.json")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parse_arguments(arguments)
+    try:
+        importlib.import_module("triton")
+    except ImportError as failure:
+        print(f"skipped: triton is not installed ({failure})")
+        return 0
+    with tempfile.TemporaryDirectory() as folder:
+        return run(options, options.scratch or Path(folder))
+
+
+def run(options: argparse.Namespace, scratch: Path) -> int:
+    chip, constants = model.Chip(), model.Constants()
+    calls = [call for call in cases.all_calls(options.sizes, options.dtypes) if options.calls in call.label]
+    if options.check:
+        # What no bar is about is left out.
+        calls = [call for call in calls if call.size == "gpu" or call.dtype == "float32"]
+    known = prediction.gather(calls, scratch, jobs=options.jobs)
+    predicted = {call: prediction.predict(call, one, chip, constants) for call, one in known.items()}
+    print_calls(predicted, options.kernels)
+    bars = gates.of_times(predicted) + gates.of_launches(known)
+    if not options.no_registers:
+        bars += resources(known, scratch, options.jobs, options.dtypes)
+    compared = measured.compare(known, chip, constants)
+    print_errors(compared)
+    status = print_bars(bars, options.known_open)
+    if options.check:
+        return status
+    measurements = measured.measured_calls()
+    file = {
+        "machine": machine.describe(accelerator.Cpu(), torch.get_num_threads()),
+        "model": content.of_model(chip, constants),
+        "errors": content.of_errors(compared),
+        "compared": content.of_compared(compared),
+        "calls": [
+            content.of_call(one, baseline.predict(call, chip, constants), measurements.get(call))
+            for call, one in predicted.items()
+        ],
+        "bars": content.of_bars(bars, gates.known_open()),
+    }
+    results.write_json(options.output, file)
+    return 0
+
+
+def print_calls(predicted, wanted: str) -> None:
+    """A line for each call, and for each kernel where asked for. All times are predictions."""
+    from benchmarks.gpu_static.floors import floor
+
+    print(f"{'call (times are predicted, us)':34} {'dtype':9} {'size':9} {'launches':>9} {'floor':>7} {'us':>7}")
+    for call, one in predicted.items():
+        launches = f"{one.forward}+{len(one.rows) - one.forward}"
+        print(f"{call.label:34} {call.dtype:9} {call.size:9} {launches:>9} {floor(call):7.1f} {one.microseconds:7.1f}")
+        if not wanted or wanted not in call.label:
+            continue
+        for launch, _, compiled, estimate in one.rows:
+            bounds = ", ".join(f"{name} {value:.1f}" for name, value in estimate.bounds.items())
+            taken = ""
+            if compiled is not None:
+                taken = (f"{launch.programs} programs, {compiled.blocks_per_sm} per SM, {estimate.waves:.2f} waves, "
+                         f"{compiled.registers} registers, {compiled.shared} B shared; ")  # fmt: skip
+            print(f"    {launch.name:22} {estimate.microseconds:6.1f} us  {taken}{bounds}")
+
+
+def print_errors(compared) -> None:
+    """How far the predictions are off where there is a measurement."""
+    errors = content.of_errors(compared)
+    for name in ("kernels", "whole calls"):
+        if name in errors:
+            one = errors[name]
+            print(f"predicted against measured on an H100, {one['count']} {name}: median error "
+                  f"{100 * one['median']:.0f} %, {100 * one['within_25_percent']:.0f} % within 25 %")  # fmt: skip
+
+
+def print_bars(bars: list[gates.Bar], known_open_allowed: bool) -> int:
+    """The bars that do not hold, the worst first; the exit status."""
+    known = gates.known_open()
+    failed = [bar for bar in bars if not bar.holds]
+    failed.sort(key=lambda bar: -(bar.found / bar.allowed if bar.allowed else bar.found))
+    print(f"{len(bars) - len(failed)} of {len(bars)} bars hold")
+    new = 0
+    for bar in failed:
+        recorded = bar.name in known
+        new += not recorded
+        print(f"  {'OPEN (recorded)' if recorded else 'FAILS'}: {bar.name}: {bar.found:.3g} {bar.unit}, "
+              f"allowed {bar.allowed:g}")  # fmt: skip
+    for bar in bars:
+        if bar.holds and bar.name in known:
+            print(f"  HOLDS NOW, though recorded as open: {bar.name}: {bar.found:.3g} {bar.unit}, "
+                  f"allowed {bar.allowed:g}")  # fmt: skip
+    return int(bool(new if known_open_allowed else failed))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
