@@ -54,8 +54,14 @@ class Plan {
   }
 
   void soft(void* stream) const {
-    const ScoreParameters score{
-        a_, source_.units, nullptr, weights_, weights_.token_tiles, weights_.unit_tiles, text_aligned_};
+    ScoreParameters score{};
+    score.a = a_;
+    score.units = source_.units;
+    score.out = weights_;
+    score.token_tiles = weights_.token_tiles;
+    score.unit_tiles = weights_.unit_tiles;
+    score.inverse_temperature = static_cast<float>(1 / a_.temperature);
+    score.text_aligned = text_aligned_;
     launch(a_.batch * weights_.unit_tiles * weights_.token_tiles, THREADS, stream,
            a_.start ? score_kernel<T, true, true> : score_kernel<T, false, true>, score);
     if (!a_.start) return products<T>(a_.grad_speech, a_.width, grad_speech_aligned_, stream);

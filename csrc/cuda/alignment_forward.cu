@@ -16,6 +16,7 @@ struct Plan {
     score.units = source.units;
     score.token_tiles = static_cast<int>(divide_up(a.tokens, TOKENS));
     score.unit_tiles = static_cast<int>(divide_up(a.units, tile));
+    score.inverse_temperature = a.temperature > 0 ? static_cast<float>(1 / a.temperature) : 0.0f;
     score.text_aligned = rows_aligned<T>(a.text.data, a.width, a.text.row_stride, a.text.batch_stride);
     score.states = workspace.take<RowState>(a.batch * score.unit_tiles * a.tokens);
     merge = {a, score.unit_tiles, score.states};

@@ -37,6 +37,7 @@ struct GradientTile {
     };
     alignas(128) float text_gradient[OfText::SCRATCH];  // once all steps are done
   };
+  float text_along[2][TOKENS];  // of half of the tiles of units each
   // float32: in place of the weights, which the step is done with.
   alignas(128) float unit_gradient[sizeof(T) == 2 ? OfUnits::SCRATCH : 32];
 
@@ -132,6 +133,15 @@ __global__ void __launch_bounds__(THREADS, 3) gradient_kernel(GradientParameters
   ask(first_tile + 1, next_valid);
   if (text_stays) load_text(0, first_token_tile);
   if (first_tile < past_tile) load(0, first_tile, first_token_tile, valid);
+  if constexpr (OF_TEXT) {
+    const int token = part * TOKENS + threadIdx.x % TOKENS, half = threadIdx.x / TOKENS;
+    const int tiles = p.weights.unit_tiles;
+    float along = 0;
+#pragma unroll 4
+    for (int t = half * (tiles + 1) / 2; t < (half ? tiles : (tiles + 1) / 2) && token < tokens; ++t)
+      along += p.weights.text_along[(b * tiles + t) * tokens + token];
+    tile.text_along[half][threadIdx.x % TOKENS] = along;
+  }
   int unit_tile = first_tile, token_tile = first_token_tile;
   for (int stage = 0; unit_tile < past_tile; stage ^= 1) {
     const bool last_tokens = token_tile + 1 == past_token_tile;
@@ -212,12 +222,11 @@ __global__ void __launch_bounds__(THREADS, 3) gradient_kernel(GradientParameters
     const int token = first_token_tile * TOKENS + row + i;
     if (token >= tokens) break;
     const bool taking_part = is_valid(token);
-    float values[V], own[V] = {}, along = 0, scale = taking_part ? 1 : 0;
+    float values[V], own[V] = {}, scale = taking_part ? 1 : 0;
+    float along = tile.text_along[0][row + i] + tile.text_along[1][row + i];
     load_floats(tile.text_gradient + (row + i) * Tile::OfText::SCRATCH_STRIDE + vector, values);
     if (taking_part) {
       load_vector(text + token * a.text.row_stride, column, width, p.text_aligned, own);
-      for (int t = 0; t < p.weights.unit_tiles; ++t)
-        along += p.weights.text_along[(b * p.weights.unit_tiles + t) * tokens + token];
       const float inverse = p.weights.text_inverse[b * tokens + token];
       if (!NORMED) {
         scale = largest * inverse;

@@ -26,7 +26,7 @@ UnitSource unit_source(const AlignmentArguments& a, Workspace& workspace) {
   PoolParameters& p = source.pool;
   const int64_t rows = a.batch * a.units;
   p.a = a;
-  p.groups = static_cast<int>(divide_up(a.units, NEIGHBOURS));
+  p.group_blocks = static_cast<int>(divide_up(a.units, NEIGHBOURS * THREADS / 32));
   p.slabs = static_cast<int>(divide_up(a.width, 32 * VECTOR<T>));
   p.pitch = static_cast<int>(round_up(a.width, 8));
   p.aligned = rows_aligned<T>(a.speech.data, a.width, a.speech.row_stride, a.speech.batch_stride);
@@ -49,7 +49,7 @@ template <class T>
 void pool_units(const UnitSource& source, void* stream) {
   const PoolParameters& p = source.pool;
   if (!p.a.start) return;
-  launch(divide_up(p.a.batch * p.groups * p.slabs, THREADS / 32), THREADS, stream, pool_units_kernel<T>, p);
+  launch(p.a.batch * p.group_blocks * p.slabs, THREADS, stream, pool_units_kernel<T>, p);
 }
 
 }  // namespace pad::cuda

@@ -8,7 +8,7 @@ constexpr int NEIGHBOURS = 6;  // units of a warp
 
 struct PoolParameters {
   AlignmentArguments a;
-  int groups, slabs, pitch;
+  int group_blocks, slabs, pitch;
   bool aligned;
   void* pooled;     // [batch, units, pitch]
   void* remainder;  // likewise, or null
@@ -23,10 +23,10 @@ __global__ void __launch_bounds__(THREADS, 3) pool_units_kernel(PoolParameters p
   constexpr int AHEAD = 4;  // frames on their way at a time
   const AlignmentArguments& a = p.a;
   const int lane = threadIdx.x % 32, frames = static_cast<int>(a.frames), count = static_cast<int>(a.units);
-  const int64_t warp = int64_t{blockIdx.x} * (THREADS / 32) + threadIdx.x / 32;
-  const int slab = static_cast<int>(warp % p.slabs), group = static_cast<int>(warp / p.slabs % p.groups);
-  const int64_t b = warp / p.slabs / p.groups;
-  if (b >= a.batch) return;
+  const int slab = blockIdx.x % p.slabs, rest = blockIdx.x / p.slabs;
+  const int group = rest % p.group_blocks * (THREADS / 32) + threadIdx.x / 32;
+  const int64_t b = rest / p.group_blocks;
+  if (group * NEIGHBOURS >= count) return;
   const int column = (slab * 32 + lane) * VECTOR<T>, width = static_cast<int>(a.width);
   const float* prior = static_cast<const float*>(a.frame_prior) + b * frames;
   const T* speech = static_cast<const T*>(a.speech.data) + b * a.speech.batch_stride;

@@ -1,8 +1,7 @@
 // C [ROWS, COLUMNS] += op(A) op(B) of tiles in shared memory, C spread over the 128 threads of a block: tensor cores
 // for half precision, multiply-add for float32. Rows of the tiles are padded so that neighbours lie in other banks.
 #pragma once
-#include <mma.h>
-
+#include "fragments.h"
 #include "vector.h"
 
 namespace pad::cuda {
@@ -26,15 +25,14 @@ class Product {
 
   __device__ void add(const T* a, int lda, const T* b, int ldb, int depth) {
     namespace wmma = nvcuda::wmma;
-    wmma::fragment<wmma::matrix_a, 16, 16, 16, T, Layout<A_TRANSPOSED>> left[I];
-    wmma::fragment<wmma::matrix_b, 16, 16, 16, T, Layout<B_TRANSPOSED>> right;
+    Fragment<wmma::matrix_a, T, Layout<A_TRANSPOSED>> left[I];
+    Fragment<wmma::matrix_b, T, Layout<B_TRANSPOSED>> right;
     for (int k = 0; k < depth; k += 16) {
 #pragma unroll
-      for (int i = 0; i < I; ++i)
-        wmma::load_matrix_sync(left[i], a + (A_TRANSPOSED ? k * lda + row(i) : row(i) * lda + k), lda);
+      for (int i = 0; i < I; ++i) load_shared(left[i], a + (A_TRANSPOSED ? k * lda + row(i) : row(i) * lda + k), lda);
 #pragma unroll
       for (int j = 0; j < J; ++j) {
-        wmma::load_matrix_sync(right, b + (B_TRANSPOSED ? column(j) * ldb + k : k * ldb + column(j)), ldb);
+        load_shared(right, b + (B_TRANSPOSED ? column(j) * ldb + k : k * ldb + column(j)), ldb);
 #pragma unroll
         for (int i = 0; i < I; ++i) wmma::mma_sync(sum_[i][j], left[i], right, sum_[i][j]);
       }

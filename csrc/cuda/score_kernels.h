@@ -56,6 +56,7 @@ struct ScoreParameters {
   RowState* states;
   Weights out;
   int token_tiles, unit_tiles;
+  float inverse_temperature;  // 0: hard
   bool text_aligned;
 };
 
@@ -178,7 +179,7 @@ template <class T, bool POOLED>
 __device__ void find_states(const ScoreParameters& p, int64_t b, int first_token, int first_unit,
                             ScoreTile<T, POOLED>& tile) {
   constexpr int HALF = ScoreTile<T, POOLED>::UNITS / 2;
-  const float inverse_temperature = p.a.temperature > 0 ? static_cast<float>(1 / p.a.temperature) : 0.0f;
+  const float inverse_temperature = p.inverse_temperature;
   const int token = threadIdx.x % TOKENS, first = threadIdx.x / TOKENS * HALF;
   RowState state = RowState::none();
   const auto score = [&](int unit, float cosine) {
@@ -227,7 +228,7 @@ __device__ void find_weights(const ScoreParameters& p, int64_t b, int token_tile
   const AlignmentBackward& a = p.a;
   const Weights& out = p.out;
   const int first_token = token_tile * TOKENS, first_unit = unit_tile * UNITS;
-  const float inverse_temperature = static_cast<float>(1 / a.temperature);
+  const float inverse_temperature = p.inverse_temperature;
   const float largest = NORMED ? 1.0f : largest_gradient(a, b, tile.part);
   __syncthreads();
 

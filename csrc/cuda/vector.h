@@ -14,7 +14,7 @@ template <class T>
 constexpr int VECTOR = 16 / static_cast<int>(sizeof(T));  // elements
 
 template <class T>
-__device__ inline void unpack(const uint4& bits, OpMath<T> (&values)[VECTOR<T>]) {
+__device__ inline void unpack(uint4 bits, OpMath<T> (&values)[VECTOR<T>]) {
   T elements[VECTOR<T>];
   memcpy(elements, &bits, sizeof bits);
 #pragma unroll
@@ -77,9 +77,14 @@ __device__ inline void store_vector(T* row, int column, int width, bool aligned,
 // that it was committed with has been waited for.
 template <class T>
 __device__ inline void copy_vector(T* shared, const T* row, int column, int width, bool aligned, bool valid) {
-  valid = valid && column < width;
-  if (aligned && valid) __pipeline_memcpy_async(shared, row + column, 16);
-  else *reinterpret_cast<uint4*>(shared) = load_bits(row, column, width, aligned, valid);
+  if (aligned && valid && column < width) {
+    __pipeline_memcpy_async(shared, row + column, 16);
+  } else if (aligned || !valid) {
+    *reinterpret_cast<uint4*>(shared) = {0, 0, 0, 0};
+  } else {
+#pragma unroll 1
+    for (int i = 0; i < VECTOR<T>; ++i) shared[i] = column + i < width ? row[column + i] : from_opmath<T>(0);
+  }
 }
 
 // Several float32 of workspace, which is aligned.
