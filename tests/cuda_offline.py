@@ -1,7 +1,7 @@
 """Compiles the CUDA kernels for every target and prints what each needs: `python tests/cuda_offline.py`.
 
-Fails if a kernel spills registers or exceeds 48 KB of static shared memory. Without nvcc it says
-'skipped: why'.
+Fails if a kernel spills registers, has a stack frame (something indexed at run time) or exceeds 48 KB of static shared
+memory. Without nvcc it says 'skipped: why'.
 """
 
 import re
@@ -16,8 +16,8 @@ TARGETS = ("80", "90", "100")
 SHARED_LIMIT = 48 * 1024
 
 
-def compile_one(source: Path, target: str) -> tuple[str, str, list[tuple[str, int, int, int]]]:
-    """(kernel, registers, bytes spilled, bytes of shared memory) of each kernel of a source."""
+def compile_one(source: Path, target: str) -> tuple[str, str, list[tuple[str, int, int, int, int]]]:
+    """(kernel, registers, bytes spilled, of its stack frame, of shared memory) of each kernel of a source."""
     command = [
         "nvcc", "-std=c++17", "-O3", f"-I{SOURCES}", f"-I{SOURCES / 'cuda'}", '-DPAD_CUDA_TARGETS=""',
         "-gencode", f"arch=compute_{target},code=sm_{target}", "-Xptxas", "-v", "-cubin",
@@ -30,9 +30,10 @@ def compile_one(source: Path, target: str) -> tuple[str, str, list[tuple[str, in
     for block in done.stderr.split("Compiling entry function")[1:]:
         name = re.search(r"'(\S+)'", block).group(1)
         spills = [int(number) for number in re.findall(r"(\d+) bytes spill", block)]
+        stack = int(re.search(r"(\d+) bytes stack frame", block).group(1))
         registers = int(re.search(r"Used (\d+) registers", block).group(1))
         shared = re.search(r"(\d+) bytes smem", block)
-        found.append((name, registers, sum(spills), int(shared.group(1)) if shared else 0))
+        found.append((name, registers, sum(spills), stack, int(shared.group(1)) if shared else 0))
     return source.stem, target, found
 
 
@@ -51,18 +52,18 @@ def main() -> int:
     jobs = [(source, target) for source in sorted((SOURCES / "cuda").glob("*.cu")) for target in TARGETS]
     with ThreadPoolExecutor(2) as pool:
         results = list(pool.map(lambda job: compile_one(*job), jobs))
-    kernels: dict[str, dict[str, tuple[int, int, int]]] = {}
+    kernels: dict[str, dict[str, tuple[int, ...]]] = {}
     for _, target, found in results:
         for name, *needs in found:
             kernels.setdefault(name, {})[target] = tuple(needs)
-    print(f"{'kernel':<52}" + "".join(f"sm_{target:<20}" for target in TARGETS))
-    print(f"{'':<52}" + f"{'registers spill shared':<23}" * len(TARGETS))
+    print(f"{'kernel':<52}" + "".join(f"sm_{target:<26}" for target in TARGETS))
+    print(f"{'':<52}" + f"{'registers spill stack shared':<29}" * len(TARGETS))
     bad = 0
     for name, needs in sorted(kernels.items(), key=lambda item: readable(item[0])):
-        cells = "".join("{:>9} {:>5} {:>6} ".format(*needs[target]) for target in TARGETS)
+        cells = "".join("{:>9} {:>5} {:>5} {:>6} ".format(*needs[target]) for target in TARGETS)
         print(f"{readable(name):<52}{cells}")
-        bad += sum(spill > 0 or shared > SHARED_LIMIT for _, spill, shared in needs.values())
-    print(f"{len(kernels)} kernels for {len(TARGETS)} targets, {bad} with spills or too much shared memory")
+        bad += sum(spill > 0 or stack > 0 or shared > SHARED_LIMIT for _, spill, stack, shared in needs.values())
+    print(f"{len(kernels)} kernels for {len(TARGETS)} targets, {bad} with spills, a stack or too much shared memory")
     return 1 if bad or not kernels else 0
 
 

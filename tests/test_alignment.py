@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from inputs import KINDS, Inputs, make_inputs, relative_error
 
 from pad_kernels import align, alignment_matrix
+from pad_kernels.backends import native as native_backend
 from pad_kernels.backends import reference
 from pad_kernels.inputs import Needed, Saved
 
@@ -283,6 +284,41 @@ def test_layouts(backend, how, units, dtype):
         plain, odd = (run(x, temperature, backend, grad) for x in (inputs, moved))
         for one, other in zip(plain, odd):
             assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.1])
+@pytest.mark.parametrize("units", [None, 40])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_native_rows_that_start_anywhere(native, dtype, units, temperature):
+    """Rows of whole 16 bytes that do not start at a multiple of 16 bytes, and rows that do after others that do not:
+    the same values as from where memory is best read."""
+    inputs = make_inputs(2, 70, 9, 40, units=units, dtype=dtype)
+    grad = random_grad(inputs)
+    expected = run(inputs, temperature, native, grad)
+    for before, after in ((1, 7), (0, 3), (8, 8)):
+        speech, text = (torch.nn.functional.pad(x, (before, after))[..., before:-after] for x in inputs[:2])
+        moved = inputs._replace(speech=speech, text=text)
+        for one, other in zip(run(moved, temperature, native, grad), expected):
+            assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("units", [None, 18])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_native_batch_of_many_blocks(native, dtype, units):
+    """A batch and width that keep a GPU busy: there one pass over the units gives both gradients."""
+    check(make_inputs(33, 40, 6, 1024 // dtype.itemsize, units=units, dtype=dtype), 0.1, native)
+
+
+@pytest.mark.parametrize("needed", [Needed(True, False), Needed(False, True)], ids=["speech", "text"])
+def test_native_one_gradient_over_many_tokens(native, needed):
+    """More tokens than a tile, and more units: each gradient by itself is the one of both."""
+    inputs = make_inputs(2, 150, 140, 72, dtype=torch.bfloat16).at(0.1)
+    grad = torch.randn(2, 140)
+    saved = native_backend.BACKEND.alignment_forward(inputs)
+    both = native_backend.BACKEND.alignment_backward(grad, inputs, saved, Needed(True, True))
+    one = native_backend.BACKEND.alignment_backward(grad, inputs, saved, needed)
+    assert all(torch.equal(x, y) for x, y, asked in zip(one, both, needed) if asked)
+    assert all(x.numel() == 0 for x, asked in zip(one, needed) if not asked)
 
 
 def test_expanded_inputs(backend):

@@ -1,27 +1,46 @@
-#include "alignment_forward_kernels.h"
-#include "launch.h"
-#include "partition.h"
+#include "pool_units.h"
+#include "score_kernels.h"
 
 namespace pad::cuda {
+namespace {
 
-int64_t alignment_forward_workspace(const AlignmentForward& arguments) {
+template <class T>
+struct Plan {
+  UnitSource source;
+  ScoreParameters score;
+  ForwardParameters merge;
+
+  Plan(const AlignmentForward& a, Workspace& workspace) : source(unit_source<T>(a, workspace)), score{}, merge{} {
+    const int tile = a.start ? ScoreTile<T, true>::UNITS : ScoreTile<T, false>::UNITS;
+    static_cast<AlignmentArguments&>(score.a) = a;
+    score.units = source.units;
+    score.token_tiles = static_cast<int>(divide_up(a.tokens, TOKENS));
+    score.unit_tiles = static_cast<int>(divide_up(a.units, tile));
+    score.inverse_temperature = a.temperature > 0 ? static_cast<float>(1 / a.temperature) : 0.0f;
+    score.text_aligned = rows_aligned<T>(a.text.data, a.width, a.text.row_stride, a.text.batch_stride);
+    score.states = workspace.take<RowState>(a.batch * score.unit_tiles * a.tokens);
+    merge = {a, score.unit_tiles, score.states};
+  }
+
+  void run(void* stream) const {
+    pool_units<T>(source, stream);
+    launch(score.a.batch * score.unit_tiles * score.token_tiles, THREADS, stream,
+           score.a.start ? score_kernel<T, true, false> : score_kernel<T, false, false>, score);
+    launch(divide_up(score.a.batch * score.a.tokens, THREADS), THREADS, stream, merge_kernel<>, merge);
+  }
+};
+
+}  // namespace
+
+int64_t alignment_forward_workspace(const AlignmentForward& a) {
   Workspace workspace(nullptr);
-  const Partition units = partition(arguments, 1);
-  workspace.take<RowState>(arguments.batch * units.parts * arguments.tokens);
+  with_element(a.element, [&](auto element) { Plan<decltype(element)>(a, workspace); });
   return workspace.size();
 }
 
 void alignment_forward(const AlignmentForward& a, const ExecutionContext& context) {
   Workspace workspace(context.workspace);
-  const Partition units = partition(a, 1);
-  const ForwardParameters parameters{a, units, workspace.take<RowState>(a.batch * units.parts * a.tokens)};
-  const int64_t blocks = a.batch * units.token_tiles * units.parts;
-  with_element(a.element, [&](auto element) {
-    using T = decltype(element);
-    launch(blocks, THREADS, context.stream, a.start ? forward_kernel<Kind<T, true>> : forward_kernel<Kind<T, false>>,
-           parameters);
-  });
-  launch((a.batch * a.tokens + THREADS - 1) / THREADS, THREADS, context.stream, merge_kernel<>, parameters);
+  with_element(a.element, [&](auto element) { Plan<decltype(element)>(a, workspace).run(context.stream); });
 }
 
 }  // namespace pad::cuda

@@ -8,6 +8,9 @@
 
 namespace pad::cuda {
 
+constexpr int64_t divide_up(int64_t number, int64_t by) { return (number + by - 1) / by; }
+constexpr int64_t round_up(int64_t number, int64_t to) { return divide_up(number, to) * to; }
+
 inline void check(cudaError_t status, const char* what) {
   if (status != cudaSuccess)
     throw std::runtime_error(std::string("pad_kernels: CUDA: ") + what + ": " + cudaGetErrorString(status));

@@ -6,18 +6,25 @@ namespace {
 
 template <class T>
 void forward(const PooledDistanceForward& a, void* stream) {
-  const PooledDifferenceParameters parameters{a, (a.width + POOLING_COLUMNS - 1) / POOLING_COLUMNS};
-  launch(a.batch * parameters.slabs, POOLING_THREADS, stream, pooled_difference_kernel<T>, parameters);
+  constexpr int COLUMNS = POOLING_LANES * VECTOR<T>;
+  PooledDifferenceParameters p{a, static_cast<int>(divide_up(a.width, COLUMNS)), {}};
+  for (int side = SPEECH; side <= TEXT; ++side) {
+    const Rows& values = a.values[side];
+    p.aligned[side] = rows_aligned<T>(values.data, a.width, values.row_stride, values.batch_stride);
+  }
+  launch(a.batch * p.slabs, POOLING_THREADS, stream, pooled_difference_kernel<T>, p);
   launch(a.batch, POOLING_THREADS, stream, pooled_distance_kernel<OpMath<T>>, a);
 }
 
 template <class T>
 void backward(const PooledDistanceBackward& a, void* stream) {
+  PooledGradientParameters p{a, {}, {}};
   for (int side = SPEECH; side <= TEXT; ++side) {
     if (!a.grad_values[side]) continue;
-    const int64_t blocks = (a.batch * a.lengths[side] * a.width + POOLING_THREADS - 1) / POOLING_THREADS;
-    launch(blocks, POOLING_THREADS, stream, pooled_gradient_kernel<T>, PooledGradientParameters{a, side});
+    p.tiles[side] = static_cast<int>(divide_up(a.lengths[side], GRADIENT_ROWS));
+    p.aligned[side] = rows_aligned<T>(a.grad_values[side], a.width, 0, 0);
   }
+  launch(a.batch * (p.tiles[SPEECH] + p.tiles[TEXT]), POOLING_THREADS, stream, pooled_gradient_kernel<T>, p);
 }
 
 }  // namespace

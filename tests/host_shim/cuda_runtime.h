@@ -22,6 +22,13 @@ struct dim3 {
   explicit dim3(unsigned x_) : x(x_) {}
 };
 
+struct alignas(16) uint4 {
+  unsigned x, y, z, w;
+};
+struct alignas(16) int4 {
+  int x, y, z, w;
+};
+
 using cudaStream_t = void*;
 enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidConfiguration = 9 };
 inline const char* cudaGetErrorString(cudaError_t status) { return status ? "invalid configuration" : "no error"; }
@@ -42,6 +49,18 @@ inline void __syncthreads() { host_shim::block_barrier(0); }
 inline int __syncthreads_or(int vote) { return host_shim::block_barrier(vote != 0) != 0; }
 inline unsigned __ballot_sync(unsigned, bool vote) {
   return host_shim::warp_barrier(unsigned{vote} << threadIdx.x % 32);
+}
+
+// All 32 threads of the warp take part.
+template <class S>
+S __shfl_xor_sync(unsigned, S value, int distance) {
+  static_assert(sizeof(S) <= 8, "shuffle");
+  static uint64_t exchanged[1024];
+  std::memcpy(&exchanged[threadIdx.x], &value, sizeof value);
+  host_shim::warp_barrier(0);
+  std::memcpy(&value, &exchanged[threadIdx.x ^ static_cast<unsigned>(distance)], sizeof value);
+  host_shim::warp_barrier(0);
+  return value;
 }
 
 template <class... Parameters, class... Arguments>
