@@ -23,13 +23,13 @@ class Blocks(NamedTuple):
 
 # By the bytes of an element and the largest number of tokens.
 SCORE = {
-    2: {16: Blocks(16, 64, 64, 4, 3), 32: Blocks(32, 64, 64, 4, 3), 64: Blocks(64, 64, 64, 4, 3)},
-    4: {16: Blocks(16, 64, 16, 4, 3), 32: Blocks(32, 64, 16, 4, 3), 64: Blocks(64, 64, 16, 4, 3)},
+    2: {16: Blocks(16, 64, 64, 4, 4), 32: Blocks(32, 64, 64, 4, 4), 64: Blocks(64, 64, 64, 4, 4)},
+    4: {16: Blocks(16, 64, 16, 4, 5), 32: Blocks(32, 64, 16, 4, 5), 64: Blocks(64, 64, 16, 4, 5)},
 }
 # Where units are spans there are fewer of them, and a second product for what rounding them left over.
 SCORE_SPANS = {
-    2: {16: Blocks(16, 64, 64, 4, 3), 32: Blocks(32, 64, 64, 4, 3)},
-    4: {16: Blocks(16, 64, 16, 4, 3), 32: Blocks(32, 64, 16, 4, 3)},
+    2: {16: Blocks(16, 64, 64, 4, 4), 32: Blocks(32, 64, 64, 4, 4)},
+    4: {16: Blocks(16, 64, 16, 4, 5), 32: Blocks(32, 64, 16, 4, 5)},
 }
 UNIT_GRADIENT = {
     2: {16: Blocks(16, 64, 64, 4, 2), 32: Blocks(32, 64, 64, 4, 2), 64: Blocks(64, 64, 64, 4, 2)},
@@ -40,7 +40,7 @@ TEXT_GRADIENT = {
     4: {16: Blocks(16, 32, 64, 4, 3), 32: Blocks(32, 32, 64, 4, 3), 64: Blocks(64, 32, 32, 4, 3)},
 }
 # By the bytes of an element. `group`: frames.
-POOL = {2: Blocks(0, 16, 256, 4, 3, 32), 4: Blocks(0, 16, 128, 4, 3, 32)}
+POOL = {2: Blocks(0, 16, 256, 4, 5, 32), 4: Blocks(0, 16, 128, 8, 5, 32)}
 # Rows of frames or tokens, `units`, for the global level.
 POOL_ROWS = {2: Blocks(0, 64, 64, 4, 3), 4: Blocks(0, 32, 64, 4, 3)}
 # `tokens`: frames, `group`: steps of columns.

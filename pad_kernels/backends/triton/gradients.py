@@ -237,9 +237,9 @@ def hard_kernel(
         past = tl.minimum((token + 1) * share, unit_count)
         for first_row in range(token * share, past, UNITS):
             row = first_row + tl.arange(0, UNITS)
+            free = (row < past) & ~is_chosen(unit, row, tokens, TOKENS)
             for first in range(0, width, WIDTH):
                 column = first + tl.arange(0, WIDTH)
-                free = (row < past) & ~is_chosen(unit, row, tokens, TOKENS)
                 place = (utterance * unit_count + row)[:, None] * width + column[None, :]
                 tl.store(grad_units + place, tl.zeros([UNITS, WIDTH], grad_units.dtype.element_ty),
                          mask=free[:, None] & (column < width)[None, :])  # fmt: skip
@@ -349,7 +349,7 @@ def gradients(grad, scored, text, saved, spans, frame_prior, temperature, needed
 
 
 def fill_hard(grad, scored, text, saved, grad_text, grad_units):
-    """Fill the gradient of the text, and of the units that were chosen; either may be None."""
+    """Fill the gradients of the text and of all units; either may be None."""
     units = scored.units
     similarity, unit, _ = saved
     batch, count, width = units.shape
