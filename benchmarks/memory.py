@@ -36,7 +36,7 @@ def peak_in_process(call: Callable[[], object]) -> int:
         call()
     gc.collect()
     if "native" in pad_kernels.available_backends():
-        importlib.import_module("pad_kernels.backends.native").release_kept_memory()
+        importlib.import_module("pad_kernels.backends.library").release_kept_memory()
     Path("/proc/self/clear_refs").write_text("5")
     before = _status_bytes("VmRSS")
     result = call()

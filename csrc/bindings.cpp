@@ -3,15 +3,15 @@
 #include <pybind11/stl.h>
 
 #include <cstdint>
-#include <string>
-#include <tuple>
 #include <utility>
 #include <vector>
 
 #include "alignment.h"
+#include "arguments.h"
 #include "cpu/dispatch.h"
 #include "device.h"
 #include "loss.h"
+#include "loss_bindings.h"
 #include "memory.h"
 #include "pooling.h"
 #include "significance.h"
@@ -22,68 +22,21 @@ namespace py = pybind11;
 
 namespace {
 
-using Address = uintptr_t;
-
-template <class T>
-T* pointer(Address address) {
-  return reinterpret_cast<T*>(address);
-}
-
-// The arguments of a call, by name alone, so that none can be taken for another.
-class Arguments {
- public:
-  explicit Arguments(const py::kwargs& named) : named_(named) {}
-
-  template <class T>
-  T value(const char* name) {
-    return find(name).cast<T>();
-  }
-
-  // Address 0: null.
-  template <class T>
-  T* pointer(const char* name) {
-    return ::pointer<T>(value<Address>(name));
-  }
-
-  pad::Element element(const char* name) { return static_cast<pad::Element>(value<int>(name)); }
-
-  // (address, strides in elements of all dimensions but the last)
-  pad::Rows rows(const char* name) {
-    const auto [address, batch, row] = value<std::tuple<Address, int64_t, int64_t>>(name);
-    return {::pointer<void>(address), batch, row};
-  }
-
-  pad::HeadRows head_rows(const char* name) {
-    const auto [address, batch, head, row] = value<std::tuple<Address, int64_t, int64_t, int64_t>>(name);
-    return {::pointer<void>(address), batch, head, row};
-  }
-
-  // To be called once all are taken: a name that nobody asked for is an error.
-  void finish() const {
-    if (taken_ != named_.size()) throw py::type_error("an argument that this function does not know");
-  }
-
- private:
-  py::handle find(const char* name) {
-    PyObject* found = PyDict_GetItemString(named_.ptr(), name);
-    if (!found) throw py::type_error(std::string("missing argument: ") + name);
-    ++taken_;
-    return found;
-  }
-
-  const py::kwargs& named_;
-  size_t taken_ = 0;
-};
+using pad::Arguments;
 
 // Where an op runs: on the CPU with so many threads, or (no threads) on a CUDA stream, with memory that the
 // caller allocates, by size in bytes, for as long as the work takes.
 struct ExecutionContext {
   explicit ExecutionContext(const py::tuple& context)
-      : threads(context[0].cast<int>()), stream(pointer<void>(context[1].cast<Address>())), allocate(context[2]) {}
+      : threads(context[0].cast<int>()),
+        stream(pad::pointer<void>(context[1].cast<pad::Address>())),
+        allocate(context[2]) {}
 
   bool on_cpu() const { return threads > 0; }
 
-  void* memory(int64_t bytes) const { return bytes ? pointer<void>(allocate(bytes).cast<Address>()) : nullptr; }
+  void* memory(int64_t bytes) const {
+    return bytes ? pad::pointer<void>(allocate(bytes).cast<pad::Address>()) : nullptr;
+  }
 
   int threads;
   void* stream;
@@ -306,6 +259,7 @@ PYBIND11_MODULE(_native, module) {
   module.def("spans_fit", &spans_fit);
   module.def("token_loss", &token_loss);
   module.def("pooled_loss", &pooled_loss);
+  pad::define_losses(module);
   py::class_<pad::Memory>(module, "Memory", py::buffer_protocol(),
                           "Bytes for a large result, kept when they are freed.")
       .def(py::init<int64_t>())

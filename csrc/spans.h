@@ -11,7 +11,7 @@ struct SpanArguments {
   int64_t batch, frames, max_anchors, scale_count;
   const void* frame_prior;  // opmath [batch, frames]: float, or double where is_double
   bool is_double;
-  const uint8_t* frame_mask;   // [batch, frames]
+  const uint8_t* frame_mask;   // [batch, frames]; on the CPU null: all are valid
   const int64_t* num_tokens;   // [batch]
   const int64_t* num_anchors;  // [batch]
   const double* scales;        // [scale_count]

@@ -116,10 +116,12 @@ def refuse_functorch(name: str, *values: object) -> None:
     _refuse_other_derivatives(*values)
 
 
-def prior(name: str, value: Tensor | None, shape: Shape, device: torch.device) -> None:
-    """A floating-point prior; its values are checked as it is made into weights."""
-    if value is not None:
-        tensor(name, value, FLOATING, shape, device, "a floating-point tensor")
+def prior(name: str, value: Tensor | None, shape: Shape, device: torch.device) -> Tensor | None:
+    """A floating-point prior, a constant for the gradient; its values are checked as it is made into weights."""
+    if value is None:
+        return None
+    tensor(name, value, FLOATING, shape, device, "a floating-point tensor")
+    return value.detach() if value.requires_grad else value
 
 
 def mask(name: str, value: Tensor | None, shape: Shape, device: torch.device) -> Tensor | None:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from pad_kernels import backends, self_test
-from pad_kernels.backends import native
+from pad_kernels.backends import library
 from pad_kernels.ops.registration import OPS
 
 
@@ -56,11 +56,11 @@ def report() -> dict[str, Any]:
         "cpu": {
             "machine": platform.machine(),
             "torch_capability": torch.backends.cpu.get_cpu_capability(),
-            "native_instruction_set": native.instruction_set() or "none",
+            "native_instruction_set": library.instruction_set() or "none",
             "threads": torch.get_num_threads(),
         },
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
-        "cuda_kernels": native.cuda_targets() or "none",
+        "cuda_kernels": library.cuda_targets() or "none",
         "default_backend": os.environ.get(backends.ENVIRONMENT_VARIABLE) or "auto",
         "backends": reasons,
         "ops": ops,

@@ -5,7 +5,7 @@ B utterances of M frames, N tokens and U units, of width D.
 "Opmath" is the dtype of sums, norms and softmax: float64 for float64 embeddings, else float32.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +16,10 @@ LEVELS = ("global", "token", "span")
 # In the order of the enumerations in csrc/spans.h and csrc/loss.h.
 ANCHORS = ("topk", "peaks", "stride")
 REDUCTIONS = ("none", "sum", "mean")
+
+
+# A number; while a program is traced a 0-dim tensor too, so that one program serves every value.
+Temperature = float
 
 
 def opmath_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -100,14 +104,33 @@ class SpanSelection(NamedTuple):
     anchors: str
 
 
+class LossOptions(NamedTuple):
+    """What a loss is told besides its tensors."""
+
+    level: str  # one of LEVELS
+    temperature: Temperature
+    reduction: str  # one of REDUCTIONS
+    selection: SpanSelection  # of the spans of the span level, where none are given
+
+
 class LossRequest(NamedTuple):
-    """Masks, priors and spans of a loss, checked but not yet made into weights."""
+    """A loss to compute: its embeddings, masks, priors and spans, checked but not yet made into weights."""
 
     speech: Positions
     text: Positions
-    in_spans: bool  # the units are spans: masked frames are told apart from those of prior 0
     spans: tuple[Tensor, Tensor] | None  # [B, U] int32
-    selection: SpanSelection | None  # of spans that are not given
+    options: LossOptions
+    differentiable: bool = True  # a gradient may be asked for
+
+    @property
+    def in_spans(self) -> bool:
+        """Whether the units are spans: masked frames are then told apart from those of prior 0."""
+        return self.options.level == "span"
+
+    @property
+    def selection(self) -> SpanSelection | None:
+        """How spans are chosen; None where the units are frames, or spans that are given."""
+        return self.options.selection if self.in_spans and self.spans is None else None
 
 
 class LossWeights(NamedTuple):
@@ -129,7 +152,7 @@ class LossInputs(NamedTuple):
     token_prior: Tensor
     start: Tensor | None
     end: Tensor | None
-    temperature: float
+    temperature: Temperature
     reduction: str  # one of REDUCTIONS
     differentiable: bool = True  # a gradient may be asked for
     scratch: Tensor | None = None  # what a backend's `loss_weights` laid by for its loss
@@ -140,7 +163,7 @@ class LossInputs(NamedTuple):
 
 
 class LossSaved(NamedTuple):
-    """What a loss keeps for its backward: the same whichever backend computed it, so that another can go on."""
+    """What a loss that is made of the ops keeps: the same whichever backend computed it, so that another can go on."""
 
     # Local: token_mask [B, N], or None, and the fields of Saved. Global: difference [B, D] and totals [B, 2].
     tensors: tuple[Tensor | None, ...]
@@ -148,3 +171,13 @@ class LossSaved(NamedTuple):
     grad_scale: Tensor | float
     # What the backend that computed it can go on with faster.
     own: tuple[Tensor | None, ...] = ()
+
+
+class LossRecord(NamedTuple):
+    """A loss that was computed, for its backward. Autograd holds the tensors, where its hooks see them."""
+
+    speech: Tensor
+    text: Tensor
+    options: LossOptions
+    tensors: tuple[Tensor | None, ...]  # what the backend keeps
+    form: Any  # by which it tells them apart

@@ -1,14 +1,24 @@
 """The losses of PAD: global, token (TLocal) and span (SLocal), made of the ops."""
 
+import functools
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from pad_kernels import backends, checks, torch_internals
-from pad_kernels.autograd import GlobalLoss, LocalLoss, LossOptions, RegisteredOps
+from pad_kernels.autograd import Loss, RegisteredOps
 from pad_kernels.backends.base import Backend
-from pad_kernels.inputs import ANCHORS, LEVELS, REDUCTIONS, LossRequest, Positions, SpanSelection
+from pad_kernels.inputs import (
+    ANCHORS,
+    LEVELS,
+    REDUCTIONS,
+    LossOptions,
+    LossRequest,
+    Positions,
+    SpanSelection,
+    Temperature,
+)
 
 
 def pad_loss(
@@ -60,7 +70,7 @@ def pad_loss(
 
     Source: section 3 of arXiv 2303.03600 (PAD-Glob, PAD-TLocal, PAD-SLocal).
     """
-    selection = _check_options(level, temperature, num_anchors, scales, anchors, reduction, backend)
+    options = _options(level, temperature, num_anchors, scales, anchors, reduction, backend)
     if spans is not None and level != "span":
         raise ValueError(f'spans: got spans with level={level!r}, expected level="span" or no spans')
     speech, text = checks.embeddings(speech, text)
@@ -68,61 +78,76 @@ def pad_loss(
     if in_functorch:
         others = (speech_mask, text_mask, speech_prior, text_prior, num_anchors, *(spans or ()))
         checks.refuse_functorch("pad_kernels.pad_loss", speech, text, *others)
-    device = speech.device
-    speech_mask = checks.mask("speech_mask", speech_mask, speech.shape[:2], device)
-    text_mask = checks.mask("text_mask", text_mask, text.shape[:2], device)
-    checks.prior("speech_prior", speech_prior, speech.shape[:2], device)
-    checks.prior("text_prior", text_prior, text.shape[:2], device)
-    bounds: tuple[Tensor, ...] = () if spans is None else checks.spans(spans, speech.shape[0], device)
-    op = "pooled_distance_forward" if level == "global" else "alignment_forward"
-    run = _select(op, backend or "", speech, text, speech_mask, text_mask, speech_prior, text_prior, *bounds)
-    if spans is not None:
-        start, end = bounds
-        spans = checks.spans_inside(start, end, speech.shape[1], run.spans_fit(start, end, speech.shape[1]))
-    in_spans = level == "span"
+    device, shape, text_shape = speech.device, speech.shape[:2], text.shape[:2]
+    speech_mask = checks.mask("speech_mask", speech_mask, shape, device)
+    text_mask = checks.mask("text_mask", text_mask, text_shape, device)
+    speech_prior = checks.prior("speech_prior", speech_prior, shape, device)
+    text_prior = checks.prior("text_prior", text_prior, text_shape, device)
+    start, end = (None, None) if spans is None else checks.spans(spans, shape[0], device)
+    run: Backend = RegisteredOps(backend or "")
+    others = (speech_mask, text_mask, speech_prior, text_prior, start, end)
+    if torch_internals.can_bypass_dispatcher(speech, text, *others):
+        op = "pooled_distance_forward" if level == "global" else "alignment_forward"
+        run = backends.select_backend(op, backend or "", device, speech.dtype, speech.shape[2])
+    if start is not None and end is not None:
+        spans = checks.spans_inside(start, end, shape[1], run.spans_fit(start, end, shape[1]))
+    differentiable = torch.is_grad_enabled() and (speech.requires_grad or text.requires_grad)
     request = LossRequest(
         Positions("speech_prior", speech, speech_mask, speech_prior),
         Positions("text_prior", text, text_mask, text_prior),
-        in_spans,
         spans,
-        selection if in_spans and spans is None else None,
+        options,
+        differentiable,
     )
-    *weights, scratch = run.loss_weights(request)
-    apply: Callable[..., Tensor] = LocalLoss.apply
-    if level == "global":
-        apply, weights = GlobalLoss.apply, weights[:2]
-    differentiable = torch.is_grad_enabled() and (speech.requires_grad or text.requires_grad)
-    options = LossOptions(float(temperature), reduction, run, differentiable, scratch)
-    if in_functorch:  # and no transform is about the inputs
-        loss: Tensor = torch_internals.without_functorch(apply, speech, text, *weights, options)
+    if not differentiable:
+        return run.loss_forward(request)[0]
+    apply: Callable[..., Tensor] = Loss.apply
+    if in_functorch:  # and no transform is about the tensors
+        loss: Tensor = torch_internals.without_functorch(apply, speech, text, request, run)
         return loss
-    return apply(speech, text, *weights, options)
-
-
-def _select(op: str, name: str, speech: Tensor, *others: Tensor | None) -> Backend:
-    """What a loss made of `op` is computed by."""
-    if not torch_internals.can_bypass_dispatcher(speech, *others):
-        return RegisteredOps(name)
-    return backends.select_backend(op, name, speech.device, speech.dtype, speech.shape[2])
+    return apply(speech, text, request, run)
 
 
 def _check_options(
     level: str,
-    temperature: float,
+    temperature: Temperature,
     num_anchors: Tensor | int | None,
     scales: Sequence[float],
     anchors: str,
     reduction: str,
     backend: str | None,
-) -> SpanSelection:
+) -> LossOptions:
     checks.choice("level", level, LEVELS)
     checks.choice("anchors", anchors, ANCHORS)
     checks.choice("reduction", reduction, REDUCTIONS)
-    checks.temperature(temperature)
+    temperature = checks.temperature(temperature)
     if num_anchors is not None:
         checks.anchors_wanted("num_anchors", num_anchors)
     backends.check_name(backend)
-    return SpanSelection(num_anchors, checks.scales(scales), anchors)
+    selection = SpanSelection(num_anchors, checks.scales(scales), anchors)
+    return LossOptions(level, temperature, reduction, selection)
+
+
+# Checked once: a training loop gives the same options at every step. The types tell True from 1.
+_known_options = functools.lru_cache(maxsize=64, typed=True)(lambda types, *options: _check_options(*options))
+
+
+def _options(
+    level: str,
+    temperature: Temperature,
+    num_anchors: Tensor | int | None,
+    scales: Sequence[float],
+    anchors: str,
+    reduction: str,
+    backend: str | None,
+) -> LossOptions:
+    given = level, temperature, num_anchors, scales, anchors, reduction, backend
+    if type(scales) is not tuple or isinstance(num_anchors, Tensor) or torch.compiler.is_compiling():
+        return _check_options(*given)
+    try:
+        return _known_options(tuple(map(type, scales)), *given)
+    except TypeError:  # an argument without a hash
+        return _check_options(*given)
 
 
 class PADLoss(torch.nn.Module):

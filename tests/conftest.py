@@ -62,9 +62,10 @@ class _Dirty:
 def dirty_memory(monkeypatch):
     """What a kernel forgets to write is NaN, not an old zero."""
     if "native" in pad_kernels.available_backends():
-        from pad_kernels.backends import native
+        from pad_kernels.backends import library, native, native_loss
 
-        monkeypatch.setattr(native, "torch", _Dirty())
+        for module in (library, native, native_loss):
+            monkeypatch.setattr(module, "torch", _Dirty())
 
 
 @pytest.fixture

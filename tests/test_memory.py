@@ -92,7 +92,7 @@ def test_significance_of_ten_minutes(native):
 KEPT = """
 import torch
 from pad_kernels import pad_loss
-from pad_kernels.backends import native
+from pad_kernels.backends import library
 
 speech = torch.randn(2, {frames}, 512).requires_grad_()
 text = torch.randn(2, 8, 512)
@@ -114,7 +114,7 @@ many = [gradient() for _ in range(6)]
 assert len({{x.data_ptr() for x in (second, third, *many)}}) == 8 and all(torch.equal(second, x) for x in many)
 before = resident()
 del second, third, many
-native.release_kept_memory()
+library.release_kept_memory()
 print(before - resident())
 """
 

@@ -138,21 +138,19 @@ def empty(*shape, dtype=torch.float32):
 
 def loss(backend, shape, dtype, level, temperature):
     """A loss and its gradients, with masks and priors and without, for each reduction."""
-    from pad_kernels.inputs import REDUCTIONS, LossInputs, LossRequest, Needed, Positions, SpanSelection
+    from pad_kernels.inputs import REDUCTIONS, LossOptions, LossRequest, Needed, Positions, SpanSelection
 
     batch, frames, tokens, width = shape
     speech, text = empty(batch, frames, width, dtype=dtype), empty(batch, tokens, width, dtype=dtype)
     masks = (empty(batch, frames, dtype=torch.bool), empty(batch, tokens, dtype=torch.bool)), (None, None)
     priors = (empty(batch, frames), empty(batch, tokens)), (None, None)
-    selection = SpanSelection(None, [0.5, 1.0, 2.0], "topk") if level == "span" else None
-    name = "global" if level == "global" else "local"
+    selection = SpanSelection(None, [0.5, 1.0, 2.0], "topk")
     for (speech_mask, text_mask), (speech_prior, text_prior) in zip(masks, priors):
         sides = Positions("", speech, speech_mask, speech_prior), Positions("", text, text_mask, text_prior)
-        *weights, scratch = backend.loss_weights(LossRequest(*sides, level == "span", None, selection))
-    for reduction in REDUCTIONS:
-        inputs = LossInputs(speech, text, *weights, temperature, reduction, True, scratch)
-        value, saved = getattr(backend, f"{name}_loss_forward")(inputs)
-        getattr(backend, f"{name}_loss_backward")(value, inputs, saved, Needed(True, True))
+        for reduction in REDUCTIONS:
+            options = LossOptions(level, temperature, reduction, selection)
+            value, record = backend.loss_forward(LossRequest(*sides, None, options))
+            backend.loss_backward(value, record, Needed(True, True))
 
 
 def select(backend, anchors):

@@ -1,6 +1,7 @@
 #include "loss.h"
 
 #include <algorithm>
+#include <vector>
 
 namespace pad {
 namespace {
@@ -55,6 +56,91 @@ double token_loss(const TokenLoss& arguments) {
 
 double pooled_loss(const PooledLoss& arguments) {
   return arguments.is_double ? pooled_loss_in<double>(arguments) : pooled_loss_in<float>(arguments);
+}
+
+namespace {
+
+// Calls work(S{}) with S the opmath type.
+template <class Work>
+void with_opmath(Element element, const Work& work) {
+  element == Element::float64 ? work(double{}) : work(float{});
+}
+
+void choose_spans(const LocalLossForward& a) {
+  const int64_t batch = a.tokens.batch, length = a.tokens.length;
+  std::vector<int64_t> tokens(batch, length), anchors;
+  if (a.tokens.mask)
+    for (int64_t b = 0; b < batch; ++b)
+      tokens[b] =
+          std::count_if(a.tokens.mask + b * length, a.tokens.mask + (b + 1) * length, [](uint8_t x) { return x; });
+  if (a.selection.anchors_for_all >= 0) anchors.assign(batch, a.selection.anchors_for_all);
+  SpanArguments spans{};
+  spans.batch = batch;
+  spans.frames = a.frames.length;
+  spans.max_anchors = a.selection.max_anchors;
+  spans.scale_count = a.selection.scale_count;
+  spans.frame_prior = a.frames.weights;
+  spans.is_double = a.frames.is_double;
+  spans.frame_mask = a.frames.mask;
+  spans.num_tokens = tokens.data();
+  spans.num_anchors = a.selection.num_anchors ? a.selection.num_anchors
+                      : anchors.empty()       ? tokens.data()
+                                              : anchors.data();
+  spans.scales = a.selection.scales;
+  spans.anchors = a.frames.prior ? a.selection.anchors : Anchors::stride;  // there is nothing else to choose by
+  spans.start = a.start;
+  spans.end = a.end;
+  spans.threads = a.alignment.threads;
+  select_spans(spans);
+}
+
+}  // namespace
+
+double local_loss_forward(const LocalLossForward& a) {
+  position_weights(a.frames);
+  position_weights(a.tokens);
+  if (a.selection.scale_count) choose_spans(a);
+  with_opmath(a.alignment.element, [&](auto number) {
+    const auto* weights = static_cast<const decltype(number)*>(a.tokens.weights);
+    for (int64_t i = 0; i < a.tokens.batch * a.tokens.length; ++i) a.token_mask[i] = weights[i] > 0;
+  });
+  alignment_forward(a.alignment);
+  return token_loss(a.loss);
+}
+
+double global_loss_forward(const GlobalLossForward& a) {
+  position_weights(a.frames);
+  position_weights(a.tokens);
+  pooled_distance_forward(a.pooling);
+  return pooled_loss(a.loss);
+}
+
+void local_loss_backward(const LocalLossBackward& a) {
+  with_opmath(a.alignment.element, [&](auto number) {
+    using S = decltype(number);
+    const int64_t tokens = a.alignment.tokens;
+    std::vector<S> grad_similarity(a.alignment.batch * tokens);
+    for (int64_t b = 0; b < a.alignment.batch; ++b) {
+      const S grad = static_cast<const S*>(a.upstream.grad)[b * a.upstream.stride] * static_cast<S>(-a.upstream.scale);
+      for (int64_t i = b * tokens; i < (b + 1) * tokens; ++i)
+        grad_similarity[i] = static_cast<const S*>(a.token_weights)[i] * grad;
+    }
+    AlignmentBackward alignment = a.alignment;
+    alignment.grad_similarity = grad_similarity.data();
+    alignment_backward(alignment);
+  });
+}
+
+void global_loss_backward(const GlobalLossBackward& a) {
+  with_opmath(a.pooling.element, [&](auto number) {
+    using S = decltype(number);
+    std::vector<S> grad(a.pooling.batch);
+    for (int64_t b = 0; b < a.pooling.batch; ++b)
+      grad[b] = static_cast<const S*>(a.upstream.grad)[b * a.upstream.stride] * static_cast<S>(a.upstream.scale);
+    PooledDistanceBackward pooling = a.pooling;
+    pooling.grad = grad.data();
+    pooled_distance_backward(pooling);
+  });
 }
 
 }  // namespace pad

@@ -63,7 +63,7 @@ void select_utterance(const SpanArguments& a, int64_t b) {
 
   std::vector<int64_t> real;
   for (int64_t i = 0; i < a.frames; ++i)
-    if (a.frame_mask[b * a.frames + i]) real.push_back(i);
+    if (!a.frame_mask || a.frame_mask[b * a.frames + i]) real.push_back(i);
   const int64_t count = std::min(a.num_anchors[b], a.max_anchors);
   if (real.empty() || a.num_tokens[b] <= 0 || count <= 0) return;
 

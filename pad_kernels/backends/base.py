@@ -1,7 +1,7 @@
 """What a backend is: a name, the ops that it has, where it runs, and the losses that it makes of them."""
 
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -11,6 +11,8 @@ from pad_kernels.inputs import (
     AlignmentInputs,
     Gradients,
     LossInputs,
+    LossOptions,
+    LossRecord,
     LossRequest,
     LossSaved,
     LossWeights,
@@ -118,6 +120,29 @@ class Backend:
 
     # The losses.
 
+    def loss_forward(self, request: LossRequest) -> tuple[Tensor, LossRecord]:
+        """The loss of a level, and what its backward needs."""
+        frame_prior, token_prior, start, end, scratch = self.loss_weights(request)
+        speech, text, options = request.speech.values, request.text.values, request.options
+        inputs = LossInputs(
+            speech, text, frame_prior, token_prior, start, end,
+            options.temperature, options.reduction, request.differentiable, scratch,
+        )  # fmt: skip
+        forward = self.global_loss_forward if options.level == "global" else self.local_loss_forward
+        loss, saved = forward(inputs)
+        return loss, record_of_ops(speech, text, options, (frame_prior, token_prior, start, end), saved)
+
+    def loss_backward(self, grad: Tensor, record: LossRecord, needed: Needed) -> Gradients:
+        """Gradients of speech and text, each empty unless needed; `grad` is that of the reduced loss."""
+        inputs, saved = _from_record(record)
+        if record.options.level == "global":
+            return self.global_loss_backward(grad, inputs, saved, needed)
+        return self.local_loss_backward(grad, inputs, saved, needed)
+
+    def unpack(self, record: LossRecord) -> LossRecord:
+        """The record of a loss that this backend computed, in the form that any backend can go on with."""
+        return record
+
     def local_loss_forward(self, inputs: LossInputs) -> tuple[Tensor, LossSaved]:
         """The loss of the token and span levels."""
         token_mask = inputs.token_prior > 0
@@ -148,6 +173,30 @@ class Backend:
         assert difference is not None and totals is not None
         grad = (grad * saved.grad_scale).expand(inputs.speech.shape[0])
         return self.pooled_distance_backward(grad, inputs.pooling(), Pooled(grad, difference, totals), needed)
+
+
+class _Form(NamedTuple):
+    """Of a record: the weights come first, then `grad_scale` if it is a tensor, then what is kept and what is own."""
+
+    grad_scale: float | None
+    tensors: int
+
+
+def record_of_ops(
+    speech: Tensor, text: Tensor, options: LossOptions, weights: tuple[Tensor | None, ...], saved: LossSaved
+) -> LossRecord:
+    """The record of a loss that is made of the ops; `weights`: those of frames and tokens, start and end."""
+    tensors, scale, own = saved
+    known, of_batch = (None, scale) if isinstance(scale, Tensor) else (scale, None)
+    return LossRecord(speech, text, options, (*weights, of_batch, *tensors, *own), _Form(known, len(tensors)))
+
+
+def _from_record(record: LossRecord) -> tuple[LossInputs, LossSaved]:
+    speech, text, options, (frame_prior, token_prior, start, end, scale, *kept), form = record
+    assert frame_prior is not None and token_prior is not None
+    inputs = LossInputs(speech, text, frame_prior, token_prior, start, end, options.temperature, options.reduction)
+    grad_scale = form.grad_scale if scale is None else scale
+    return inputs, LossSaved(tuple(kept[: form.tensors]), grad_scale, tuple(kept[form.tensors :]))
 
 
 def _span_inputs(request: LossRequest, frame_prior: Tensor) -> SpanInputs:

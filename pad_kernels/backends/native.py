@@ -1,20 +1,26 @@
 """The compiled library, on CPU and CUDA tensors: unpacks tensors into pointers, sizes and strides, each by its name."""
 
-import contextlib
 import functools
-import importlib
-import math
-from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pad_kernels.backends.base import Backend
+from pad_kernels.backends.library import (
+    ANCHOR_CODES,
+    ELEMENTS,
+    NATIVE,
+    REASON,
+    REDUCTION_CODES,
+    execution_context,
+    gradient,
+    packed,
+    rows,
+    strided,
+)
+from pad_kernels.backends.native_loss import WholeLosses
 from pad_kernels.inputs import (
-    ANCHORS,
-    REDUCTIONS,
     AlignmentInputs,
     Gradients,
     Needed,
@@ -27,34 +33,16 @@ from pad_kernels.inputs import (
 )
 from pad_kernels.ops.weights import check_bounds
 
-REASON: str | None = None  # why the library is missing
-try:
-    _native: Any = importlib.import_module("pad_kernels._native")
-except ImportError as failure:
-    _native = None
-    _note = Path(__file__).parent.parent / "_build.txt"
-    REASON = _note.read_text(encoding="utf-8").strip() if _note.exists() else f"pad_kernels: {failure}"
-    if "not built" not in REASON:
-        REASON = f"pad_kernels: the compiled library could not be loaded: {failure}"
-
-# In the order of the enumeration in csrc/tensor.h.
-ELEMENTS = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
-REDUCTION_CODES = {name: code for code, name in enumerate(REDUCTIONS)}
-ANCHOR_CODES = {name: code for code, name in enumerate(ANCHORS)}
-
-# Threads of the CPU, or none and a CUDA stream, and what allocates memory for the time of the call.
-_Context = tuple[int, int, Any]
-
 
 @functools.cache
 def _gpu_unsupported_reason(index: int | None) -> str | None:
     if torch.version.hip is not None:
         return "the native backend's GPU kernels are CUDA's, and this torch is built for ROCm"
-    if not _native.cuda_targets():
+    if not NATIVE.cuda_targets():
         return "pad_kernels was built without CUDA kernels"
     if not torch.cuda.is_available():
         return "torch finds no GPU"
-    failure = _native.cuda_failure()
+    failure = NATIVE.cuda_failure()
     if failure:
         return f"the CUDA runtime of pad_kernels cannot be used: {failure}"
     capability = torch.cuda.get_device_capability(index)
@@ -63,79 +51,16 @@ def _gpu_unsupported_reason(index: int | None) -> str | None:
     return None
 
 
-def instruction_set() -> str | None:
-    """Name of the instruction set in use."""
-    return _native.instruction_set() if _native else None
-
-
-def cuda_targets() -> str | None:
-    """What the CUDA kernels were compiled for; None without them."""
-    return _native.cuda_targets() or None if _native else None
-
-
-def release_kept_memory() -> None:
-    """Give the memory of freed gradients back to the system."""
-    if _native:
-        _native.release_kept_memory()
-
-
-def execution_context(device: torch.device) -> contextlib.AbstractContextManager[_Context]:
-    """Where a call into the library runs."""
-    return _on_cpu(torch.get_num_threads()) if device.type == "cpu" else _on_stream(device)
-
-
-@functools.cache
-def _on_cpu(threads: int) -> contextlib.AbstractContextManager[_Context]:
-    return contextlib.nullcontext((threads, 0, None))
-
-
-@contextlib.contextmanager
-def _on_stream(device: torch.device) -> Iterator[_Context]:
-    workspace: list[Tensor] = []
-
-    def allocate(size: int) -> int:
-        workspace.append(torch.empty(size, dtype=torch.uint8, device=device))
-        return workspace[0].data_ptr()
-
-    with torch.cuda.device(device):
-        yield 0, torch.cuda.current_stream(device).cuda_stream, allocate
-
-
-def _gradient(needed: bool, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Memory for a gradient, empty unless needed; a large one on a CPU is where an earlier one was."""
-    if not needed:
-        return torch.empty(0, dtype=dtype, device=device)
-    size = math.prod(shape) * dtype.itemsize
-    if device.type == "cpu" and size >= _native.LARGE_RESULT_BYTES:
-        return torch.frombuffer(_native.Memory(size), dtype=dtype).view(shape)
-    return torch.empty(shape, dtype=dtype, device=device)
-
-
-def _rows(tensor: Tensor) -> Tensor:
-    """The tensor with its last dimension contiguous: any other strides serve as they are."""
-    return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
-
-
-def _packed(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """The tensor contiguous and in `dtype`, as it mostly is already: to look is quicker than to ask for it."""
-    return tensor if tensor.dtype == dtype and tensor.is_contiguous() else tensor.to(dtype).contiguous()
-
-
-def _strided(tensor: Tensor) -> tuple[int, ...]:
-    """Address, and the strides of all dimensions but the last."""
-    return tensor.data_ptr(), *tensor.stride()[:-1]
-
-
 def _as_read(inputs: AlignmentInputs) -> AlignmentInputs:
     """The inputs as the library reads them. The caller holds them for as long as it runs: their memory is in use."""
     speech, text, frame_prior, token_mask, start, end, temperature = inputs
     return AlignmentInputs(
-        _rows(speech),
-        _rows(text),
-        _packed(frame_prior, opmath_dtype(speech.dtype)),
-        _packed(token_mask, torch.bool),
-        None if start is None else _packed(start, torch.int32),
-        None if end is None else _packed(end, torch.int32),
+        rows(speech),
+        rows(text),
+        packed(frame_prior, opmath_dtype(speech.dtype)),
+        packed(token_mask, torch.bool),
+        None if start is None else packed(start, torch.int32),
+        None if end is None else packed(end, torch.int32),
         temperature,
     )
 
@@ -150,8 +75,8 @@ def _alignment_arguments(inputs: AlignmentInputs) -> dict[str, Any]:
         "units": frames if start is None else start.shape[1],
         "width": width,
         "element": ELEMENTS[speech.dtype],
-        "speech": _strided(speech),
-        "text": _strided(text),
+        "speech": strided(speech),
+        "text": strided(text),
         "frame_prior": frame_prior.data_ptr(),
         "token_mask": token_mask.data_ptr(),
         "start": 0 if start is None else start.data_ptr(),
@@ -179,12 +104,12 @@ class NativeHelpers(Backend):
     def position_weights(self, positions: Positions, *, normalized: bool = False, masked: float = 0.0) -> Tensor:
         """csrc/weights.h: the weights of positions."""
         name, values, mask, prior = positions
-        if values.device.type != "cpu" or not _native:
+        if values.device.type != "cpu" or not NATIVE:
             return super().position_weights(positions, normalized=normalized, masked=masked)
         mask, prior = (None if x is None else x.contiguous() for x in (mask, prior))
         shape, dtype = values.shape[:2], opmath_dtype(values.dtype)
         weights = torch.empty(shape, dtype=dtype)
-        bounds = _native.position_weights(
+        bounds = NATIVE.position_weights(
             batch=shape[0],
             length=shape[1],
             mask=0 if mask is None else mask.data_ptr(),
@@ -200,20 +125,20 @@ class NativeHelpers(Backend):
 
     def spans_fit(self, start: Tensor, end: Tensor, frames: int) -> bool:
         """csrc/loss.h: whether all spans lie within the frames."""
-        if start.device.type != "cpu" or not _native or not start.dtype == end.dtype == torch.int32:
+        if start.device.type != "cpu" or not NATIVE or not start.dtype == end.dtype == torch.int32:
             return super().spans_fit(start, end, frames)
         start, end = start.contiguous(), end.contiguous()
-        fit: bool = _native.spans_fit(start=start.data_ptr(), end=end.data_ptr(), count=start.numel(), frames=frames)
+        fit: bool = NATIVE.spans_fit(start=start.data_ptr(), end=end.data_ptr(), count=start.numel(), frames=frames)
         return fit
 
     def token_loss(self, saved: Saved, token_prior: Tensor, reduction: str) -> tuple[Tensor, Tensor | float]:
         """csrc/loss.h: the loss of a batch from its tokens' similarities, and `grad_scale`."""
         similarity, unit, _ = saved
-        if similarity.device.type != "cpu" or not _native:
+        if similarity.device.type != "cpu" or not NATIVE:
             return super().token_loss(saved, token_prior, reduction)
         batch, tokens = similarity.shape
         loss = torch.empty((batch,) if reduction == "none" else (), dtype=similarity.dtype)
-        grad_scale: float = _native.token_loss(
+        grad_scale: float = NATIVE.token_loss(
             batch=batch,
             is_double=similarity.dtype == torch.float64,
             reduction=REDUCTION_CODES[reduction],
@@ -228,10 +153,10 @@ class NativeHelpers(Backend):
     def pooled_loss(self, pooled: Pooled, reduction: str) -> tuple[Tensor, Tensor | float]:
         """csrc/loss.h: the loss of a batch from its utterances' distances, and `grad_scale`."""
         distance, _, totals = pooled
-        if distance.device.type != "cpu" or not _native:
+        if distance.device.type != "cpu" or not NATIVE:
             return super().pooled_loss(pooled, reduction)
         loss = torch.empty(distance.shape if reduction == "none" else (), dtype=distance.dtype)
-        grad_scale: float = _native.pooled_loss(
+        grad_scale: float = NATIVE.pooled_loss(
             batch=distance.shape[0],
             is_double=distance.dtype == torch.float64,
             reduction=REDUCTION_CODES[reduction],
@@ -242,7 +167,7 @@ class NativeHelpers(Backend):
         return loss, grad_scale
 
 
-class NativeBackend(NativeHelpers):
+class NativeBackend(WholeLosses, NativeHelpers):
     """The compiled library."""
 
     name = "native"
@@ -257,7 +182,7 @@ class NativeBackend(NativeHelpers):
         self, op: str, device: torch.device, dtype: torch.dtype, width: int | None = None
     ) -> str | None:
         """Why the library cannot do this here, or None."""
-        if not _native:
+        if not NATIVE:
             return REASON
         if dtype not in ELEMENTS:
             return f"the native backend takes float32, float64, bfloat16 and float16, not {dtype}"
@@ -270,8 +195,8 @@ class NativeBackend(NativeHelpers):
         if op.startswith("alignment"):
             if dtype == torch.float64:
                 return "the native backend on cuda takes float32, bfloat16 and float16 here, not torch.float64"
-            if width is not None and width > _native.CUDA_MAX_WIDTH:
-                return f"the native backend on cuda takes widths up to {_native.CUDA_MAX_WIDTH}, not {width}"
+            if width is not None and width > NATIVE.CUDA_MAX_WIDTH:
+                return f"the native backend on cuda takes widths up to {NATIVE.CUDA_MAX_WIDTH}, not {width}"
         return _gpu_unsupported_reason(device.index)
 
     def alignment_forward(self, inputs: AlignmentInputs) -> Saved:
@@ -282,7 +207,7 @@ class NativeBackend(NativeHelpers):
         log_normalizer = torch.empty_like(similarity)
         unit = torch.empty_like(similarity, dtype=torch.int64)
         with execution_context(device) as context:
-            _native.alignment_forward(
+            NATIVE.alignment_forward(
                 **_alignment_arguments(inputs),
                 similarity=similarity.data_ptr(),
                 unit=unit.data_ptr(),
@@ -297,12 +222,12 @@ class NativeBackend(NativeHelpers):
         """csrc/alignment.h: gradients of speech and text, each empty unless needed."""
         inputs = _as_read(inputs)
         speech, text = inputs.speech, inputs.text
-        grad_similarity = _packed(grad_similarity, opmath_dtype(speech.dtype))
-        similarity, unit, log_normalizer = (_packed(tensor, tensor.dtype) for tensor in saved)
-        grad_speech = _gradient(needed.speech, speech.shape, speech.dtype, speech.device)
-        grad_text = _gradient(needed.text, text.shape, text.dtype, text.device)
+        grad_similarity = packed(grad_similarity, opmath_dtype(speech.dtype))
+        similarity, unit, log_normalizer = (packed(tensor, tensor.dtype) for tensor in saved)
+        grad_speech = gradient(needed.speech, speech)
+        grad_text = gradient(needed.text, text)
         with execution_context(speech.device) as context:
-            _native.alignment_backward(
+            NATIVE.alignment_backward(
                 **_alignment_arguments(inputs),
                 grad_similarity=grad_similarity.data_ptr(),
                 similarity=similarity.data_ptr(),
@@ -317,19 +242,19 @@ class NativeBackend(NativeHelpers):
     def significance(self, query: Tensor, key: Tensor, mask: Tensor | None, scale: float, lse: Tensor | None) -> Tensor:
         """csrc/significance.h: normalised column sums of the attention, per position."""
         batch, heads, length, width = query.shape
-        query, key = _rows(query), _rows(key)
+        query, key = rows(query), rows(key)
         mask = None if mask is None else mask.contiguous()
         lse = None if lse is None else lse.to(opmath_dtype(query.dtype)).contiguous()
         out = torch.empty(batch, length, dtype=opmath_dtype(query.dtype), device=query.device)
         with execution_context(query.device) as context:
-            _native.significance(
+            NATIVE.significance(
                 batch=batch,
                 heads=heads,
                 length=length,
                 width=width,
                 element=ELEMENTS[query.dtype],
-                query=_strided(query),
-                key=_strided(key),
+                query=strided(query),
+                key=strided(key),
                 mask=0 if mask is None else mask.data_ptr(),
                 lse=0 if lse is None else lse.data_ptr(),
                 scale=scale,
@@ -341,7 +266,7 @@ class NativeBackend(NativeHelpers):
     def select_spans(self, inputs: SpanInputs) -> tuple[Tensor, Tensor]:
         """csrc/spans.h: start and end of each utterance's spans."""
         batch, frames = inputs.frame_prior.shape
-        frame_prior = _packed(inputs.frame_prior, opmath_dtype(inputs.frame_prior.dtype))
+        frame_prior = packed(inputs.frame_prior, opmath_dtype(inputs.frame_prior.dtype))
         frame_mask = inputs.frame_mask.contiguous()
         num_tokens, num_anchors = inputs.num_tokens.contiguous(), inputs.num_anchors.contiguous()
         xi = None if inputs.xi is None else inputs.xi.contiguous()
@@ -349,7 +274,7 @@ class NativeBackend(NativeHelpers):
         start = torch.empty(shape, dtype=torch.int32, device=frame_prior.device)
         end = torch.empty_like(start)
         with execution_context(frame_prior.device) as context:
-            _native.select_spans(
+            NATIVE.select_spans(
                 batch=batch,
                 frames=frames,
                 max_anchors=inputs.max_anchors,
@@ -372,15 +297,15 @@ class NativeBackend(NativeHelpers):
         speech, text, frame_weights, token_weights = inputs
         batch, _, width = speech.shape
         dtype, device = opmath_dtype(speech.dtype), speech.device
-        inputs = PoolingInputs(_rows(speech), _rows(text), _packed(frame_weights, dtype), _packed(token_weights, dtype))
+        inputs = PoolingInputs(rows(speech), rows(text), packed(frame_weights, dtype), packed(token_weights, dtype))
         distance = torch.empty(batch, dtype=dtype, device=device)
         difference = torch.empty(batch, width, dtype=dtype, device=device)
         totals = torch.empty(batch, 2, dtype=dtype, device=device)
         with execution_context(device) as context:
-            _native.pooled_distance_forward(
+            NATIVE.pooled_distance_forward(
                 **_pooling_arguments(inputs),
-                speech=_strided(inputs.speech),
-                text=_strided(inputs.text),
+                speech=strided(inputs.speech),
+                text=strided(inputs.text),
                 distance=distance.data_ptr(),
                 difference=difference.data_ptr(),
                 totals=totals.data_ptr(),
@@ -392,12 +317,12 @@ class NativeBackend(NativeHelpers):
         """csrc/pooling.h: gradients of speech and text, each empty unless needed."""
         speech, text, frame_weights, token_weights = inputs
         dtype, device = opmath_dtype(speech.dtype), speech.device
-        inputs = PoolingInputs(speech, text, _packed(frame_weights, dtype), _packed(token_weights, dtype))
-        grad, difference, totals = (_packed(x, dtype) for x in (grad, saved.difference, saved.totals))
-        grad_speech = _gradient(needed.speech, speech.shape, speech.dtype, device)
-        grad_text = _gradient(needed.text, text.shape, text.dtype, device)
+        inputs = PoolingInputs(speech, text, packed(frame_weights, dtype), packed(token_weights, dtype))
+        grad, difference, totals = (packed(x, dtype) for x in (grad, saved.difference, saved.totals))
+        grad_speech = gradient(needed.speech, speech)
+        grad_text = gradient(needed.text, text)
         with execution_context(device) as context:
-            _native.pooled_distance_backward(
+            NATIVE.pooled_distance_backward(
                 **_pooling_arguments(inputs),
                 grad=grad.data_ptr(),
                 difference=difference.data_ptr(),

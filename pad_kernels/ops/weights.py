@@ -11,6 +11,11 @@ from pad_kernels.inputs import Positions, opmath_dtype
 
 # The weight of masked frames where units are spans: they count in no mean.
 MASKED_IN_SPANS = -1.0
+# The smallest normal and the largest number.
+_LIMITS = {
+    dtype: (limits.tiny, limits.max)
+    for dtype, limits in ((dtype, torch.finfo(dtype)) for dtype in (torch.float32, torch.float64))
+}
 
 
 def position_weights(positions: Positions, *, normalized: bool = False, masked: float = 0.0) -> Tensor:
@@ -55,8 +60,8 @@ def _prior(name: str, prior: Tensor, mask: Tensor | None, dtype: torch.dtype) ->
 def check_bounds(name: str, bounds: Sequence[float], shape: Sequence[int], dtype: torch.dtype) -> None:
     """ValueError unless the lowest and the highest prior are at least 0, and a row's sum a number of `dtype`."""
     lowest, highest = bounds
-    limits = torch.finfo(dtype)
-    if not (lowest >= 0 and highest <= limits.max / max(shape[1], 1) and (highest == 0 or highest >= limits.tiny)):
+    smallest, largest = _LIMITS[dtype]
+    if not (lowest >= 0 and highest <= largest / max(shape[1], 1) and (highest == 0 or highest >= smallest)):
         bad = "NaN" if math.isnan(lowest) else lowest if lowest < 0 else highest
         raise ValueError(
             f"{name}: got {bad} at a real position, expected values of at least 0 whose sum is a {str(dtype)[6:]}"
