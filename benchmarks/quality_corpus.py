@@ -15,9 +15,7 @@ from pathlib import Path
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoModel, WhisperFeatureExtractor
 
-from benchmarks.quality_encoder import FeatureEncoder, encoder_of
 from pad.data import read_audio
 from pad.demo.corpus import SAMPLING_RATE, SpokenSentence, speak
 from pad.demo.packaged import teacher_folder
@@ -25,7 +23,9 @@ from pad.demo.recordings import load, with_enough_words
 from pad.demo.sentences import commands, free_sentences
 from pad.evaluate.words import word_embeddings
 from pad.models import load_teacher
+from pad.priors.recorder import record_significance
 from pad.step.teacher import Teacher, tokenize
+from pad.students import FrontEnd, Student, load_student
 
 TRAINING, HELD_OUT = 8000, 150  # free sentences
 PER_INTENT = {"train": 40, "dev": 10, "test": 10}  # commands, for the probe
@@ -69,22 +69,20 @@ def build(path: Path, checkpoint: Path, recordings: Path) -> dict[str, Speech]:
     """The speech by kind and split ("free-train", "prompts-dev", ...), from `path` if it is there."""
     if path.is_file():
         return torch.load(path, weights_only=False)
-    extractor = WhisperFeatureExtractor.from_pretrained(checkpoint)
+    student = load_student(str(checkpoint))
     teacher = Teacher(*load_teacher(teacher_folder()), with_prior=True, cache="memory")
     with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
         spoken = _spoken(Path(scratch)) | _recorded(recordings)
         teacher.centre([item.transcript for item in spoken["free-train"]], "cpu")
         speech = {}
         for name, items in spoken.items():
-            speech[name] = Speech(items, Flat.of([_log_mel(extractor, item) for item in items]))
+            speech[name] = Speech(items, Flat.of([_log_mel(student.front_end, item) for item in items]))
             if name == "free-train":
                 _add_tokens(speech[name], teacher)
             else:
                 speech[name].words = Flat.of([word_embeddings(teacher, item.transcript) for item in items])
             print(f"{name}: {len(items)} utterances, {sum(item.duration for item in items) / 60:.1f} min", flush=True)
-    speech["free-train"].significance = _significance(
-        encoder_of(AutoModel.from_pretrained(checkpoint)), speech["free-train"]
-    )
+    speech["free-train"].significance = _significance(student, speech["free-train"])
     torch.save(speech, path.with_suffix(".partial"))
     path.with_suffix(".partial").rename(path)
     return speech
@@ -111,11 +109,10 @@ def _recorded(folder: Path) -> dict[str, list[SpokenSentence]]:
     return {"prompts-dev": halves["dev"], "prompts-test": halves["test"], "librivox-test": sources["librivox"]}
 
 
-def _log_mel(extractor, item: SpokenSentence) -> torch.Tensor:
+def _log_mel(front_end: FrontEnd, item: SpokenSentence) -> torch.Tensor:
     samples = read_audio(item.audio, SAMPLING_RATE)
-    samples = samples[: len(samples) // FeatureEncoder.HOP * FeatureEncoder.HOP]
-    features = extractor(samples, sampling_rate=SAMPLING_RATE, padding="longest", truncation=False, return_tensors="pt")
-    return features["input_features"][0].T.half()
+    whole = len(samples) // front_end.layout.hop * front_end.layout.hop
+    return front_end([samples[:whole]]).inputs["input_features"][0].T.half()
 
 
 def _add_tokens(speech: Speech, teacher: Teacher, batch_size: int = 64) -> None:
@@ -130,20 +127,27 @@ def _add_tokens(speech: Speech, teacher: Teacher, batch_size: int = 64) -> None:
 
 
 @torch.no_grad()
-def _significance(encoder: FeatureEncoder, speech: Speech, batch_size: int = 64) -> Flat:
+def _significance(student: Student, speech: Speech, batch_size: int = 64) -> Flat:
     """The prior of each layer of the undistilled encoder."""
+    encoder = student.encoder.eval()
     order = sorted(range(len(speech.items)), key=lambda number: len(speech.features[number]))
     found: dict[int, torch.Tensor] = {}
     for first in range(0, len(order), batch_size):
         numbers = order[first : first + batch_size]
-        features, mask = pad_features(speech, numbers)
-        priors = encoder.significance_by_layer(features, mask)
-        found |= {number: rows[: int(real.sum())].clone() for number, rows, real in zip(numbers, priors, mask)}
+        inputs, mask = inputs_of(speech, numbers)
+        priors = []
+        for layer in range(student.layers):
+            with record_significance(encoder, mask, layers=[layer]) as record:
+                encoder(**inputs)
+            priors.append(record.prior())
+        rows = torch.stack(priors, dim=-1)
+        found |= {number: row[: int(real.sum())].clone() for number, row, real in zip(numbers, rows, mask)}
     return Flat.of([found[number] for number in range(len(order))])
 
 
-def pad_features(speech: Speech, numbers: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-mel [B, 80, 2 M] float32 and the mask [B, M] of the real frames; zeros at the padding."""
+def inputs_of(speech: Speech, numbers: list[int]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """The inputs of a Whisper student, as its front end makes them of waveforms, and the mask [B, M] of real frames."""
     features = pad_sequence([speech.features[number].float() for number in numbers], batch_first=True)
     frames = torch.tensor([len(speech.features[number]) // 2 for number in numbers])
-    return features.transpose(1, 2), torch.arange(features.shape[1] // 2) < frames[:, None]
+    mask = torch.arange(features.shape[1] // 2) < frames[:, None]
+    return {"input_features": features.transpose(1, 2), "attention_mask": mask.long()}, mask

@@ -10,20 +10,22 @@ from dataclasses import asdict
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoModel, get_linear_schedule_with_warmup
+from transformers import PreTrainedModel, get_linear_schedule_with_warmup
 
 from benchmarks.quality_configurations import Configuration
-from benchmarks.quality_corpus import Speech, pad_features
-from benchmarks.quality_encoder import FeatureEncoder, encoder_of, random_encoder
+from benchmarks.quality_corpus import Speech, inputs_of
 from benchmarks.quality_recipe import Recipe, split_of
 from pad.demo.corpus import SAMPLING_RATE
 from pad.demo.intervals import Counts
 from pad.demo.scores import found_intents, found_sentences, found_words
 from pad.demo.sentences import INTENTS
+from pad.demo.student import random_copy
 from pad.evaluate.probe import linear_probe, mean_states
 from pad.evaluate.words import Encoded
 from pad.step.collate import LengthBucketSampler
+from pad.students import load_student
 
+HOP = 320  # samples from one of Whisper's frames to the next
 _GATE = 2.5  # of log10: 25 dB
 
 
@@ -36,9 +38,10 @@ class Bench:
     def run(self, configuration: Configuration, seed: int) -> dict:
         """Distill and score; the result as JSON."""
         started = time.perf_counter()
-        encoder = encoder_of(AutoModel.from_pretrained(self.checkpoint))
-        if configuration.weights == "random":
-            encoder = random_encoder(encoder.encoder.config, seed)
+        student = load_student(self.checkpoint)
+        random_weights = configuration.weights == "random"
+        encoder = random_copy(student, seed) if random_weights else student.encoder
+        student.freeze_convolutions()
         losses = self.distill(encoder, configuration, seed) if configuration.distilled else []
         trained = time.perf_counter()
         scores = self.score(encoder, split_of(seed))
@@ -53,7 +56,7 @@ class Bench:
             "seconds": {"training": round(trained - started, 1), "scoring": round(time.perf_counter() - trained, 1)},
         }  # fmt: skip
 
-    def distill(self, encoder: FeatureEncoder, configuration: Configuration, seed: int) -> list[float]:
+    def distill(self, encoder: PreTrainedModel, configuration: Configuration, seed: int) -> list[float]:
         """Train the encoder in place, as `pad distill` does; returns the loss of each step."""
         speech, recipe, objective = self.speech["free-train"], self.recipe, configuration.objective
         random_source = random.Random(seed)
@@ -68,13 +71,17 @@ class Bench:
         encoder.train()
         losses = []
         for batch in self._batches(speech, numbers, seed):
-            features, mask = pad_features(speech, batch)
+            inputs, mask = inputs_of(speech, batch)
             recorded = configuration.prior == "attention"
             with torch.autocast("cpu", torch.bfloat16):
                 with objective.recording(encoder, mask) if recorded else nullcontext() as record:
-                    frames = encoder(features, mask)[-1].float()
-            prior = record.prior() if record is not None else fixed_prior(configuration, speech, batch, features)
-            counted = mask & voiced(features) if configuration.without_silence else mask
+                    frames = encoder(**inputs).last_hidden_state.float()
+            prior = (
+                record.prior()
+                if record is not None
+                else fixed_prior(configuration, speech, batch, inputs["input_features"])
+            )
+            counted = mask & voiced(inputs["input_features"]) if configuration.without_silence else mask
             text = [speech.tokens[texts[number]] for number in batch]
             text_prior = pad_sequence([speech.token_prior[texts[number]] for number in batch], batch_first=True)
             lengths = torch.tensor([len(row) for row in text])
@@ -100,7 +107,7 @@ class Bench:
             left -= min(left, len(starts))
             sampler.set_epoch(sampler.epoch + 1)
 
-    def score(self, encoder: FeatureEncoder, split: str) -> dict[str, Counts]:
+    def score(self, encoder: PreTrainedModel, split: str) -> dict[str, Counts]:
         """Counts of each measure on a split: words and sentences found, intents heard."""
         encoder.eval()
         scores = {}
@@ -119,7 +126,7 @@ class Bench:
         scores["intents, synthetic"] = found_intents(probe, len(INTENTS))
         return scores
 
-    def _labelled(self, encoder: FeatureEncoder, split: str) -> tuple[torch.Tensor, torch.Tensor]:
+    def _labelled(self, encoder: PreTrainedModel, split: str) -> tuple[torch.Tensor, torch.Tensor]:
         speech, intents = self.speech[f"commands-{split}"], list(INTENTS)
         labels = torch.tensor([intents.index(str(item.intent)) for item in speech.items])
         return mean_states(encode(encoder, speech)), labels
@@ -149,18 +156,18 @@ def voiced(features: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def encode(encoder: FeatureEncoder, speech: Speech, batch_size: int = 64) -> list[Encoded]:
+def encode(encoder: PreTrainedModel, speech: Speech, batch_size: int = 64) -> list[Encoded]:
     """The frames of each utterance."""
     order = sorted(range(len(speech.items)), key=lambda number: len(speech.features[number]))
     encoded: dict[int, Encoded] = {}
     for first in range(0, len(order), batch_size):
         numbers = order[first : first + batch_size]
-        features, mask = pad_features(speech, numbers)
+        inputs, mask = inputs_of(speech, numbers)
         with torch.autocast("cpu", torch.bfloat16):
-            states = torch.stack([state.float() for state in encoder(features, mask)])
+            states = torch.stack(encoder(**inputs, output_hidden_states=True).hidden_states).float()
         means = torch.einsum("lbmd,bm->bld", states, mask / mask.sum(dim=1, keepdim=True))
         for row, number in enumerate(numbers):
             frames = int(mask[row].sum())
-            centres = torch.arange(frames, dtype=torch.float64) * encoder.HOP / SAMPLING_RATE
+            centres = torch.arange(frames, dtype=torch.float64) * HOP / SAMPLING_RATE
             encoded[number] = Encoded(states[-1, row, :frames].clone(), centres, means[row].clone())
     return [encoded[number] for number in range(len(order))]

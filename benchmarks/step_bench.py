@@ -28,7 +28,7 @@ from benchmarks import accelerator, machine, measure, memory, providers, results
 from benchmarks.cases import Inputs
 from benchmarks.results import Run
 from pad import record_significance
-from pad.models import FrameLayout
+from pad.students.waveforms import convolution_layout
 
 RATE = 16000
 TOKENS_PER_SECOND = 3.2
@@ -68,7 +68,7 @@ class Step:
         shares = torch.linspace(1.0, 0.6, case.batch)
         lengths = (shares * samples).long()
         self.samples = (torch.randn(case.batch, samples) * (torch.arange(samples) < lengths[:, None])).to(device)
-        layout = FrameLayout.of(student)
+        layout = convolution_layout(student)
         frames = layout.frames(torch.tensor(samples))
         self.frame_mask = (torch.arange(int(frames)) < layout.frames(lengths)[:, None]).to(device)
         self.ids = torch.randint(1000, 20000, (case.batch, tokens), device=device)

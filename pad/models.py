@@ -1,73 +1,21 @@
-"""Loading of the two models, and the timing of a student's frames."""
+"""Loading of models by name, and what must hold of a student and its teacher."""
 
 from __future__ import annotations
 
 import re
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from huggingface_hub import HfApi, try_to_load_from_cache
 from torch import nn
-from transformers import AutoFeatureExtractor, AutoModel, AutoTokenizer, PreTrainedModel, Wav2Vec2FeatureExtractor
+from transformers import AutoModel, AutoTokenizer, PreTrainedModel
 
 from pad.errors import UserError
-from pad.progress import say
 from pad.settings import Settings
 
 
-@dataclass(frozen=True)
-class FrameLayout:
-    """How the convolutions of an encoder such as wav2vec 2.0 divide samples into frames."""
-
-    kernels: tuple[int, ...]
-    strides: tuple[int, ...]
-
-    @classmethod
-    def of(cls, config) -> FrameLayout:
-        """Read it from a transformers config; raises UserError if the model has no such convolutions."""
-        kernels, strides = getattr(config, "conv_kernel", None), getattr(config, "conv_stride", None)
-        if not isinstance(kernels, (list, tuple)) or not isinstance(strides, (list, tuple)):
-            raise UserError(
-                f"student: a model of type {config.model_type!r} has no conv_kernel and conv_stride; expected "
-                "an encoder of waveforms such as wav2vec 2.0, HuBERT or WavLM"
-            )
-        if getattr(config, "add_adapter", False):
-            raise UserError(
-                "student: a model with an adapter (add_adapter) changes the frame rate, which is not supported"
-            )
-        return cls(tuple(kernels), tuple(strides))
-
-    @property
-    def hop(self) -> int:
-        """Samples from one frame to the next."""
-        hop = 1
-        for stride in self.strides:
-            hop *= stride
-        return hop
-
-    @property
-    def receptive_field(self) -> int:
-        """Samples that one frame sees: the shortest input that gives a frame."""
-        width, hop = 1, 1
-        for kernel, stride in zip(self.kernels, self.strides):
-            width += (kernel - 1) * hop
-            hop *= stride
-        return width
-
-    def frames(self, samples: torch.Tensor) -> torch.Tensor:
-        """Number of frames [B] for numbers of samples [B]."""
-        for kernel, stride in zip(self.kernels, self.strides):
-            samples = torch.div(samples - kernel, stride, rounding_mode="floor") + 1
-        return samples.clamp_min(0)
-
-    def centres(self, frames: int) -> torch.Tensor:
-        """The middle of each frame's receptive field, in samples: float64 [frames]."""
-        return torch.arange(frames, dtype=torch.float64) * self.hop + self.receptive_field / 2
-
-
-def _load(loader, name: str, role: str):
+def load_pretrained(loader, name: str, role: str):
+    """`loader.from_pretrained(name)`; raises UserError that names the role of the model and what is wrong."""
     where = ""
     try:
         if not Path(name).is_dir():
@@ -85,33 +33,10 @@ def _reach_hub(name: str) -> None:
         HfApi().model_info(name, timeout=10)
 
 
-def load_student(name: str):
-    """(model, feature extractor) of a waveform encoder: a checkpoint folder or hub name; float32."""
-    model = _load(AutoModel, name, "student").float()
-    FrameLayout.of(model.config)
-    if (Path(name) / "preprocessor_config.json").is_file() or not Path(name).is_dir():
-        return model, _load(AutoFeatureExtractor, name, "student")
-    extractor = default_feature_extractor(model.config)
-    mask = "with" if extractor.return_attention_mask else "without"
-    say(f"{name}: no feature extractor there; assumed: {extractor.sampling_rate} Hz, normalised, {mask} a mask")
-    return model, extractor
-
-
-def default_feature_extractor(config) -> Wav2Vec2FeatureExtractor:
-    """For a student saved without one: 16 kHz, normalised, with a mask only if its convolutions use layer norm."""
-    return Wav2Vec2FeatureExtractor(
-        feature_size=1,
-        sampling_rate=16000,
-        padding_value=0.0,
-        do_normalize=True,
-        return_attention_mask=getattr(config, "feat_extract_norm", "group") == "layer",
-    )
-
-
 def load_teacher(name: str):
     """(model, tokenizer) of a text encoder, frozen: evaluation mode, no gradients, float32."""
-    model = _load(AutoModel, name, "teacher").float()
-    tokenizer = _load(AutoTokenizer, name, "teacher")
+    model = load_pretrained(AutoModel, name, "teacher").float()
+    tokenizer = load_pretrained(AutoTokenizer, name, "teacher")
     # Where the files are missing, transformers makes a tokenizer of little more than the special tokens.
     if len(tokenizer) - len(tokenizer.all_special_ids) < 3:
         raise UserError(f"teacher: no tokenizer in {name!r}, only a model; expected the files of both")

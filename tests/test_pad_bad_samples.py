@@ -18,10 +18,10 @@ from transformers import BertConfig, BertModel, BertTokenizer, Wav2Vec2Config, W
 from pad.data import Report, load_utterances  # noqa: E402
 from pad.distill.trainer import batch_loss  # noqa: E402
 from pad.errors import UserError  # noqa: E402
-from pad.models import FrameLayout, default_feature_extractor  # noqa: E402
 from pad.step.collate import Collator, SpeechTextDataset  # noqa: E402
 from pad.step.objective import objective  # noqa: E402
 from pad.step.teacher import Teacher  # noqa: E402
+from pad.students.waveforms import default_feature_extractor, student_of  # noqa: E402
 
 
 @pytest.fixture
@@ -152,9 +152,8 @@ def dataset_of(folder, policy="skip"):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_samples_that_cannot_be_read_are_dropped_from_batches(spoken, workers):
     student, _, tokenizer = models(spoken, "layer")
-    layout = FrameLayout.of(student.config)
     dataset, report = dataset_of(spoken)
-    collator = Collator(default_feature_extractor(student.config), tokenizer, layout)
+    collator = Collator(student_of(student, default_feature_extractor(student.config)).front_end, tokenizer)
     loader = DataLoader(dataset, batch_size=3, collate_fn=collator, num_workers=workers)
     for _ in range(2):
         assert [len(batch["text_ids"]) for batch in loader] == [3, 1]
@@ -184,9 +183,9 @@ def test_no_audio_at_all_that_can_be_read(spoken, workers):
 @pytest.mark.parametrize("preset", ["pad-slocal", "pad-tlocal-soft", "pad-glob"])
 def test_batch_of_nothing_moves_nothing(tmp_path, preset, norm):
     student, text_encoder, tokenizer = models(tmp_path, norm)
-    collator = Collator(default_feature_extractor(student.config), tokenizer, FrameLayout.of(student.config))
+    collator = Collator(student_of(student, default_feature_extractor(student.config)).front_end, tokenizer)
     batch = collator([None, None])
-    assert batch["frame_lengths"].tolist() == [1]
+    assert batch["frame_mask"].tolist() == [[True]]
     loss, _ = batch_loss(student, batch, Teacher(text_encoder, tokenizer, True), objective(preset))
     loss.backward()
     assert loss.item() == 0

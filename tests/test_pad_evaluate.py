@@ -36,7 +36,7 @@ from pad.evaluate.tasks import (  # noqa: E402
     slot_task,
 )
 from pad.evaluate.training import Schedule, train  # noqa: E402
-from pad.models import load_student  # noqa: E402
+from pad.students import load_student  # noqa: E402
 from pad.versions import git_revision  # noqa: E402
 
 TONES = {0: 300.0, 1: 700.0, 2: 1500.0, 3: 3100.0}
@@ -302,8 +302,9 @@ def test_states_are_those_of_the_checkpoint(models):
     """Every layer, the encoder's normalised output last, no randomness though the checkpoint has some."""
     (wave,) = waves(0.4)
     encoder = Encoder(models["layer"], "student")
-    model, extractor = load_student(models["layer"])
-    inputs = extractor(wave, sampling_rate=16000, return_tensors="pt")["input_values"]
+    student = load_student(models["layer"])
+    model = student.encoder
+    inputs = student.front_end.extractor(wave, sampling_rate=16000, return_tensors="pt")["input_values"]
     with torch.no_grad():
         outputs = model.eval()(inputs, output_hidden_states=True)
     states, _ = encoder([wave])
@@ -499,7 +500,7 @@ def test_encoder_stays_as_it_was(models, corpora, tmp_path, monkeypatch):
     used = []
     monkeypatch.setattr(run, "Encoder", lambda *args: used.append(Encoder(*args)) or used[-1])
     evaluate(config_of(models, tmp_path / "out", sf=corpora["sf"], max_steps=3))
-    before, _ = load_student(models["group"])
+    before = load_student(models["group"]).encoder
     assert not used[0].model.training
     for old, new in zip(before.parameters(), used[0].model.parameters(), strict=True):
         assert torch.equal(old, new) and new.grad is None

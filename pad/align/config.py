@@ -22,6 +22,8 @@ class AlignConfig(Settings):
     """transcript of the audio; empty: read the .txt file next to the audio"""
     words: str | None = None
     """file with true word times to draw, one word per line: start (s), tab, end (s), tab, word"""
+    pad_to_max_length: bool = False
+    """Whisper: fill the utterance up to 30 s with silence, as in pad distill"""
     linear_map: str | None = None
     """map.safetensors from pad distill --linear-map, for models of different widths"""
     teacher_layer: int = -1

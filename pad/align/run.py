@@ -13,10 +13,11 @@ from pad.align.picture import draw, save
 from pad.align.utterance import align_utterance
 from pad.data import read_audio
 from pad.errors import UserError
-from pad.models import FrameLayout, check_teacher_layer, load_student, load_teacher, width
+from pad.models import check_teacher_layer, load_teacher, width
 from pad.step.collate import Collator
 from pad.step.objective import objective
 from pad.step.teacher import Teacher
+from pad.students import load_student
 
 
 def align_one(config: AlignConfig) -> list[Path]:
@@ -27,21 +28,20 @@ def align_one(config: AlignConfig) -> list[Path]:
     config.expect("audio", Path(config.audio).is_file(), "an audio file that exists")
     transcript = _transcript(config)
     words = None if config.words is None else _words(Path(config.words))
-    student, extractor = load_student(config.student)
+    student = load_student(config.student, config.pad_to_max_length)
     model, tokenizer = load_teacher(config.teacher)
-    linear_map = _linear_map(config.linear_map, width(student), width(model))
-    layout = FrameLayout.of(student.config)
-    samples = read_audio(config.audio, extractor.sampling_rate)
-    if len(samples) < layout.receptive_field:
-        raise UserError(
-            f"audio: {config.audio} has {len(samples)} samples, expected at least {layout.receptive_field} (one frame)"
-        )
+    linear_map = _linear_map(config.linear_map, width(student.encoder), width(model))
+    samples = read_audio(config.audio, student.front_end.sampling_rate)
+    try:
+        student.front_end.check_length(len(samples))
+    except UserError as error:
+        raise UserError(f"audio: {config.audio}: {str(error).removeprefix('audio: ')}") from error
     check_teacher_layer(config, config.teacher_layer, model)
     teacher = Teacher(model, tokenizer, goal.text_prior, config.teacher_layer)
     if config.teacher_mean is not None:
         teacher.mean = _saved("teacher_mean", config.teacher_mean, "mean", (width(model),))
-    collator = Collator(extractor, tokenizer, layout)
-    utterance = align_utterance(student, collator, teacher, goal, samples, transcript, words, linear_map)
+    collator = Collator(student.front_end, tokenizer)
+    utterance = align_utterance(student.encoder, collator, teacher, goal, samples, transcript, words, linear_map)
     output = Path(config.output)
     return save(draw(utterance), output.with_suffix("") if output.suffix in (".png", ".svg") else output)
 

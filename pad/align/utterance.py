@@ -10,10 +10,10 @@ import numpy as np
 import torch
 
 from pad.errors import UserError
-from pad.models import FrameLayout
-from pad.step.collate import Collator
+from pad.step.collate import Collator, to_device
 from pad.step.objective import Objective
 from pad.step.teacher import Teacher
+from pad.students import FrameLayout
 from pad_kernels import align, alignment_matrix, select_spans
 
 # For the matrix that is drawn for a hard objective, whose own matrix has one entry per token.
@@ -54,26 +54,26 @@ class AlignedUtterance:
 
 @torch.no_grad()
 def align_utterance(
-    student, collator: Collator, teacher: Teacher, objective: Objective, samples: np.ndarray, transcript: str,
+    encoder, collator: Collator, teacher: Teacher, objective: Objective, samples: np.ndarray, transcript: str,
     words: Sequence[tuple[float, float, str]] | None = None, linear_map: torch.Tensor | None = None,
 ) -> AlignedUtterance:  # fmt: skip
     """Align one utterance with an objective and the priors that it uses.
 
-    samples: [T] float32 at the student's sampling rate; teacher: gives its prior if the objective uses it;
-    linear_map: [student's width, teacher's width], None if they are equal. The student's mode is left as it was.
+    encoder: a student's, which takes what the collator gives; its mode is left as it was. samples: [T] float32 at its
+    sampling rate; teacher: gives its prior if the objective uses it; linear_map: [student's width, teacher's width],
+    None if they are equal.
     Raises UserError for a model whose prior cannot be recorded.
     """
-    training, device = student.training, next(student.parameters()).device
-    batch = collator([{"samples": samples, "transcript": transcript}])
-    batch = {name: value.to(device) for name, value in batch.items()}
-    inputs = {name: batch[name] for name in ("input_values", "attention_mask") if name in batch}
-    student.eval()
+    training, device = encoder.training, next(encoder.parameters()).device
+    batch = to_device(collator([{"samples": samples, "transcript": transcript}]), device)
+    frames = batch["frame_mask"]
+    encoder.eval()
     try:
-        with _prior_of("student"), objective.recording(student) as record:
-            speech = student(**inputs).last_hidden_state[0].float()
-            speech_prior = None if record is None else record.prior()[0]
+        with _prior_of("student"), objective.recording(encoder, frames) as record:
+            speech = encoder(**batch["speech"]).last_hidden_state[frames].float()
+            speech_prior = None if record is None else record.prior()[frames]
     finally:
-        student.train(training)
+        encoder.train(training)
     mask = batch["text_mask"]
     with _prior_of("teacher"):
         text, text_prior = teacher(batch["text_ids"], batch["text_attention_mask"], mask)
@@ -83,8 +83,8 @@ def align_utterance(
     tokens = collator.tokenizer.convert_ids_to_tokens(batch["text_ids"][0][mask[0]].tolist())
     return aligned(
         speech, text, speech_prior, text_prior[mask] if objective.text_prior else None, objective,
-        samples=samples, sampling_rate=collator.extractor.sampling_rate,
-        layout=FrameLayout.of(student.config), tokens=[token.replace("▁", "") for token in tokens], words=words,
+        samples=samples, sampling_rate=collator.front_end.sampling_rate,
+        layout=collator.front_end.layout, tokens=[token.replace("▁", "") for token in tokens], words=words,
     )  # fmt: skip
 
 

@@ -88,6 +88,7 @@ def _in_threads(work: Callable, items: Iterable) -> Iterator:
 def load_utterances(
     data,
     min_samples: int = 1,
+    max_samples: int | None = None,
     sampling_rate: int = 16000,
     max_seconds: float | None = None,
     progress: Callable[[list], Iterable] = iter,
@@ -96,8 +97,9 @@ def load_utterances(
 ) -> list[Utterance]:
     """The utterances of what `data` names (see `pad.data`), in its order, each checked by its audio's header.
 
-    min_samples: the shortest audio the student takes, in samples at sampling_rate (Hz); max_seconds: longer
-    utterances are left out, which is no error; progress: wraps the list of entries as they are checked;
+    min_samples, max_samples: the shortest and the longest audio the student takes, in samples at sampling_rate (Hz);
+    max_seconds: longer utterances are left out, which is no error; progress: wraps the list of entries as they are
+    checked;
     report: how to handle bad samples, None to raise the first; download: fetch a corpus that is missing.
     Raises UserError that names the file, and the line where there is one.
     """
@@ -117,6 +119,10 @@ def load_utterances(
         elif max_seconds is not None and result.duration > max_seconds:
             message = f"{result.audio}: {result.duration:.3f} s of audio is longer than {max_seconds:g} s"
             report.leave_out(BadSample(listed(message, entry), "too long"))
+        elif max_samples is not None and result.duration * sampling_rate > max_samples:
+            longest = max_samples / sampling_rate
+            message = f"{result.audio}: {result.duration:.3f} s of audio; the student has positions for {longest:g} s"
+            report.refuse(BadSample(listed(message, entry), "too long for the student"))
         else:
             utterances.append(result)
     if not utterances:

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
-from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model
+from transformers import PreTrainedModel, Wav2Vec2Config, Wav2Vec2Model
 from transformers.audio_utils import mel_filter_bank
 
 from pad.demo.corpus import SAMPLING_RATE
-from pad.models import FrameLayout, default_feature_extractor
+from pad.students import FrameLayout, Student
+from pad.students.waveforms import convolution_layout, default_feature_extractor, student_of
 
 _MELS, _WINDOW = 40, 400  # bands; samples (25 ms)
 _CROP = 19200  # samples of an utterance that a warm-up step sees: 1.2 s
 
 
-def new_student(
-    width: int, layers: int = 2, seed: int = 0, intermediate_size: int = 1536
-) -> tuple[Wav2Vec2Model, Wav2Vec2FeatureExtractor]:
+def new_student(width: int, layers: int = 2, seed: int = 0, intermediate_size: int = 1536) -> Student:
     """A student of the teacher's width with random weights: 25 frames per second."""
     config = Wav2Vec2Config(
         hidden_size=width,
@@ -44,7 +44,17 @@ def new_student(
         mask_time_prob=0.0,
     )
     torch.manual_seed(seed)
-    return Wav2Vec2Model(config), default_feature_extractor(config)
+    return student_of(Wav2Vec2Model(config), default_feature_extractor(config))
+
+
+def random_copy(student: Student, seed: int) -> PreTrainedModel:
+    """The encoder of a student with random weights, all of them trained; the student is left as it is."""
+    whole = student.encoder if student.whole is None else student.whole
+    torch.manual_seed(seed)
+    fresh = type(whole)(whole.config).state_dict()
+    encoder = copy.deepcopy(student.encoder)
+    encoder.load_state_dict({name: fresh[student.prefix + name] for name in encoder.state_dict()})
+    return encoder
 
 
 def log_mel(samples: torch.Tensor, layout: FrameLayout) -> torch.Tensor:
@@ -52,7 +62,7 @@ def log_mel(samples: torch.Tensor, layout: FrameLayout) -> torch.Tensor:
     filters = torch.from_numpy(
         mel_filter_bank(_WINDOW // 2 + 1, _MELS, 60.0, 7600.0, SAMPLING_RATE, norm=None, mel_scale="htk")
     ).float()
-    first = int(layout.receptive_field / 2 - _WINDOW / 2)
+    first = int(layout.shortest / 2 - _WINDOW / 2)
     frames = int(layout.frames(torch.tensor(samples.shape[1])))
     windows = samples[:, first:].unfold(1, _WINDOW, layout.hop)[:, :frames]
     power = torch.fft.rfft(windows * torch.hann_window(_WINDOW)).abs().square()
@@ -62,7 +72,7 @@ def log_mel(samples: torch.Tensor, layout: FrameLayout) -> torch.Tensor:
 def warm_up(model: Wav2Vec2Model, waveforms: list[np.ndarray], steps: int, seed: int, batch_size: int = 32,
             learning_rate: float = 1e-3) -> Iterator[float]:  # fmt: skip
     """Train the convolutions to predict log-mel energies, without text; yields the loss of each step."""
-    layout = FrameLayout.of(model.config)
+    layout = convolution_layout(model.config)
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
     head = nn.Sequential(nn.LayerNorm(model.config.conv_dim[-1]), nn.Linear(model.config.conv_dim[-1], _MELS))

@@ -1,4 +1,4 @@
-"""Checks of the output folder, complete checkpoints, saving of the student, and stopping on a signal."""
+"""Checks of the output folder, complete checkpoints, and stopping on a signal."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ from transformers import TrainerCallback
 
 from pad.distill.config import FREE_ON_RESUME, DistillConfig
 from pad.errors import UserError
-from pad.files import whole_folder
 from pad.progress import first_process, say
 from pad.settings import SETTINGS_FILE, check_same
 
@@ -103,14 +102,6 @@ def _is_of_full_disk(error: Exception) -> bool:
 def _nearest(path: Path) -> Path:
     """The path itself or its nearest parent that exists."""
     return next(place for place in (path, *path.absolute().parents) if place.exists())
-
-
-def save_student(student, extractor, folder: Path, state_dict: dict | None = None) -> Path:
-    """Save a student and its feature extractor; the folder appears complete or not at all."""
-    with whole_folder(folder) as partial:
-        student.save_pretrained(partial, state_dict=state_dict)
-        extractor.save_pretrained(partial)
-    return folder
 
 
 class StopOnSignal(TrainerCallback):

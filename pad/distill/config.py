@@ -19,7 +19,7 @@ class DistillConfig(Settings):
     """Distill a frozen text encoder into a speech encoder on transcribed speech."""
 
     student: str
-    """speech encoder such as wav2vec 2.0, HuBERT or WavLM: a transformers checkpoint folder or hub name"""
+    """speech encoder such as wav2vec 2.0, HuBERT, WavLM or Whisper: a transformers checkpoint folder or hub name"""
     teacher: str
     """text encoder of the same width, such as BERT: a transformers checkpoint folder or hub name"""
     data: str
@@ -42,6 +42,8 @@ class DistillConfig(Settings):
     """cache the teacher's outputs: 'memory', or a folder that later runs can reuse; empty: no cache"""
     linear_map: bool = False
     """if the widths differ: also train a linear map from the teacher's width to the student's"""
+    pad_to_max_length: bool = False
+    """Whisper: fill every utterance up to 30 s with silence, as it was trained; slower"""
 
     on_error: Literal["raise", "skip"] = "raise"
     """how to handle a bad sample: raise stops the run, skip leaves it out and counts it"""

@@ -15,7 +15,6 @@ from pad.distill.checkpoints import (
     StopOnSignal,
     check_output,
     last_whole_checkpoint,
-    save_student,
     saving_to,
 )
 from pad.distill.config import DistillConfig
@@ -23,12 +22,13 @@ from pad.distill.progress import show_progress
 from pad.distill.trainer import DistillationTrainer, StudentWithMap, training_arguments, try_models
 from pad.errors import Stopped, UserError
 from pad.files import whole_file, write_json
-from pad.models import FrameLayout, check_teacher_layer, check_widths, load_student, load_teacher, width
+from pad.models import check_teacher_layer, check_widths, load_teacher, width
 from pad.progress import counting, first_process, say
 from pad.settings import SETTINGS_FILE
 from pad.step.collate import Collator, SpeechTextDataset
 from pad.step.objective import objective
 from pad.step.teacher import Teacher, check_tokens
+from pad.students import FrontEnd, Student, load_student
 from pad.versions import versions
 
 
@@ -48,18 +48,17 @@ def distill(config: DistillConfig) -> Path:
         return folder
     arguments = training_arguments(config, str(output / "checkpoints"))
     set_seed(config.seed)
-    student, extractor = load_student(config.student)
+    student = load_student(config.student, config.pad_to_max_length)
     teacher_model, tokenizer = load_teacher(config.teacher)
     _check_against_models(config, goal, student, teacher_model)
-    layout = FrameLayout.of(student.config)
-    collator = Collator(extractor, tokenizer, layout)
-    model = StudentWithMap(student, width(teacher_model)) if config.linear_map else student
+    collator = Collator(student.front_end, tokenizer)
+    model = StudentWithMap(student.encoder, width(teacher_model)) if config.linear_map else student.encoder
     try_models(model, collator, Teacher(teacher_model, tokenizer, goal.text_prior, config.teacher_layer), goal)
     if config.gradient_checkpointing:
-        _save_memory(student)
+        _save_memory(student.encoder)
     report = Report(config.on_error)
-    utterances = _read_speech(config, layout.receptive_field, extractor.sampling_rate, report)
-    dataset = SpeechTextDataset(utterances, extractor.sampling_rate, report=report)
+    utterances = _read_speech(config, student.front_end, report)
+    dataset = SpeechTextDataset(utterances, student.front_end.sampling_rate, report=report)
     check_tokens(tokenizer, dataset.transcripts[:200])
     teacher = Teacher(teacher_model, tokenizer, goal.text_prior, config.teacher_layer, config.teacher_cache)
     with stable_training(student, config.freeze_feature_encoder), saving_to(output), _left_as_found(output):
@@ -72,7 +71,7 @@ def distill(config: DistillConfig) -> Path:
             args=arguments,
             data_collator=collator,
             train_dataset=dataset,
-            processing_class=extractor,
+            processing_class=student.front_end.extractor,
             teacher=teacher,
             objective=goal,
             lengths=[item.duration for item in utterances],
@@ -100,7 +99,7 @@ def distill(config: DistillConfig) -> Path:
     if main:
         dataset.report_unreadable()
         with saving_to(output):
-            _save(model, extractor, folder, state)
+            _save(student, folder, state)
             write_json(output / "log.json", trainer.state.log_history)
             report.save(output / "left_out.json")
         if report.total:
@@ -108,23 +107,24 @@ def distill(config: DistillConfig) -> Path:
     return folder
 
 
-def _check_against_models(config: DistillConfig, goal, student, teacher) -> None:
+def _check_against_models(config: DistillConfig, goal, student: Student, teacher) -> None:
     """Raise UserError for settings that do not fit the models."""
-    depth = student.config.num_hidden_layers
+    depth = student.layers
     config.expect("prior_layers", all(layer < depth for layer in config.prior_layers), f"layers below {depth}")
     check_teacher_layer(config, config.teacher_layer, teacher)
     if not config.linear_map:
-        check_widths(student, teacher)
+        check_widths(student.encoder, teacher)
     config.expect("pictures_every", not config.pictures_every or goal.level != "global" and not config.linear_map,
                   "0 with a global objective or a linear map, for which no alignment is drawn")  # fmt: skip
 
 
-def _read_speech(config: DistillConfig, min_samples: int, sampling_rate: int, report: Report) -> list[Utterance]:
+def _read_speech(config: DistillConfig, front_end: FrontEnd, report: Report) -> list[Utterance]:
     with counting("checking audio", "file") as counted:
         return load_utterances(
             config.data,
-            min_samples=min_samples,
-            sampling_rate=sampling_rate,
+            min_samples=front_end.layout.shortest,
+            max_samples=front_end.layout.longest,
+            sampling_rate=front_end.sampling_rate,
             max_seconds=config.max_seconds,
             progress=counted,
             report=report,
@@ -132,9 +132,9 @@ def _read_speech(config: DistillConfig, min_samples: int, sampling_rate: int, re
         )
 
 
-def _save_memory(student) -> None:
+def _save_memory(encoder) -> None:
     # Renamed in transformers 5.23.
-    enable = getattr(student, "activation_checkpointing_enable", None) or student.gradient_checkpointing_enable
+    enable = getattr(encoder, "activation_checkpointing_enable", None) or encoder.gradient_checkpointing_enable
     enable({"use_reentrant": False})
 
 
@@ -146,13 +146,12 @@ def _pictures(trainer, dataset, collator, teacher, goal, every_steps: int, outpu
     return AlignmentPictures(trainer, collator, teacher, goal, item["samples"], item["transcript"], every_steps, output)
 
 
-def _save(model, extractor, folder: Path, state: dict) -> None:
-    """Save the student and, next to it, the linear map if there is one."""
-    if isinstance(model, StudentWithMap):
+def _save(student: Student, folder: Path, state: dict) -> None:
+    """Save the student and, next to it, the linear map if the state has one."""
+    if "map.weight" in state:
         _save_tensor("weight", state["map.weight"], folder.with_name("map.safetensors"))
         state = {name.removeprefix("student."): value for name, value in state.items() if name.startswith("student.")}
-        model = model.student
-    save_student(model, extractor, folder, state)
+    student.save(folder, state)
 
 
 def _save_tensor(name: str, tensor: Tensor, path: Path) -> None:
@@ -176,19 +175,19 @@ def _left_as_found(output: Path):
 
 
 @contextmanager
-def stable_training(student, freeze_feature_encoder: bool = False):
+def stable_training(student: Student, freeze_feature_encoder: bool = False):
     """During training, switch off what would add noise to the target: SpecAugment and layer dropping (ours).
 
     The student's config is restored afterwards.
     """
-    kept = {name: getattr(student.config, name) for name in ("apply_spec_augment", "layerdrop")
-            if hasattr(student.config, name)}  # fmt: skip
+    config = student.encoder.config
+    kept = {name: getattr(config, name) for name in ("apply_spec_augment", "layerdrop") if hasattr(config, name)}
     for name in kept:
-        setattr(student.config, name, type(kept[name])(0))
+        setattr(config, name, type(kept[name])(0))
     if freeze_feature_encoder:
-        student.feature_extractor._freeze_parameters()
+        student.freeze_convolutions()
     try:
         yield
     finally:
         for name, value in kept.items():
-            setattr(student.config, name, value)
+            setattr(config, name, value)

@@ -15,8 +15,8 @@ from transformers.integrations.integration_utils import get_available_reporting_
 from pad.distill.config import DistillConfig
 from pad.errors import UserError
 from pad.files import follow_umask
-from pad.models import FrameLayout, width
-from pad.step.collate import Collator, LengthBucketSampler, frame_mask
+from pad.models import width
+from pad.step.collate import Collator, LengthBucketSampler
 from pad.step.objective import Objective
 from pad.step.teacher import Teacher
 
@@ -92,10 +92,8 @@ class DistillationTrainer(Trainer):
 
 def batch_loss(model, batch, teacher: Teacher, objective: Objective):
     """(loss, student outputs) for one batch of the Collator; model: a student, or a StudentWithMap."""
-    inputs = {name: batch[name] for name in ("input_values", "attention_mask") if name in batch}
+    inputs, real_frames = batch["speech"], batch["frame_mask"]
     plain = getattr(model, "module", model)
-    samples = torch.tensor(batch["input_values"].shape[1])
-    real_frames = frame_mask(batch["frame_lengths"], int(FrameLayout.of(plain.config).frames(samples)))
     text, text_prior = teacher(batch["text_ids"], batch["text_attention_mask"], batch["text_mask"])
     with objective.recording(model, real_frames) as record:
         if isinstance(plain, StudentWithMap):
@@ -111,13 +109,14 @@ def batch_loss(model, batch, teacher: Teacher, objective: Objective):
 @torch.no_grad()
 def try_models(model, collator: Collator, teacher: Teacher, objective: Objective) -> None:
     """Run a second of noise and a few words through both models; raises UserError for a model that does not fit."""
-    rate = collator.extractor.sampling_rate
-    noise = np.random.default_rng(0).standard_normal(max(rate, collator.layout.receptive_field), dtype=np.float32)
+    layout, rate = collator.front_end.layout, collator.front_end.sampling_rate
+    length = min(max(rate, layout.shortest), layout.longest or rate)
+    noise = np.random.default_rng(0).standard_normal(length, dtype=np.float32)
     with _blaming("teacher", "BERT, RoBERTa or DistilBERT"):
         batch = collator([{"samples": noise, "transcript": "a few words"}])
         teacher(batch["text_ids"], batch["text_attention_mask"], batch["text_mask"])
     model.eval()
-    with _blaming("student", "wav2vec 2.0, HuBERT or WavLM"):
+    with _blaming("student", "wav2vec 2.0, HuBERT, WavLM or Whisper"):
         batch_loss(model, batch, teacher, objective)
 
 

@@ -23,6 +23,9 @@ class EvaluateConfig(Settings):
     baseline: str | None = None
     """second encoder to evaluate in the same way, such as the student before distillation"""
 
+    pad_to_max_length: bool = False
+    """Whisper: fill every utterance up to 30 s with silence, as it was trained; slower"""
+
     ic: str | None = None
     """folder of Fluent Speech Commands, for intent classification; None: skip this task"""
     er: str | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -145,10 +146,10 @@ def leave_one_session_out(sessions: Sequence[Sequence[Example]], seed: int, dev_
     return folds
 
 
-def durations(examples: Sequence[Example], shortest: float) -> list[float]:
+def durations(examples: Sequence[Example], shortest: float, longest: float = math.inf) -> list[float]:
     """The duration of each example in seconds. All audio is decoded, so that a bad file shows before training.
 
-    Raises UserError for a file that is missing, cannot be read or is shorter than `shortest` seconds.
+    Raises UserError for a file that is missing, cannot be read or is not `shortest` to `longest` seconds long.
     """
 
     def duration(example: Example) -> float:
@@ -163,6 +164,11 @@ def durations(examples: Sequence[Example], shortest: float) -> list[float]:
             raise UserError(
                 f"{example.where}: {example.audio} lasts {seconds:.3f} s; expected {shortest:.3f} s or more, "
                 "one frame of the encoder"
+            )
+        if seconds > longest:
+            raise UserError(
+                f"{example.where}: {example.audio} lasts {seconds:.2f} s; expected {longest:g} s or less, as the "
+                "encoder has positions for no more"
             )
         return seconds
 

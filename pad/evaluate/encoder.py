@@ -2,29 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import nn
-from torch.nn.utils.rnn import pad_sequence
 
 from pad.errors import UserError
-from pad.models import FrameLayout, load_student
-from pad.step.collate import frame_mask
-
-
-class _RowByRow(nn.Module):
-    """Runs convolutions on each row of a batch without its padding, because their group norm spans all of time."""
-
-    def __init__(self, convolutions: nn.Module):
-        super().__init__()
-        self.convolutions = convolutions
-        self.lengths: list[int] = []
-
-    def forward(self, input_values: torch.Tensor) -> torch.Tensor:
-        rows = [self.convolutions(row[None, :length])[0].T for row, length in zip(input_values, self.lengths)]
-        return pad_sequence(rows, batch_first=True).transpose(1, 2)
+from pad.models import width
+from pad.step.collate import to_device
+from pad.students import load_student
 
 
 class Encoder:
@@ -34,31 +21,33 @@ class Encoder:
     states do not fit SUPERB's heads.
     """
 
-    def __init__(self, name: str, role: str, device: torch.device | str = "cpu"):
+    def __init__(self, name: str, role: str, device: torch.device | str = "cpu", pad_to_max_length: bool = False):
         try:
-            self.model, self.extractor = load_student(name)
+            student = load_student(name, pad_to_max_length)
         except UserError as error:
             raise UserError(str(error).replace("student:", f"{role}:", 1)) from error
         self.name, self.role, self.device = name, role, torch.device(device)
-        self.model.eval().requires_grad_(False)
-        config = self.model.config
-        self.layout = FrameLayout.of(config)
-        self.layers, self.width = config.num_hidden_layers + 1, config.hidden_size
-        self._convolutions = None
-        if getattr(config, "feat_extract_norm", None) == "group":
-            self._convolutions = self.model.feature_extractor = _RowByRow(self.model.feature_extractor)
+        self.model = student.encoder.eval().requires_grad_(False)
+        self.front_end = student.front_end.isolated(self.model)
+        self.layout = self.front_end.layout
+        self.layers, self.width = student.layers + 1, width(self.model)
         self.model.to(self.device)
-        self([np.zeros(self.layout.receptive_field + 7 * self.layout.hop, dtype=np.float32)])  # checks its states
+        self([np.zeros(self.layout.shortest + 7 * self.layout.hop, dtype=np.float32)])  # checks its states
 
     @property
     def sampling_rate(self) -> int:
         """Hz."""
-        return self.extractor.sampling_rate
+        return self.front_end.sampling_rate
 
     @property
     def shortest(self) -> float:
         """Seconds that one frame sees, plus one sample for resampled audio."""
-        return (self.layout.receptive_field + 1) / self.sampling_rate
+        return (self.layout.shortest + 1) / self.sampling_rate
+
+    @property
+    def longest(self) -> float:
+        """Seconds of audio that the encoder has positions for; infinite where it takes any number."""
+        return math.inf if self.layout.longest is None else self.layout.longest / self.sampling_rate
 
     @torch.no_grad()
     def __call__(self, waveforms: Sequence[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -67,16 +56,9 @@ class Encoder:
         The states are the input of the first layer (after the feature projection and positions), the output
         of each layer but the last, and the encoder's output; zero at the padding.
         """
-        prepared = [
-            self.extractor(waveform, sampling_rate=self.sampling_rate, return_tensors="pt")["input_values"][0]
-            for waveform in waveforms
-        ]
-        samples = torch.tensor([len(row) for row in prepared])
-        inputs = pad_sequence(prepared, batch_first=True).to(self.device)
-        mask = (torch.arange(inputs.shape[1]) < samples[:, None]).long().to(self.device)
-        if self._convolutions is not None:
-            self._convolutions.lengths = samples.tolist()
-        outputs = self.model(inputs, attention_mask=mask, output_hidden_states=True)
+        inputs, mask = self.front_end(waveforms)
+        mask = mask.to(self.device)
+        outputs = self.model(**to_device(inputs, self.device), output_hidden_states=True)
         layers = [*outputs.hidden_states[:-1], outputs.last_hidden_state]
         if len(layers) != self.layers:
             raise UserError(
@@ -90,6 +72,4 @@ class Encoder:
                 "same speech; expected as many in each layer, as of wav2vec 2.0, HuBERT or WavLM"
             )
         states = torch.stack(layers, dim=1).float()
-        lengths = self.layout.frames(samples).to(self.device)
-        real = frame_mask(lengths, states.shape[2])[:, None, :, None]
-        return states.masked_fill_(~real, 0.0), lengths
+        return states.masked_fill_(~mask[:, None, :, None], 0.0), mask.sum(dim=1)

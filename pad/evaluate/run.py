@@ -42,7 +42,7 @@ _COLUMNS = (
 class _Corpus:
     """A task's corpus, read and checked: its folds, and the duration of each example in seconds."""
 
-    def __init__(self, task: str, config: EvaluateConfig, shortest: float):
+    def __init__(self, task: str, config: EvaluateConfig, limits: tuple[float, float]):
         folder = Path(getattr(config, task))
         if not folder.is_dir():
             raise UserError(f"{task}: {folder} is not a folder; expected the folder of the corpus")
@@ -58,7 +58,7 @@ class _Corpus:
         self.task = task
         first = self.folds[0]
         self.examples = [*first.train, *first.dev, *first.test]
-        self.seconds = dict(zip(self.examples, corpora.durations(self.examples, shortest)))
+        self.seconds = dict(zip(self.examples, corpora.durations(self.examples, *limits)))
 
     def seconds_of(self, examples: Sequence[corpora.Example]) -> list[float]:
         return [self.seconds[example] for example in examples]
@@ -79,9 +79,11 @@ def evaluate(config: EvaluateConfig) -> dict:
     _check_output(output, config)
     device = torch.device("cuda" if config.device == "auto" and torch.cuda.is_available() else "cpu")
     names = {"student": config.student, "baseline": config.baseline}
-    encoders = {role: Encoder(name, role, device) for role, name in names.items() if name is not None}
-    shortest = max(encoder.shortest for encoder in encoders.values())
-    corpora_read = [_Corpus(task, config, shortest) for task in config.tasks]
+    encoders = {
+        role: Encoder(name, role, device, config.pad_to_max_length) for role, name in names.items() if name is not None
+    }
+    limits = (max(each.shortest for each in encoders.values()), min(each.longest for each in encoders.values()))
+    corpora_read = [_Corpus(task, config, limits) for task in config.tasks]
 
     output.mkdir(parents=True, exist_ok=True)
     config.save(output / SETTINGS_FILE)

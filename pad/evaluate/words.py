@@ -8,9 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
-from pad.models import FrameLayout
 from pad.priors.recorder import record_significance
-from pad.step.collate import Collator, SpeechTextDataset, frame_mask
+from pad.step.collate import Collator, SpeechTextDataset, to_device
 from pad.step.objective import Objective
 from pad.step.teacher import Teacher
 from pad_kernels import align, select_spans
@@ -32,28 +31,27 @@ class Encoded:
 
 @torch.no_grad()
 def encode(
-    student, collator: Collator, dataset: SpeechTextDataset, batch_size: int = 32, with_prior: bool = False
+    encoder, collator: Collator, dataset: SpeechTextDataset, batch_size: int = 32, with_prior: bool = False
 ) -> list[Encoded]:
-    """Run the student over a dataset in evaluation mode; the results are on the CPU."""
-    student.eval()
-    layout, rate = FrameLayout.of(student.config), dataset.sampling_rate
-    device = next(student.parameters()).device
+    """Run a student's encoder over a dataset in evaluation mode; the results are on the CPU."""
+    encoder.eval()
+    layout, rate = collator.front_end.layout, dataset.sampling_rate
+    device = next(encoder.parameters()).device
     order = sorted(range(len(dataset)), key=lambda number: dataset.utterances[number].duration)
     encoded: dict[int, Encoded] = {}
     for first in range(0, len(order), batch_size):
         numbers = order[first : first + batch_size]
-        batch = collator([dataset[number] for number in numbers])
-        inputs = {name: batch[name].to(device) for name in ("input_values", "attention_mask") if name in batch}
-        lengths = batch["frame_lengths"].to(device)
-        mask = frame_mask(lengths, int(layout.frames(torch.tensor(inputs["input_values"].shape[1]))))
-        with record_significance(student, mask) if with_prior else nullcontext() as record:
-            outputs = student(**inputs, output_hidden_states=True)
+        batch = to_device(collator([dataset[number] for number in numbers]), device)
+        mask = batch["frame_mask"]
+        lengths = mask.sum(dim=1).tolist()
+        with record_significance(encoder, mask) if with_prior else nullcontext() as record:
+            outputs = encoder(**batch["speech"], output_hidden_states=True)
         frames = outputs.last_hidden_state.float().cpu()
         share = mask / mask.sum(dim=1, keepdim=True)
         means = torch.einsum("lbmd,bm->bld", torch.stack(outputs.hidden_states).float(), share).cpu()
         priors = None if record is None else record.prior().cpu()
         for row, number in enumerate(numbers):
-            length = int(lengths[row])
+            length = lengths[row]
             prior = None if priors is None else priors[row, :length].clone()
             encoded[number] = Encoded(frames[row, :length].clone(), layout.centres(length) / rate, means[row], prior)
     return [encoded[number] for number in range(len(dataset))]

@@ -11,8 +11,8 @@ from torch.utils.data import Dataset, Sampler
 from pad.data import BadSample, Report, Utterance, read_audio
 from pad.data.entry import listed
 from pad.errors import UserError
-from pad.models import FrameLayout
 from pad.step.teacher import tokenize
+from pad.students import FrontEnd
 
 
 class SpeechTextDataset(Dataset):
@@ -110,41 +110,37 @@ class LengthBucketSampler(Sampler[int]):
 class Collator:
     """Pads a list of {"samples", "transcript"} to one batch of tensors; None among them is skipped.
 
-    Gives student inputs (`input_values` [B, T] and, if the student was trained with one, `attention_mask`),
-    `frame_lengths` [B], teacher inputs (`text_ids`, `text_attention_mask` [B, N]) and `text_mask` [B, N]
-    bool, the tokens that are text and not special tokens. If there is nothing but None, the batch is one
-    frame of silence with no text, whose loss and gradients are 0.
+    Gives `speech`, the student's inputs by name, and `frame_mask` [B, M] bool, the real ones of its frames; the
+    teacher's inputs (`text_ids`, `text_attention_mask` [B, N]) and `text_mask` [B, N] bool, the tokens that are text
+    and not special tokens. If there is nothing but None, the batch is one frame of silence with no text, whose loss and
+    gradients are 0.
     """
 
-    def __init__(self, extractor, tokenizer, layout: FrameLayout):
-        self.extractor, self.tokenizer, self.layout = extractor, tokenizer, layout
+    def __init__(self, front_end: FrontEnd, tokenizer):
+        self.front_end, self.tokenizer = front_end, tokenizer
 
-    def __call__(self, items: Sequence[dict | None]) -> dict[str, torch.Tensor]:
+    def __call__(self, items: Sequence[dict | None]) -> dict:
         sound = [item for item in items if item is not None]
         if sound:
             return self._pad(sound)
-        silence = np.zeros(self.layout.receptive_field, dtype=np.float32)
+        silence = np.zeros(self.front_end.layout.shortest, dtype=np.float32)
         batch = self._pad([{"samples": silence, "transcript": "a"}])
         return {**batch, "text_mask": torch.zeros_like(batch["text_mask"])}
 
-    def _pad(self, items: Sequence[dict]) -> dict[str, torch.Tensor]:
-        speech = self.extractor(
-            [item["samples"] for item in items],
-            sampling_rate=self.extractor.sampling_rate,
-            padding=True,
-            return_tensors="pt",
-        )
+    def _pad(self, items: Sequence[dict]) -> dict:
+        speech, frame_mask = self.front_end([item["samples"] for item in items])
         text, text_mask = tokenize(self.tokenizer, [item["transcript"] for item in items])
-        samples = torch.tensor([len(item["samples"]) for item in items])
         return {
-            **speech,
-            "frame_lengths": self.layout.frames(samples),
+            "speech": speech,
+            "frame_mask": frame_mask,
             "text_ids": text["input_ids"],
             "text_attention_mask": text["attention_mask"],
             "text_mask": text_mask,
         }
 
 
-def frame_mask(frame_lengths: torch.Tensor, frames: int) -> torch.Tensor:
-    """Bool [B, frames]: True at the real frames, which are the first frame_lengths [B] ones."""
-    return torch.arange(frames, device=frame_lengths.device) < frame_lengths[:, None]
+def to_device(batch: dict, device: torch.device | str) -> dict:
+    """A batch of the Collator on a device."""
+    return {
+        name: to_device(value, device) if isinstance(value, dict) else value.to(device) for name, value in batch.items()
+    }

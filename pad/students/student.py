@@ -1,0 +1,61 @@
+"""A speech encoder to train, with its front end, as a part of the checkpoint that it came from."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from pad.errors import UserError
+from pad.files import whole_folder
+from pad.students.front_end import FrontEnd
+
+
+@dataclass
+class Student:
+    """A speech encoder and all that its checkpoint holds.
+
+    encoder: gives `last_hidden_state` [B, M, D] and, asked for `output_hidden_states`, `hidden_states` (one before the
+    first layer and one after each, the last as `last_hidden_state`) for the inputs of `front_end`; layers: how many
+    attention layers it has; convolutions: its modules before those layers.
+    whole: the model that is saved, where the encoder is only a part of it: its parameter NAME is there called
+    prefix + NAME. files: further files of the checkpoint by name.
+    """
+
+    encoder: PreTrainedModel
+    front_end: FrontEnd
+    layers: int
+    convolutions: Collection[nn.Module]
+    whole: PreTrainedModel | None = None
+    prefix: str = ""
+    files: dict[str, bytes] = field(default_factory=dict)
+
+    def freeze_convolutions(self) -> None:
+        """Leave what comes before the attention layers untrained."""
+        for module in self.convolutions:
+            module.requires_grad_(False)
+
+    def save(self, folder: Path, state_dict: dict[str, Tensor] | None = None) -> Path:
+        """Save a plain transformers checkpoint with its feature extractor; the folder appears whole or not at all.
+
+        state_dict: the encoder's parameters, None for those that it has. All else in the checkpoint stays as it was.
+        """
+        model = self.encoder if self.whole is None else self.whole
+        if self.whole is not None:
+            trained = self.encoder.state_dict() if state_dict is None else state_dict
+            state_dict = self.whole.state_dict() | {self.prefix + name: value for name, value in trained.items()}
+        with whole_folder(folder) as partial:
+            model.save_pretrained(partial, state_dict=state_dict)
+            self.front_end.extractor.save_pretrained(partial)
+            for name, content in self.files.items():
+                (partial / name).write_bytes(content)
+        return folder
+
+
+def refuse_padding(pad_to_max_length: bool, model_type: str) -> None:
+    """Raise UserError if padding to a fixed length is asked of a family that has none."""
+    if pad_to_max_length:
+        raise UserError(f"pad_to_max_length: a student of type {model_type!r} has no fixed length; expected Whisper")

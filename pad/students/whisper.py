@@ -1,0 +1,121 @@
+"""Whisper's encoder on speech of any length up to its positions, with a mask of frames.
+
+transformers' own forward takes features of exactly 30 s and attends to the silence that fills them up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedModel, WhisperFeatureExtractor
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_outputs import BaseModelOutput
+from transformers.models.whisper import modeling_whisper
+
+from pad.errors import UserError
+from pad.students.front_end import FrontEnd, SpeechInputs, frame_mask
+from pad.students.layout import WholeHopLayout
+from pad.students.student import Student
+
+# conv2 halves the rate of the log-mel features.
+_STRIDE = 2
+
+
+def model_class(config) -> type[PreTrainedModel]:
+    """The class of the checkpoint: with its decoder and head where it has them."""
+    named = (config.architectures or ["WhisperForConditionalGeneration"])[0]
+    known = ("WhisperForConditionalGeneration", "WhisperModel", "WhisperForAudioClassification")
+    if named not in known:
+        raise UserError(f"student: a Whisper checkpoint of class {named}; expected {' or '.join(known)}")
+    return getattr(modeling_whisper, named)
+
+
+def default_feature_extractor(config) -> WhisperFeatureExtractor:
+    """For a student saved without one: 16 kHz, log-mel features of 10 ms."""
+    return WhisperFeatureExtractor(feature_size=config.num_mel_bins)
+
+
+def student_of(
+    model: PreTrainedModel, extractor: WhisperFeatureExtractor, pad_to_max_length: bool = False,
+    files: dict[str, bytes] | None = None,
+) -> Student:  # fmt: skip
+    """The encoder of a Whisper model, as a student; the model itself is what the student saves.
+
+    pad_to_max_length: fill every utterance up to 30 s with silence, which is attended to, as Whisper was trained.
+    files: of the checkpoint, to be saved with it.
+    """
+    if extractor.feature_size != model.config.num_mel_bins:
+        raise UserError(
+            f"student: its feature extractor gives {extractor.feature_size} mel bands, its model takes "
+            f"{model.config.num_mel_bins}; expected the files of one checkpoint"
+        )
+    inner: Any = getattr(model, "model", model)
+    encoder = WhisperSpeechEncoder(inner.encoder)
+    front_end = WhisperFrontEnd(extractor, model.config.max_source_positions, pad_to_max_length)
+    convolutions = [inner.encoder.conv1, inner.encoder.conv2]
+    prefix = "" if inner is model else "model."
+    return Student(encoder, front_end, len(inner.encoder.layers), convolutions, model, prefix, files or {})
+
+
+class WhisperFrontEnd(FrontEnd):
+    """Log-mel features of each utterance by itself; a frame is two of them, 20 ms, and must be whole."""
+
+    def __init__(self, extractor: WhisperFeatureExtractor, positions: int, pad_to_max_length: bool = False):
+        hop = _STRIDE * extractor.hop_length
+        super().__init__(extractor, WholeHopLayout(hop, positions * hop))
+        self.positions, self.pad_to_max_length = positions, pad_to_max_length
+
+    def inputs(self, waveforms: Sequence[np.ndarray], frames: Tensor) -> SpeechInputs:
+        if self.pad_to_max_length:
+            features = torch.cat([self._features(waveform, "max_length") for waveform in waveforms])
+            return SpeechInputs({"input_features": features}, frame_mask(frames, self.positions))
+        rows = [
+            self._features(waveform, "longest")[0, :, : _STRIDE * count].T
+            for waveform, count in zip(waveforms, frames.tolist())
+        ]
+        # Zeros, which conv1 sees beyond the end of an utterance alone as well.
+        features = pad_sequence(rows, batch_first=True).transpose(1, 2)
+        mask = frame_mask(frames, int(frames.max()))
+        return SpeechInputs({"input_features": features, "attention_mask": mask.long()}, mask)
+
+    def _features(self, waveform: np.ndarray, padding: str) -> Tensor:
+        """[1, bands, T]; the log-mel features are relative to the loudest, so each utterance is computed alone."""
+        features = self.extractor(
+            waveform, sampling_rate=self.sampling_rate, padding=padding, max_length=self.layout.longest,
+            return_tensors="pt",
+        )  # fmt: skip
+        return features["input_features"]
+
+
+class WhisperSpeechEncoder(modeling_whisper.WhisperPreTrainedModel):
+    """The parts of a WhisperEncoder, run on as many frames as there are.
+
+    Positions count from the first of the table; layers are never dropped.
+    """
+
+    def __init__(self, encoder: modeling_whisper.WhisperEncoder):
+        super().__init__(encoder.config)
+        self.encoder = encoder
+
+    def forward(
+        self, input_features: Tensor, attention_mask: Tensor | None = None, output_hidden_states: bool = False
+    ) -> BaseModelOutput:
+        """States of log-mel features [B, bands, 2 M]; attention_mask: [B, M], the real frames, None for all."""
+        encoder = self.encoder
+        hidden = nn.functional.gelu(encoder.conv1(input_features))
+        hidden = nn.functional.gelu(encoder.conv2(hidden)).transpose(1, 2)
+        hidden = hidden + encoder.embed_positions.weight[: hidden.shape[1]]
+        hidden = nn.functional.dropout(hidden, encoder.dropout, self.training)
+        mask = create_bidirectional_mask(encoder.config, hidden, attention_mask)
+        states = [hidden]
+        for layer in encoder.layers:
+            hidden = layer(hidden, mask)
+            hidden = hidden[0] if isinstance(hidden, tuple) else hidden
+            states.append(hidden)
+        states[-1] = encoder.layer_norm(hidden)
+        return BaseModelOutput(states[-1], tuple(states) if output_hidden_states else None)
