@@ -23,9 +23,8 @@ from pad.demo.recordings import load, with_enough_words
 from pad.demo.sentences import commands, free_sentences
 from pad.evaluate.words import word_embeddings
 from pad.models import load_teacher
-from pad.priors.recorder import record_significance
 from pad.step.teacher import Teacher, tokenize
-from pad.students import FrontEnd, Student, load_student
+from pad.students import FrontEnd, load_student
 
 TRAINING, HELD_OUT = 8000, 150  # free sentences
 PER_INTENT = {"train": 40, "dev": 10, "test": 10}  # commands, for the probe
@@ -53,13 +52,12 @@ class Flat:
 class Speech:
     """Utterances of one kind and split.
 
-    features: log-mel [100 a second, 80] float16; significance: of each layer of the undistilled encoder [frames,
-    layers]; tokens, token_prior: of the teacher [N, D], [N], for training; words: its word embeddings [words, D].
+    features: log-mel [100 a second, 80] float16; tokens, token_prior: of the teacher [N, D], [N], for training; words:
+    its word embeddings [words, D].
     """
 
     items: list[SpokenSentence]
     features: Flat
-    significance: Flat | None = None
     tokens: Flat | None = None
     token_prior: Flat | None = None
     words: Flat | None = None
@@ -82,7 +80,6 @@ def build(path: Path, checkpoint: Path, recordings: Path) -> dict[str, Speech]:
             else:
                 speech[name].words = Flat.of([word_embeddings(teacher, item.transcript) for item in items])
             print(f"{name}: {len(items)} utterances, {sum(item.duration for item in items) / 60:.1f} min", flush=True)
-    speech["free-train"].significance = _significance(student, speech["free-train"])
     torch.save(speech, path.with_suffix(".partial"))
     path.with_suffix(".partial").rename(path)
     return speech
@@ -124,25 +121,6 @@ def _add_tokens(speech: Speech, teacher: Teacher, batch_size: int = 64) -> None:
         tokens += [row[real] for row, real in zip(embeddings, mask)]
         priors += [row[real] for row, real in zip(prior, mask)]
     speech.tokens, speech.token_prior = Flat.of(tokens), Flat.of(priors)
-
-
-@torch.no_grad()
-def _significance(student: Student, speech: Speech, batch_size: int = 64) -> Flat:
-    """The prior of each layer of the undistilled encoder."""
-    encoder = student.encoder.eval()
-    order = sorted(range(len(speech.items)), key=lambda number: len(speech.features[number]))
-    found: dict[int, torch.Tensor] = {}
-    for first in range(0, len(order), batch_size):
-        numbers = order[first : first + batch_size]
-        inputs, mask = inputs_of(speech, numbers)
-        priors = []
-        for layer in range(student.layers):
-            with record_significance(encoder, mask, layers=[layer]) as record:
-                encoder(**inputs)
-            priors.append(record.prior())
-        rows = torch.stack(priors, dim=-1)
-        found |= {number: row[: int(real.sum())].clone() for number, row, real in zip(numbers, rows, mask)}
-    return Flat.of([found[number] for number in range(len(order))])
 
 
 def inputs_of(speech: Speech, numbers: list[int]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:

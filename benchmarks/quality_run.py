@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 import time
 from collections.abc import Iterator
@@ -68,20 +69,21 @@ class Bench:
         optimizer = torch.optim.AdamW(weights, recipe.learning_rate, weight_decay=0.0, fused=True)
         warm_up = round(recipe.steps * recipe.warm_up)
         schedule = get_linear_schedule_with_warmup(optimizer, warm_up, recipe.steps)
+        undistilled = copy.deepcopy(encoder) if configuration.prior == "undistilled" else None
         encoder.train()
         losses = []
         for batch in self._batches(speech, numbers, seed):
             inputs, mask = inputs_of(speech, batch)
-            recorded = configuration.prior == "attention"
+            features = inputs["input_features"]
+            recorded = objective.recording(encoder, mask) if configuration.prior == "attention" else nullcontext()
             with torch.autocast("cpu", torch.bfloat16):
-                with objective.recording(encoder, mask) if recorded else nullcontext() as record:
+                with recorded as record:
                     frames = encoder(**inputs).last_hidden_state.float()
-            prior = (
-                record.prior()
-                if record is not None
-                else fixed_prior(configuration, speech, batch, inputs["input_features"])
-            )
-            counted = mask & voiced(inputs["input_features"]) if configuration.without_silence else mask
+                if undistilled is not None:
+                    with torch.no_grad(), objective.recording(undistilled, mask) as record:
+                        undistilled(**inputs)
+            prior = energy(features) if configuration.prior == "energy" else record and record.prior()
+            counted = mask & voiced(features) if configuration.without_silence else mask
             text = [speech.tokens[texts[number]] for number in batch]
             text_prior = pad_sequence([speech.token_prior[texts[number]] for number in batch], batch_first=True)
             lengths = torch.tensor([len(row) for row in text])
@@ -130,18 +132,6 @@ class Bench:
         speech, intents = self.speech[f"commands-{split}"], list(INTENTS)
         labels = torch.tensor([intents.index(str(item.intent)) for item in speech.items])
         return mean_states(encode(encoder, speech)), labels
-
-
-def fixed_prior(
-    configuration: Configuration, speech: Speech, numbers: list[int], features: torch.Tensor
-) -> torch.Tensor | None:
-    """The prior [B, M] of a configuration that does not record it; None if it uses none."""
-    if not configuration.objective.speech_prior:
-        return None
-    if configuration.prior == "energy":
-        return energy(features)
-    layers = list(configuration.objective.prior_layers or range(speech.significance.values.shape[1]))
-    return pad_sequence([speech.significance[n][:, layers].mean(dim=1) for n in numbers], batch_first=True)
 
 
 def energy(features: torch.Tensor) -> torch.Tensor:

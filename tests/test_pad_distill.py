@@ -32,6 +32,7 @@ from pad.cli import main  # noqa: E402
 from pad.demo import librivox  # noqa: E402
 from pad.distill.config import DistillConfig  # noqa: E402
 from pad.distill.trainer import training_arguments  # noqa: E402
+from pad.errors import UserError  # noqa: E402
 from pad.models import load_teacher  # noqa: E402
 from pad.step.teacher import Teacher, tokenize  # noqa: E402
 
@@ -48,7 +49,7 @@ def speech() -> Path:
     """The folder of the recordings, fetched once."""
     try:
         return librivox.fetch(CACHE / "librivox")
-    except RuntimeError as failure:
+    except UserError as failure:
         pytest.skip(str(failure))
 
 

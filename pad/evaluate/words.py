@@ -12,7 +12,7 @@ from pad.priors.recorder import record_significance
 from pad.step.collate import Collator, SpeechTextDataset, to_device
 from pad.step.objective import Objective
 from pad.step.teacher import Teacher
-from pad_kernels import align, select_spans
+from pad_kernels import align
 
 
 @dataclass(frozen=True)
@@ -116,15 +116,9 @@ def unit_hit_rate(
             if utterance.prior is None:
                 raise ValueError("encoded: the objective uses a speech prior; expected utterances encoded with_prior")
             prior = utterance.prior[None]
-        spans = None
-        start = torch.arange(frames)
-        end = start + 1
-        if objective.level == "span":
-            spans = select_spans(
-                prior, torch.ones(1, frames, dtype=torch.bool), torch.tensor([len(text)]),
-                scales=objective.scales, anchors=objective.anchors,
-            )  # fmt: skip
-            start, end = spans.start[0].long(), spans.end[0].long()
+        spans, prior = objective.units(prior, torch.ones(1, frames, dtype=torch.bool), torch.tensor([len(text)]))
+        start = torch.arange(frames) if spans is None else spans.start[0].long()
+        end = start + 1 if spans is None else spans.end[0].long()
         best = align(
             utterance.frames[None], text[None], spans, speech_prior=prior, temperature=objective.temperature
         ).unit[0]

@@ -42,7 +42,11 @@ class Objective:
 
     def __call__(self, speech, text, speech_mask, text_mask, speech_prior=None, text_prior=None):
         """Loss (scalar) of speech [B, M, D] and text [B, N, D]; masks bool, priors [B, M], [B, N] or None."""
-        spans, speech_prior = self.units(speech_prior if self.speech_prior else None, speech_mask, text_mask.sum(dim=1))
+        spans = None  # pad_loss chooses them
+        if not self.speech_prior:
+            speech_prior = None
+        elif not self.pooling_prior or self.prior_exponent != 1:
+            spans, speech_prior = self.units(speech_prior, speech_mask, text_mask.sum(dim=1))
         return pad_loss(
             speech,
             text,
@@ -60,16 +64,16 @@ class Objective:
     def units(
         self, speech_prior: Tensor | None, speech_mask: Tensor, num_tokens: Tensor | int
     ) -> tuple[Spans | None, Tensor | None]:
-        """What `pad_loss` and `align` take for this objective: the spans, None where they choose them; the prior.
+        """What `align` takes for this objective: the spans, None for single frames, and the prior of the frames.
 
         speech_prior: [B, M] as recorded, or None; num_tokens: real tokens of each utterance [B].
         """
         if speech_prior is not None and self.prior_exponent != 1:
             speech_prior = speech_prior.pow(self.prior_exponent)
-        if self.level != "span" or self.pooling_prior:
+        if self.level != "span":
             return None, speech_prior
         spans = select_spans(speech_prior, speech_mask, num_tokens, scales=self.scales, anchors=self.anchors)
-        return spans, None
+        return spans, speech_prior if self.pooling_prior else None
 
 
 _GLOBAL, _TOKEN, _SPAN = Objective("global"), Objective("token"), Objective("span")
@@ -104,12 +108,28 @@ PRESETS: dict[str, Objective] = {
 }
 
 
-def objective(preset: str, temperature: float | None = None, prior_layers: tuple[int, ...] = ()) -> Objective:
-    """The objective of a preset, with another temperature or with the prior of some layers only, if given.
+def objective(
+    preset: str,
+    temperature: float | None = None,
+    prior_layers: tuple[int, ...] = (),
+    anchors: str = "",
+    text_prior: bool | None = None,
+    prior_exponent: float = 1.0,
+    pooling_prior: bool = True,
+) -> Objective:
+    """The objective of a preset with what is given changed; the settings of `pad distill` explain each.
 
     Raises UserError for an unknown name.
     """
     if preset not in PRESETS:
         raise UserError(f"preset: {preset!r} is unknown; expected one of {', '.join(PRESETS)}")
-    chosen = replace(PRESETS[preset], prior_layers=tuple(prior_layers) or None)
-    return chosen if temperature is None else replace(chosen, temperature=temperature)
+    chosen = PRESETS[preset]
+    return replace(
+        chosen,
+        temperature=chosen.temperature if temperature is None else temperature,
+        prior_layers=tuple(prior_layers) or None,
+        anchors=anchors or chosen.anchors,
+        text_prior=chosen.text_prior if text_prior is None else text_prior,
+        prior_exponent=prior_exponent,
+        pooling_prior=pooling_prior,
+    )
