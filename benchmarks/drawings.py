@@ -7,7 +7,6 @@ from benchmarks import goals, results, step_bench
 from benchmarks.tables import megabytes, number, shape_text
 
 NOT_RUN = "compiled for sm_80, sm_90, sm_100 and gfx942, **not yet run on a GPU**"
-STUDENTS = ("chance", "undistilled", "distilled", "shuffled")
 BOTH = "forward+backward"
 
 

@@ -3,33 +3,46 @@
 import statistics
 from collections.abc import Iterable
 
-from benchmarks.drawings import STUDENTS, _machine, _spread, _table
+from benchmarks.drawings import _machine, _spread, _table
 
 
 def demo(content: dict) -> str:
-    """Word hit rate and probe accuracy, mean over seeds with the lowest and highest."""
+    """The scores of `pad demo` by student: of one seed with 95 % intervals, of several from lowest to highest."""
     runs = content["runs"]
+    columns = ("chance", *runs[0]["held_out_loss"])
 
-    def row(title: str, pick) -> list[str]:
-        picked = [pick(run) for run in runs]
-        return [title, *(_spread([p[name] for p in picked]) if name in picked[0] else "-" for name in STUDENTS)]
+    def row(title: str, measure: str, pick) -> list[str]:
+        cells = []
+        for name in columns:
+            values = [pick(run).get(name) for run in runs]
+            ends = runs[0].get("intervals", {}).get(measure, {}).get(name)
+            if None in values:
+                cells.append("-")
+            elif len(runs) == 1:
+                cells.append(f"{values[0]:.3f}" + (f" ({ends[0]:.3f}-{ends[1]:.3f})" if ends else ""))
+            else:
+                cells.append(_spread(values))
+        return [title, *cells]
 
-    rows = [
-        row("word hit rate", lambda run: run["word_hit_rate"]),
+    rows = [row("word hit rate, synthetic sentences", "word_hit_rate", lambda run: run["word_hit_rate"])]
+    for source, found in runs[0]["word_hit_rate_real"].items():
+        title = f"word hit rate, real speech: {source}, {found['words']} words"
+        rows.append(row(title, f"word_hit_rate_real: {source}", lambda run, s=source: run["word_hit_rate_real"][s]))
+    if "retrieval_at_1" in runs[0]:
+        title = f"right sentence of {runs[0]['retrieval_sentences']} first"
+        rows.append(row(title, "retrieval_at_1", lambda run: run["retrieval_at_1"]))
+    rows.append(
         row(
             "intent accuracy of a linear probe",
+            "probe_accuracy",
             lambda run: {"chance": run["probe"]["chance"], **run["probe_accuracy"]},
-        ),
-        row("loss on held-out speech", lambda run: run["held_out_loss"]),
-    ]
-    if all(run.get("word_hit_rate_recordings") for run in runs):
-        rows.insert(1, row("word hit rate on five real recordings", lambda run: run["word_hit_rate_recordings"]))
+        )
+    )
+    rows.append(row("loss on held-out speech", "held_out_loss", lambda run: run["held_out_loss"]))
     seconds = statistics.mean(sum(run["seconds"].values()) for run in runs)
     seeds = ", ".join(str(run["seed"]) for run in runs)
-    return (
-        f"{_table(['', *STUDENTS], rows)}\n\nMean over seeds {seeds} (lowest-highest), test split; "
-        f"{seconds:.0f} s per run; {_machine(content)}."
-    )
+    what = f"Seed {seeds} (95 % interval)" if len(runs) == 1 else f"Mean over seeds {seeds} (lowest-highest)"
+    return f"{_table(['', *columns], rows)}\n\n{what}, test split; {seconds:.0f} s per run; {_machine(content)}."
 
 
 def _with_interval(found: dict) -> str:

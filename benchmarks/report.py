@@ -46,6 +46,7 @@ SECTIONS = {
     "step-cuda": Section(drawings.step, ("step_cuda.json",)),
     "step-kept": Section(drawings.step, ("step_cpu_kept.json",)),
     "demo": Section(quality_drawings.demo, ("demo.json",)),
+    "demo-scratch": Section(quality_drawings.demo, ("demo_scratch.json",)),
     "quality": Section(quality_drawings.quality, ("quality.json",)),
     "quality-verdicts": Section(quality_drawings.quality_verdicts, ("quality.json",)),
     "quality-scratch": Section(quality_drawings.quality_scratch, ("quality_scratch.json",)),

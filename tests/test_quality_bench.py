@@ -134,7 +134,7 @@ def test_tables_and_picture(folder, tmp_path):
     machine = {"cpu": "a processor", "threads": 1, "versions": {"torch": "2"}}
     recipe = {"steps": 3, "batch_size": 4, "learning_rate": 3e-4}
     content = {"machine": machine, "recipe": recipe, "splits": {"dev": rows, "test": []}}
-    assert quality_drawings.quality(content).count("\n| ") == 4
+    assert quality_drawings.quality(content).count("\n| ") == 5
     verdicts = quality_drawings.quality_verdicts(content)
     assert "| span early peaks |" in verdicts and "**+0." in verdicts
     plot.plot_quality(content, tmp_path / "quality.png")

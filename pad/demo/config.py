@@ -39,8 +39,9 @@ class DemoRecipe:
     seed: int = 0
     free_sentences: int = 6000  # for distillation
     held_out_sentences: int = 200  # per split, for word hit rate and retrieval
-    commands_per_intent: int = 40  # for training the probe
-    held_out_per_intent: int = 20  # per split, for the probe
+    commands_per_intent: int = 30  # for training the probe
+    held_out_per_intent: int = 10  # per split, for the probe
+    most_recordings: int = 1000  # of each source of real speech
     warm_up_steps: int = 0  # on audio alone
     warm_up_utterances: int = 0
     steps: int = 400
@@ -58,13 +59,14 @@ class DemoRecipe:
         recipe = cls(seed=seed)
         if scratch:
             recipe = replace(
-                recipe, commands_per_intent=90, warm_up_steps=200, warm_up_utterances=1000, steps=450, batch_size=32,
-                learning_rate=1e-3, learning_rate_warm_up=50, freeze_convolutions=False, bfloat16=False,
+                recipe, commands_per_intent=90, held_out_per_intent=20, warm_up_steps=200, warm_up_utterances=1000,
+                steps=450, batch_size=32, learning_rate=1e-3, learning_rate_warm_up=50, freeze_convolutions=False,
+                bfloat16=False,
             )  # fmt: skip
         if quick:
             recipe = replace(
                 recipe, free_sentences=1000, held_out_sentences=60, commands_per_intent=10, held_out_per_intent=5,
-                warm_up_steps=recipe.warm_up_steps // 5, warm_up_utterances=300, steps=60 if scratch else 40,
-                learning_rate_warm_up=10,
+                most_recordings=20, warm_up_steps=recipe.warm_up_steps // 5, warm_up_utterances=300,
+                steps=60 if scratch else 40, learning_rate_warm_up=10,
             )  # fmt: skip
         return recipe

@@ -64,7 +64,7 @@ def run_demo(config: DemoConfig) -> dict:
         if packaged is not None:
             print(NOTICE)
             name = str(save_checkpoint(packaged, place / "whisper"))
-        report = _Demo(recipe, name, place, results, _recordings(config.recordings)).run()
+        report = _Demo(recipe, name, place, results, _recordings(config.recordings, recipe)).run()
         report["quick"], report["scratch"] = config.quick, scratch
         if packaged is not None:
             shutil.copy(place / "whisper" / "NOTICE", results / "student")
@@ -76,7 +76,7 @@ def run_demo(config: DemoConfig) -> dict:
     return report
 
 
-def _recordings(folder: str | None) -> dict[str, list]:
+def _recordings(folder: str | None, recipe: DemoRecipe) -> dict[str, list]:
     """Real speech by source; says what is left out."""
     found = real_recordings.find(folder)
     if found is None:
@@ -90,7 +90,9 @@ def _recordings(folder: str | None) -> dict[str, list]:
         if few:
             print(f"{source}: {few} of {len(items)} recordings have fewer than {real_recordings.FEWEST_WORDS} words "
                   "and are left out: there is little to find in them")  # fmt: skip
-    return {source: items for source, items in sources.items() if items}
+        if len(sources[source]) > recipe.most_recordings:
+            print(f"{source}: only the first {recipe.most_recordings} of {len(sources[source])} are used")
+    return {source: items[: recipe.most_recordings] for source, items in sources.items() if items}
 
 
 class _Demo:
@@ -207,7 +209,12 @@ def distil_on(
         lengths=[item.duration for item in spoken],
     )
     show_progress(trainer, title)
+    attention = encoder.config._attn_implementation
+    if arguments.bf16:
+        # torch's fused attention for CPUs takes three times as long in the backward pass of bfloat16.
+        encoder.set_attn_implementation("eager")
     trainer.train()
+    encoder.set_attn_implementation(attention)
     return [float(loss) for loss in trainer.step_losses]
 
 
