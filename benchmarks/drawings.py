@@ -7,7 +7,6 @@ from benchmarks import goals, results, step_bench
 from benchmarks.tables import megabytes, number, shape_text
 
 NOT_RUN = "compiled for sm_80, sm_90, sm_100 and gfx942, **not yet run on a GPU**"
-STUDENTS = ("chance", "undistilled", "distilled", "shuffled")
 BOTH = "forward+backward"
 
 
@@ -228,32 +227,6 @@ def significance(content: dict) -> str:
     return f"{table(header, rows)}\n\n{kind}{_machine(content)}."
 
 
-def demo(content: dict) -> str:
-    """Word hit rate and probe accuracy, mean over seeds with the lowest and highest."""
-    runs = content["runs"]
-
-    def row(title: str, pick) -> list[str]:
-        picked = [pick(run) for run in runs]
-        return [title, *(_spread([p[name] for p in picked]) if name in picked[0] else "-" for name in STUDENTS)]
-
-    rows = [
-        row("word hit rate", lambda run: run["word_hit_rate"]),
-        row(
-            "intent accuracy of a linear probe",
-            lambda run: {"chance": run["probe"]["chance"], **run["probe_accuracy"]},
-        ),
-        row("loss on held-out speech", lambda run: run["held_out_loss"]),
-    ]
-    if all(run.get("word_hit_rate_recordings") for run in runs):
-        rows.insert(1, row("word hit rate on five real recordings", lambda run: run["word_hit_rate_recordings"]))
-    seconds = statistics.mean(sum(run["seconds"].values()) for run in runs)
-    seeds = ", ".join(str(run["seed"]) for run in runs)
-    return (
-        f"{table(['', *STUDENTS], rows)}\n\nMean over seeds {seeds} (lowest-highest), test split; "
-        f"{seconds:.0f} s per run; {_machine(content)}."
-    )
-
-
 def sweep(content: dict) -> str:
     """Speed over all sizes of the sweep, against eager and eager written well."""
     header = ["loss", "dtype", "speed-up over", "sizes", "median", "lowest", "lowest at"]
@@ -293,33 +266,6 @@ def step(content: dict) -> str:
     return (
         f"{table(header, rows)}\n\n{what} of {steps} steps, {first['case']['precision']}; "
         f"peak memory beyond models and optimizer; {note}{_machine(content)}."
-    )
-
-
-def quality(content: dict) -> str:
-    """Each preset: intent probe and where its units lie, mean over seeds with the lowest and highest."""
-    by_preset: dict[str, list[dict]] = {}
-    for run in content["runs"]:
-        by_preset.setdefault(run["preset"], []).append(run)
-    units = {"pad-slocal": "prior, pool", "no-prior": "no prior, pool", "no-span-pool": "prior, no pool"}
-    rows = []
-    for preset, runs in by_preset.items():
-        rows.append([
-            preset,
-            _spread([run["probe_accuracy"] for run in runs]),
-            _spread([run["frame_hits"]["hit_rate"] for run in runs]),
-            *(_spread([run["unit_hits"][name]["hit_rate"] for run in runs]) for name in units),
-        ])  # fmt: skip
-    first = next(iter(by_preset.values()))
-    chances = [statistics.mean(run["unit_hits"][name]["chance"] for run in first) for name in units]
-    frames = statistics.mean(run["frame_hits"]["chance"] for run in first)
-    rows.append(["chance", f"{1 / 24:.3f}", f"{frames:.3f}", *(f"{chance:.3f}" for chance in chances)])
-    header = ["preset", "intent accuracy", "best frame in the word"]
-    header += [f"best span on the word: {which}" for which in units.values()]
-    seeds = sorted({run["seed"] for run in content["runs"]})
-    return (
-        f"{table(header, rows)}\n\nMean over seeds {', '.join(map(str, seeds))} (lowest-highest), test split, "
-        f"{content['steps']} steps; {_machine(content)}."
     )
 
 

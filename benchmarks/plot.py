@@ -108,3 +108,31 @@ def plot_overview(losses: dict, steps: dict, path: Path) -> None:
     _draw_step(panels[1], steps, _megabytes, "peak MB per second of audio")
     panels[1].set_title("training step, wav2vec2-base and bert-base\n" + _where(steps), fontsize="medium")
     _save(figure, path)
+
+
+def plot_quality(content: dict, path: Path) -> None:
+    """Paired differences of each configuration from its level without priors, with 95 % intervals, by measure."""
+    split = "test" if content["splits"]["test"] else "dev"
+    rows = [row for row in content["splits"][split] if next(iter(row["measures"].values()))["differences"]]
+    measures = list(rows[0]["measures"]) if rows else ["no pair of runs yet"]
+    figure, panels = _pyplot().subplots(
+        1, len(measures), figsize=(2.2 + 2.1 * len(measures), 1.4 + 0.3 * len(rows)), sharey=True, squeeze=False,
+        layout="constrained",
+    )  # fmt: skip
+    for axes, measure in zip(panels[0], measures):
+        for place, row in enumerate(rows):
+            found = next(iter(row["measures"][measure]["differences"].values()))
+            low, high = found["interval"]
+            color = {"better": "#1f6f8b", "worse": "#c44e52", "open": "#888888"}[found["verdict"]]
+            axes.plot([low, high], [place, place], color=color, linewidth=2)
+            axes.plot(found["difference"], place, "o", color=color, markersize=5)
+        axes.axvline(0, color="black", linewidth=0.8, linestyle=":")
+        axes.set_title(measure, fontsize="small")
+        axes.tick_params(labelsize="small")
+    names = [f"{row['configuration']} ({len(row['seeds'])})" for row in rows]
+    panels[0][0].set_yticks(range(len(rows)), names)
+    panels[0][0].invert_yaxis()
+    figure.supxlabel(
+        f"difference from the same level without priors, {split} split (number of seeds)", fontsize="small"
+    )
+    _save(figure, path)

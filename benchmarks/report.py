@@ -8,9 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks import drawings, results
+from benchmarks import drawings, quality_drawings, results
 from benchmarks.gpu_static import drawings as gpu_static
-from benchmarks.plot import plot, plot_overview, plot_step
+from benchmarks.plot import plot, plot_overview, plot_quality, plot_step
 from pad_kernels import info
 
 ROOT = results.FOLDER.parent.parent
@@ -46,8 +46,11 @@ SECTIONS = {
     "step": Section(drawings.step, ("step_cpu.json",)),
     "step-cuda": Section(drawings.step, ("step_cuda.json",)),
     "step-kept": Section(drawings.step, ("step_cpu_kept.json",)),
-    "demo": Section(drawings.demo, ("demo.json",)),
-    "quality": Section(drawings.quality, ("quality.json",)),
+    "demo": Section(quality_drawings.demo, ("demo.json",)),
+    "demo-scratch": Section(quality_drawings.demo, ("demo_scratch.json",)),
+    "quality": Section(quality_drawings.quality, ("quality.json",)),
+    "quality-verdicts": Section(quality_drawings.quality_verdicts, ("quality.json",)),
+    "quality-scratch": Section(quality_drawings.quality_scratch, ("quality_scratch.json",)),
     "gpu-status": Section(drawings.gpu_status, (), ("align_cuda.json",)),
     "gpu-goals": Section(
         drawings.gpu_goals, ("align_cuda.json", "significance_cuda.json", "step_cuda.json"), ("compiled_cuda.json",)
@@ -88,6 +91,7 @@ def main() -> None:
     plot(losses, results.FOLDER / "align.png")
     plot_step(steps, results.FOLDER / "step.png")
     plot_overview(losses, steps, results.FOLDER / "overview.png")
+    plot_quality(results.read_json(results.FOLDER / "quality.json"), results.FOLDER / "quality.png")
     for page in PAGES:
         page.write_text(fill(page.read_text(encoding="utf-8")), encoding="utf-8")
 

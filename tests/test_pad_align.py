@@ -19,7 +19,7 @@ from pad.align.picture import _anchors, draw  # noqa: E402
 from pad.align.utterance import align_utterance, aligned  # noqa: E402
 from pad.cli import main  # noqa: E402
 from pad.data import read_audio  # noqa: E402
-from pad.demo import recordings  # noqa: E402
+from pad.demo import librivox  # noqa: E402
 from pad.models import load_teacher  # noqa: E402
 from pad.step.collate import Collator  # noqa: E402
 from pad.step.objective import PRESETS  # noqa: E402
@@ -59,7 +59,7 @@ def parts(models, speech):  # noqa: F811
 def test_priors_and_mode(models, speech):  # noqa: F811
     student, collator, teacher = parts(models, speech)
     student.train()
-    item = recordings.load(speech)[0]
+    item = librivox.load(speech)[0]
     found = align_utterance(student, collator, teacher, PRESETS["pad-slocal"], read_audio(item.audio), item.transcript)
     assert student.training and student.config._attn_implementation == "sdpa"
     assert abs(float(found.speech_prior.sum()) - 1) < 1e-4 and abs(float(found.text_prior.sum()) - 1) < 1e-4
@@ -69,7 +69,7 @@ def test_priors_and_mode(models, speech):  # noqa: F811
 
 @pytest.mark.parametrize("preset", ["pad-slocal-soft", "tlocal"])
 def test_pictures_are_written(models, speech, tmp_path, preset, capsys):  # noqa: F811
-    item = recordings.load(speech)[0]
+    item = librivox.load(speech)[0]
     words = [f"{word.start}\t{word.end}\t{word.text}" for word in item.words]
     (tmp_path / "words.tsv").write_text("\n".join(words))
     output = tmp_path / "new folder" / "a.picture"
@@ -130,14 +130,14 @@ def test_teacher_as_the_student_was_distilled_from_it(models, speech, tmp_path, 
     assert main(["align", *options]) == 0
     (teacher,) = seen
     expected = Teacher(*load_teacher(models["teacher"]), False, layer=1)
-    expected.centre([item.transcript for item in recordings.load(speech)], "cpu")
+    expected.centre([item.transcript for item in librivox.load(speech)], "cpu")
     assert teacher.layer == 1 and torch.allclose(teacher.mean, expected.mean, atol=1e-6)
 
 
 def test_models_of_two_widths_with_their_map(models, speech):  # noqa: F811
     student, collator, _ = parts(models, speech)
     teacher = Teacher(*load_teacher(models["wide teacher"]), True)
-    item, linear_map = recordings.load(speech)[0], torch.randn(64, 96, generator=torch.Generator().manual_seed(0))
+    item, linear_map = librivox.load(speech)[0], torch.randn(64, 96, generator=torch.Generator().manual_seed(0))
     options = [PRESETS["pad-slocal"], read_audio(item.audio), item.transcript]
     found = align_utterance(student, collator, teacher, *options, linear_map=linear_map)
     assert len(found.tokens) == len(found.matrix) == len(found.text_prior)

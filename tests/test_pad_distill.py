@@ -29,9 +29,10 @@ from transformers import (  # noqa: E402
 )
 
 from pad.cli import main  # noqa: E402
-from pad.demo import recordings  # noqa: E402
+from pad.demo import librivox  # noqa: E402
 from pad.distill.config import DistillConfig  # noqa: E402
 from pad.distill.trainer import training_arguments  # noqa: E402
+from pad.errors import UserError  # noqa: E402
 from pad.models import load_teacher  # noqa: E402
 from pad.step.teacher import Teacher  # noqa: E402
 from pad.tokenization import tokenize  # noqa: E402
@@ -48,8 +49,8 @@ CACHE = Path(os.environ.get("PAD_TEST_DATA", Path(__file__).parent / ".cache"))
 def speech() -> Path:
     """The folder of the recordings, fetched once."""
     try:
-        return recordings.fetch(CACHE / "librivox")
-    except RuntimeError as failure:
+        return librivox.fetch(CACHE / "librivox")
+    except UserError as failure:
         pytest.skip(str(failure))
 
 
@@ -71,7 +72,7 @@ def models(tmp_path_factory, speech) -> dict[str, str]:
     """Checkpoints with random weights: a student, a teacher of its width, and one of another width."""
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("models")
-    words = " ".join(item.transcript for item in recordings.load(speech)).split() + ["good", "morning", "night"]
+    words = " ".join(item.transcript for item in librivox.load(speech)).split() + ["good", "morning", "night"]
     Wav2Vec2Model(Wav2Vec2Config(**STUDENT)).save_pretrained(folder / "student")
     return {
         "student": str(folder / "student"),
@@ -172,7 +173,7 @@ def test_output_that_holds_something_is_kept(models, speech, tmp_path, capsys):
 
 
 def test_recordings_have_word_times(speech):
-    spoken = recordings.load(speech)
+    spoken = librivox.load(speech)
     assert len(spoken) == 5
     for item in spoken:
         times = [(word.start, word.end) for word in item.words]

@@ -14,7 +14,7 @@ from pad.step.collate import Collator, to_device
 from pad.step.objective import Objective
 from pad.step.teacher import Teacher
 from pad.students import FrameLayout
-from pad_kernels import align, alignment_matrix, select_spans
+from pad_kernels import align, alignment_matrix
 
 # For the matrix that is drawn for a hard objective, whose own matrix has one entry per token.
 SOFT_TEMPERATURE = 0.1
@@ -110,18 +110,15 @@ def aligned(
     speech_prior = speech_prior.detach().cpu() if objective.speech_prior and speech_prior is not None else None
     text_prior = text_prior.detach().cpu() if objective.text_prior and text_prior is not None else None
     frames = len(speech)
-    prior, weights = (None if values is None else values[None] for values in (speech_prior, text_prior))
-    spans, start = None, torch.arange(frames)
-    end = start + 1
-    if objective.level == "span":
-        everything = torch.ones(1, frames, dtype=torch.bool)
-        spans = select_spans(prior, everything, len(text), scales=objective.scales, anchors=objective.anchors)
-        start, end = spans.start[0].long(), spans.end[0].long()
+    recorded, weights = (None if values is None else values[None] for values in (speech_prior, text_prior))
+    spans, prior = objective.units(recorded, torch.ones(1, frames, dtype=torch.bool), len(text))
+    start = torch.arange(frames) if spans is None else spans.start[0].long()
+    end = start + 1 if spans is None else spans.end[0].long()
     hard = align(speech[None], text[None], spans, speech_prior=prior, temperature=objective.temperature)
     temperature = objective.temperature or SOFT_TEMPERATURE
     matrix = alignment_matrix(speech[None], text[None], spans, speech_prior=prior, temperature=temperature)
     masks = (torch.ones(1, frames, dtype=torch.bool), torch.ones(1, len(text), dtype=torch.bool))
-    loss = objective(speech[None], text[None], *masks, prior, weights)
+    loss = objective(speech[None], text[None], *masks, recorded, weights)
     return AlignedUtterance(
         samples, sampling_rate, layout.centres(frames) / sampling_rate, layout.hop / sampling_rate, tokens,
         speech_prior, text_prior, start, end, matrix[0], hard.unit[0], float(loss), objective, words,

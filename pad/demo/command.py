@@ -9,7 +9,7 @@ from pad.settings import Command
 def _run(config: DemoConfig) -> None:
     from pad.demo.run import run_demo
 
-    run_demo(config.quick, config.seed, config.output, config.recordings)
+    run_demo(config)
 
 
 DEMO = Command("demo", DemoConfig, "demo", _run)

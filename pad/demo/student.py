@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
-from transformers import Wav2Vec2Config, Wav2Vec2Model
+from transformers import PreTrainedModel, Wav2Vec2Config, Wav2Vec2Model
 from transformers.audio_utils import mel_filter_bank
 
 from pad.demo.corpus import SAMPLING_RATE
@@ -44,6 +45,16 @@ def new_student(width: int, layers: int = 2, seed: int = 0, intermediate_size: i
     )
     torch.manual_seed(seed)
     return student_of(Wav2Vec2Model(config), default_feature_extractor(config))
+
+
+def random_copy(student: Student, seed: int) -> PreTrainedModel:
+    """The encoder of a student with random weights, all of them trained; the student is left as it is."""
+    whole = student.encoder if student.whole is None else student.whole
+    torch.manual_seed(seed)
+    fresh = type(whole)(whole.config).state_dict()
+    encoder = copy.deepcopy(student.encoder)
+    encoder.load_state_dict({name: fresh[student.prefix + name] for name in encoder.state_dict()})
+    return encoder
 
 
 def log_mel(samples: torch.Tensor, layout: FrameLayout) -> torch.Tensor:

@@ -37,6 +37,15 @@ class DistillConfig(Settings):
     """temperature of the soft alignment; 0: hard alignment; None: the value of the preset"""
     prior_layers: tuple[int, ...] = ()
     """student layers, counted from 0, whose attention gives the speech prior; empty: all layers, as in the paper"""
+    anchors: Literal["", "topk", "peaks", "stride"] = ""
+    """frames around which spans lie: topk, those of the highest prior; peaks, the same but not next to each other;
+    stride, evenly spaced; empty: as in the preset"""
+    prior_exponent: float = 1.0
+    """raise the speech prior to this power: below 1 it is flatter"""
+    pooling_prior: bool = True
+    """weigh the frames of a span by the speech prior; if not, the prior only chooses the anchors"""
+    text_prior: bool | None = None
+    """weigh the tokens by the text prior; None: as in the preset"""
     teacher_layer: int = -1
     """hidden state of the teacher to use as token embeddings; -1: the last"""
     center_teacher: bool = False
@@ -113,6 +122,8 @@ class DistillConfig(Settings):
         )
         self.expect("temperature", self.temperature is None or 0 <= self.temperature < math.inf, "0 or more, finite")
         self.expect("prior_layers", all(layer >= 0 for layer in self.prior_layers), "layer numbers, counted from 0")
+        self.expect("prior_exponent", 0 < self.prior_exponent <= 10, "a number above 0, at most 10")
+        self.expect("anchors", self.anchors in ("", "topk", "peaks", "stride"), "topk, peaks or stride")
         self.expect("precision", self.precision in ("float32", "bfloat16", "float16"), "float32, bfloat16 or float16")
         self.expect("device", self.device in ("auto", "cpu"), "auto or cpu")
         self.expect("on_error", self.on_error in ("raise", "skip"), "raise or skip")

@@ -43,7 +43,15 @@ def distill(config: DistillConfig) -> Path:
     Stopped after a signal.
     """
     config.check()
-    goal = objective(config.preset, config.temperature, config.prior_layers)
+    goal = objective(
+        config.preset,
+        config.temperature,
+        config.prior_layers,
+        config.anchors,
+        config.text_prior,
+        config.prior_exponent,
+        config.pooling_prior,
+    )
     output = Path(config.output)
     checkpoint = check_output(config)
     folder, main = output / "student", first_process()

@@ -22,7 +22,7 @@ def linear_probe(train, dev, test, penalties: Sequence[float] = PENALTIES) -> di
     """Accuracy of a linear classifier on frozen features; each split is (features [n, D], labels [n] int64).
 
     The features are standardised by the training split; the squared-norm penalty is the best on dev. Returns
-    {"accuracy" (test), "dev_accuracy", "penalty"}.
+    {"accuracy" (test), "correct" (of each test item [n] bool), "dev_accuracy", "penalty"}.
     """
     mean, deviation = train[0].mean(dim=0), train[0].std(dim=0) + 1e-6
     train, dev, test = (((features - mean) / deviation, labels) for features, labels in (train, dev, test))
@@ -30,9 +30,15 @@ def linear_probe(train, dev, test, penalties: Sequence[float] = PENALTIES) -> di
     results = []
     for penalty in penalties:
         weights = _fit(features, labels, penalty)
-        results.append((_accuracy(weights, *dev), -penalty, weights))
+        results.append((float(_correct(weights, *dev).double().mean()), -penalty, weights))
     dev_accuracy, negative, weights = max(results, key=lambda result: result[:2])
-    return {"accuracy": _accuracy(weights, *test), "dev_accuracy": dev_accuracy, "penalty": -negative}
+    correct = _correct(weights, *test)
+    return {
+        "accuracy": float(correct.double().mean()),
+        "correct": correct,
+        "dev_accuracy": dev_accuracy,
+        "penalty": -negative,
+    }
 
 
 def _fit(features: torch.Tensor, labels: torch.Tensor, penalty: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -51,6 +57,6 @@ def _fit(features: torch.Tensor, labels: torch.Tensor, penalty: float) -> tuple[
     return weight.detach(), bias.detach()
 
 
-def _accuracy(weights, features: torch.Tensor, labels: torch.Tensor) -> float:
+def _correct(weights, features: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     weight, bias = weights
-    return float(((features @ weight.T + bias).argmax(dim=1) == labels).double().mean())
+    return (features @ weight.T + bias).argmax(dim=1) == labels

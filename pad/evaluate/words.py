@@ -12,7 +12,7 @@ from pad.priors.recorder import record_significance
 from pad.step.collate import Collator, SpeechTextDataset, to_device
 from pad.step.objective import Objective
 from pad.step.teacher import Teacher
-from pad_kernels import align, select_spans
+from pad_kernels import align
 
 
 @dataclass(frozen=True)
@@ -72,25 +72,31 @@ def word_embeddings(teacher: Teacher, transcript: str) -> torch.Tensor:
     ])  # fmt: skip
 
 
-def word_hit_rate(encoded: Sequence[Encoded], words: Sequence, embeddings: Sequence[torch.Tensor]) -> dict:
-    """How often the frame most similar to a word is within the word's true time.
+def word_hits(encoded: Sequence[Encoded], words: Sequence, embeddings: Sequence[torch.Tensor]) -> torch.Tensor:
+    """For each utterance its words that count, those whose most similar frame is within their time, and chance.
 
     words: per utterance its words (attributes start, end in seconds, known); embeddings: per utterance
-    [words, D].
-    Returns {"hit_rate", "chance", "words"}; chance: the hit rate of a frame drawn at random; words whose time is not
-    known are left out.
+    [words, D]. Words whose time is not known are left out.
+    Returns [utterances, 3] float64: number of words, hits, and the hits to expect of frames drawn at random.
     """
-    hits, chance, count = 0.0, 0.0, 0
+    rows = []
     for utterance, spoken, text in zip(encoded, words, embeddings):
         best = align(utterance.frames[None], text[None], temperature=0.0).unit[0]
-        for word, unit in zip(spoken, best.tolist()):
-            inside = (utterance.centres >= word.start) & (utterance.centres < word.end)
-            if not word.known or not inside.any():
-                continue
-            hits += float(inside[unit])
-            chance += float(inside.double().mean())
-            count += 1
-    return {"hit_rate": hits / max(count, 1), "chance": chance / max(count, 1), "words": count}
+        starts, ends = (torch.tensor([getattr(word, side) for word in spoken]).double() for side in ("start", "end"))
+        inside = (utterance.centres >= starts[:, None]) & (utterance.centres < ends[:, None])
+        counted = torch.tensor([word.known for word in spoken]) & inside.any(dim=1)
+        hit = inside.gather(1, best[:, None])[:, 0]
+        rows.append([counted.sum(), hit[counted].sum(), inside[counted].double().mean(dim=1).sum()])
+    return torch.tensor(rows, dtype=torch.float64).reshape(-1, 3)
+
+
+def word_hit_rate(encoded: Sequence[Encoded], words: Sequence, embeddings: Sequence[torch.Tensor]) -> dict:
+    """How often the frame most similar to a word is within the word's true time; arguments as for `word_hits`.
+
+    Returns {"hit_rate", "chance", "words"}; chance: the hit rate of a frame drawn at random.
+    """
+    count, hits, chance = word_hits(encoded, words, embeddings).sum(dim=0).tolist()
+    return {"hit_rate": hits / max(count, 1), "chance": chance / max(count, 1), "words": int(count)}
 
 
 @torch.no_grad()
@@ -110,15 +116,9 @@ def unit_hit_rate(
             if utterance.prior is None:
                 raise ValueError("encoded: the objective uses a speech prior; expected utterances encoded with_prior")
             prior = utterance.prior[None]
-        spans = None
-        start = torch.arange(frames)
-        end = start + 1
-        if objective.level == "span":
-            spans = select_spans(
-                prior, torch.ones(1, frames, dtype=torch.bool), torch.tensor([len(text)]),
-                scales=objective.scales, anchors=objective.anchors,
-            )  # fmt: skip
-            start, end = spans.start[0].long(), spans.end[0].long()
+        spans, prior = objective.units(prior, torch.ones(1, frames, dtype=torch.bool), torch.tensor([len(text)]))
+        start = torch.arange(frames) if spans is None else spans.start[0].long()
+        end = start + 1 if spans is None else spans.end[0].long()
         best = align(
             utterance.frames[None], text[None], spans, speech_prior=prior, temperature=objective.temperature
         ).unit[0]

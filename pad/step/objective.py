@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from pad.errors import UserError
 from pad.priors.record import Record
 from pad.priors.recorder import record_significance
-from pad_kernels import pad_loss
+from pad_kernels import Spans, pad_loss, select_spans
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,8 @@ class Objective:
     scales: tuple[float, ...] = (0.5, 1.0, 2.0)
     anchors: str = "topk"
     prior_layers: tuple[int, ...] | None = None  # of the student, for the speech prior; None: all, as in the paper
+    prior_exponent: float = 1.0  # the speech prior to this power: below 1 it is flatter
+    pooling_prior: bool = True  # whether the speech prior weighs the frames too, and not only chooses the anchors
 
     @contextmanager
     def recording(self, student: nn.Module, frame_mask: Tensor | None = None) -> Iterator[Record | None]:
@@ -40,18 +42,38 @@ class Objective:
 
     def __call__(self, speech, text, speech_mask, text_mask, speech_prior=None, text_prior=None):
         """Loss (scalar) of speech [B, M, D] and text [B, N, D]; masks bool, priors [B, M], [B, N] or None."""
+        spans = None  # pad_loss chooses them
+        if not self.speech_prior:
+            speech_prior = None
+        elif not self.pooling_prior or self.prior_exponent != 1:
+            spans, speech_prior = self.units(speech_prior, speech_mask, text_mask.sum(dim=1))
         return pad_loss(
             speech,
             text,
             speech_mask,
             text_mask,
-            speech_prior=speech_prior if self.speech_prior else None,
+            speech_prior=speech_prior,
             text_prior=text_prior if self.text_prior else None,
             level=self.level,
             temperature=self.temperature,
+            spans=spans,
             scales=self.scales,
             anchors=self.anchors,
         )
+
+    def units(
+        self, speech_prior: Tensor | None, speech_mask: Tensor, num_tokens: Tensor | int
+    ) -> tuple[Spans | None, Tensor | None]:
+        """What `align` takes for this objective: the spans, None for single frames, and the prior of the frames.
+
+        speech_prior: [B, M] as recorded, or None; num_tokens: real tokens of each utterance [B].
+        """
+        if speech_prior is not None and self.prior_exponent != 1:
+            speech_prior = speech_prior.pow(self.prior_exponent)
+        if self.level != "span":
+            return None, speech_prior
+        spans = select_spans(speech_prior, speech_mask, num_tokens, scales=self.scales, anchors=self.anchors)
+        return spans, speech_prior if self.pooling_prior else None
 
 
 _GLOBAL, _TOKEN, _SPAN = Objective("global"), Objective("token"), Objective("span")
@@ -86,12 +108,28 @@ PRESETS: dict[str, Objective] = {
 }
 
 
-def objective(preset: str, temperature: float | None = None, prior_layers: tuple[int, ...] = ()) -> Objective:
-    """The objective of a preset, with another temperature or with the prior of some layers only, if given.
+def objective(
+    preset: str,
+    temperature: float | None = None,
+    prior_layers: tuple[int, ...] = (),
+    anchors: str = "",
+    text_prior: bool | None = None,
+    prior_exponent: float = 1.0,
+    pooling_prior: bool = True,
+) -> Objective:
+    """The objective of a preset with what is given changed; the settings of `pad distill` explain each.
 
     Raises UserError for an unknown name.
     """
     if preset not in PRESETS:
         raise UserError(f"preset: {preset!r} is unknown; expected one of {', '.join(PRESETS)}")
-    chosen = replace(PRESETS[preset], prior_layers=tuple(prior_layers) or None)
-    return chosen if temperature is None else replace(chosen, temperature=temperature)
+    chosen = PRESETS[preset]
+    return replace(
+        chosen,
+        temperature=chosen.temperature if temperature is None else temperature,
+        prior_layers=tuple(prior_layers) or None,
+        anchors=anchors or chosen.anchors,
+        text_prior=chosen.text_prior if text_prior is None else text_prior,
+        prior_exponent=prior_exponent,
+        pooling_prior=pooling_prior,
+    )

@@ -35,7 +35,8 @@ _REFUSED = {
 # Of a checkpoint: what is kept besides weights, configuration and feature extractor.
 _KEPT = (
     "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-    "vocab.json", "merges.txt", "normalizer.json", "sentencepiece.bpe.model", "processor_config.json", "LICENSE", "NOTICE",
+    "vocab.json", "merges.txt", "normalizer.json", "sentencepiece.bpe.model", "processor_config.json", "LICENSE",
+    "NOTICE",
 )  # fmt: skip
 
 

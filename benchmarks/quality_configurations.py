@@ -1,0 +1,86 @@
+"""What the quality benchmark compares: each configuration with the hypothesis that it tests."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from pad.step.objective import PRESETS, Objective
+
+EARLY = (0, 1, 2)  # of tiny.en's four layers; the last is an attention sink
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """One way to distill.
+
+    prior: where the speech prior comes from: "attention" of the encoder as it trains, of the "undistilled" encoder, or
+    the frames' "energy"; without_silence: frames 25 dB below the loudest take no part.
+    pairs: "real" or, as a control, "shuffled"; weights: "pretrained" or "random"; distilled: False for the encoder as
+    it is.
+    """
+
+    hypothesis: str
+    objective: Objective = PRESETS["slocal-soft"]
+    prior: str = "attention"
+    without_silence: bool = False
+    pairs: str = "real"
+    weights: str = "pretrained"
+    distilled: bool = True
+
+
+_SPAN, _TOKEN, _GLOBAL = PRESETS["slocal-soft"], PRESETS["tlocal-soft"], PRESETS["glob"]
+_PEAKS = replace(_SPAN, speech_prior=True, prior_layers=EARLY, anchors="peaks")
+
+CONFIGURATIONS: dict[str, Configuration] = {
+    # controls
+    "undistilled": Configuration("the pretrained encoder as it is", distilled=False),
+    "shuffled": Configuration("pairs that do not belong together teach nothing", pairs="shuffled"),
+    "random": Configuration("without pretraining as few steps teach little", weights="random"),
+    # the question: a prior against none, and against what needs no attention
+    "span": Configuration("baseline: spans around evenly spaced anchors, no prior"),
+    "span paper": Configuration("the paper's priors help: all layers, topk anchors, both priors",
+                                PRESETS["pad-slocal-soft"]),
+    "span early peaks": Configuration("early layers are no sinks, peaks do not cluster, no text prior", _PEAKS),
+    "span early peaks, anchors only": Configuration("it is the choice of anchors that helps",
+                                                    replace(_PEAKS, pooling_prior=False)),
+    "span early stride": Configuration("it is the weights of frames that help", replace(_PEAKS, anchors="stride")),
+    "span energy peaks": Configuration("control: the frames' amplitude does what attention does",
+                                       replace(_PEAKS, prior_exponent=0.5), prior="energy"),
+    "span without silence": Configuration("control: leaving out silence does what a prior does", without_silence=True),
+    "span early peaks, tempered": Configuration("a flatter prior, p^0.5, keeps more of the speech",
+                                                replace(_PEAKS, prior_exponent=0.5)),
+    "span undistilled peaks": Configuration("a prior that does not drift as the encoder trains is better",
+                                            _PEAKS, prior="undistilled"),
+    # which part of the paper's choice hurts
+    "span early topk": Configuration("anchors of topk cluster", replace(_PEAKS, anchors="topk")),
+    "span all peaks": Configuration("late layers are attention sinks", replace(_PEAKS, prior_layers=None)),
+    "span text prior": Configuration("the text prior helps alone", replace(_SPAN, text_prior=True)),
+    "span early peaks, text prior": Configuration("the text prior helps beside a good speech prior",
+                                                  replace(_PEAKS, text_prior=True)),
+    # the other levels
+    "token": Configuration("baseline: single frames, no prior", _TOKEN),
+    "token paper": Configuration("the paper's priors help single frames", PRESETS["pad-tlocal-soft"]),
+    "token early": Configuration("early layers help single frames",
+                                 replace(_TOKEN, speech_prior=True, prior_layers=EARLY)),
+    "global": Configuration("baseline: means of frames and tokens, no prior", _GLOBAL),
+    "global paper": Configuration("the paper's priors help the means", PRESETS["pad-glob"]),
+    "global early": Configuration("early layers help the means",
+                                  replace(_GLOBAL, speech_prior=True, prior_layers=EARLY)),
+}  # fmt: skip
+
+# What to run first; the rest by name.
+FIRST = (
+    "undistilled", "span", "span early peaks", "span paper", "span energy peaks", "span early peaks, anchors only",
+)  # fmt: skip
+# Needs no attention: what a prior has to beat.
+CONTROL = "span energy peaks"
+
+
+def against(name: str) -> tuple[str, ...]:
+    """What a configuration is compared with: the same level without priors and, for a prior of spans, the control."""
+    level = name.split()[0]
+    if level not in ("span", "token", "global"):
+        return ("span",)
+    uses_attention = CONFIGURATIONS[name].objective.speech_prior and CONFIGURATIONS[name].prior != "energy"
+    baselines = (level, CONTROL) if level == "span" and uses_attention else (level,)
+    return tuple(baseline for baseline in baselines if baseline != name)

@@ -1,0 +1,129 @@
+"""The tables of docs/quality.md: each function makes one, as Markdown, from the content of its results file."""
+
+import statistics
+from collections.abc import Iterable
+
+from benchmarks.drawings import _machine, _spread, table
+
+
+def demo(content: dict) -> str:
+    """The scores of `pad demo` by student: of one seed with 95 % intervals, of several from lowest to highest."""
+    runs = content["runs"]
+    columns = ("chance", *runs[0]["held_out_loss"])
+
+    def row(title: str, measure: str, pick) -> list[str]:
+        cells = []
+        for name in columns:
+            values = [pick(run).get(name) for run in runs]
+            ends = runs[0].get("intervals", {}).get(measure, {}).get(name)
+            if None in values:
+                cells.append("-")
+            elif len(runs) == 1:
+                cells.append(f"{values[0]:.3f}" + (f" ({ends[0]:.3f}-{ends[1]:.3f})" if ends else ""))
+            else:
+                cells.append(_spread(values))
+        return [title, *cells]
+
+    rows = [row("word hit rate, synthetic sentences", "word_hit_rate", lambda run: run["word_hit_rate"])]
+    for source, found in runs[0]["word_hit_rate_real"].items():
+        title = f"word hit rate, real speech: {source}, {found['words']} words"
+        rows.append(row(title, f"word_hit_rate_real: {source}", lambda run, s=source: run["word_hit_rate_real"][s]))
+    if "retrieval_at_1" in runs[0]:
+        title = f"right sentence of {runs[0]['retrieval_sentences']} first"
+        rows.append(row(title, "retrieval_at_1", lambda run: run["retrieval_at_1"]))
+    rows.append(
+        row(
+            "intent accuracy of a linear probe",
+            "probe_accuracy",
+            lambda run: {"chance": run["probe"]["chance"], **run["probe_accuracy"]},
+        )
+    )
+    rows.append(row("loss on held-out speech", "held_out_loss", lambda run: run["held_out_loss"]))
+    seconds = statistics.mean(sum(run["seconds"].values()) for run in runs)
+    seeds = ", ".join(str(run["seed"]) for run in runs)
+    what = f"Seed {seeds} (95 % interval)" if len(runs) == 1 else f"Mean over seeds {seeds} (lowest-highest)"
+    return f"{table(['', *columns], rows)}\n\n{what}, test split; {seconds:.0f} s per run; {_machine(content)}."
+
+
+def _with_interval(found: dict) -> str:
+    low, high = found["interval"]
+    return f"{found['rate']:.3f} ({low:.3f}-{high:.3f})"
+
+
+def _difference(found: dict) -> str:
+    low, high = found["interval"]
+    text = f"{found['difference']:+.3f} ({low:+.3f} to {high:+.3f})"
+    return text if found["verdict"] == "open" else f"**{text}**"
+
+
+def _splits(content: dict) -> Iterable[tuple[str, list[dict]]]:
+    return ((split, rows) for split, rows in content["splits"].items() if rows)
+
+
+def quality(content: dict) -> str:
+    """The scores of each configuration with 95 % intervals, a table for each split."""
+    parts = []
+    for split, rows in _splits(content):
+        measures = rows[0]["measures"]
+        header = ["configuration", "seeds", *measures]
+        cells = [
+            [
+                row["configuration"],
+                str(len(row["seeds"])),
+                *(_with_interval(row["measures"][name]) for name in measures),
+            ]
+            for row in rows
+        ]
+        cells.append(["chance", "", *(f"{found['chance']:.3f}" for found in measures.values())])
+        trials = ", ".join(f"{found['trials']} {name}" for name, found in measures.items())
+        parts.append(f"{split.capitalize()} split ({trials}):\n\n{table(header, cells)}")
+    recipe = content["recipe"]
+    what = f"{recipe['steps']} steps of {recipe['batch_size']} utterances at {recipe['learning_rate']:g}"
+    return (
+        "\n\n".join(parts)
+        + f"\n\nMean over seeds (95 % interval over seeds and utterances); {what}; {_machine(content)}."
+    )
+
+
+def quality_verdicts(content: dict) -> str:
+    """Each hypothesis on a prior: paired differences from the same level without priors, and from the control."""
+    parts = []
+    for split, rows in _splits(content):
+        cells = []
+        for row in rows:
+            measures = row["measures"]
+            for baseline in next(iter(measures.values()))["differences"]:
+                found = [measures[name]["differences"][baseline] for name in measures]
+                seeds = str(len(found[0]["seeds"]))
+                cells.append([row["configuration"], row["hypothesis"], baseline, seeds, *map(_difference, found)])
+        if cells:
+            header = ["configuration", "hypothesis", "minus", "seeds", *rows[0]["measures"]]
+            parts.append(f"{split.capitalize()} split:\n\n{table(header, cells)}")
+    return "\n\n".join(parts) or "No pair of runs yet."
+
+
+def quality_scratch(content: dict) -> str:
+    """Each preset: intent probe and where its units lie, mean over seeds with the lowest and highest."""
+    by_preset: dict[str, list[dict]] = {}
+    for run in content["runs"]:
+        by_preset.setdefault(run["preset"], []).append(run)
+    units = {"pad-slocal": "prior, pool", "no-prior": "no prior, pool", "no-span-pool": "prior, no pool"}
+    rows = []
+    for preset, runs in by_preset.items():
+        rows.append([
+            preset,
+            _spread([run["probe_accuracy"] for run in runs]),
+            _spread([run["frame_hits"]["hit_rate"] for run in runs]),
+            *(_spread([run["unit_hits"][name]["hit_rate"] for run in runs]) for name in units),
+        ])  # fmt: skip
+    first = next(iter(by_preset.values()))
+    chances = [statistics.mean(run["unit_hits"][name]["chance"] for run in first) for name in units]
+    frames = statistics.mean(run["frame_hits"]["chance"] for run in first)
+    rows.append(["chance", f"{1 / 24:.3f}", f"{frames:.3f}", *(f"{chance:.3f}" for chance in chances)])
+    header = ["preset", "intent accuracy", "best frame in the word"]
+    header += [f"best span on the word: {which}" for which in units.values()]
+    seeds = sorted({run["seed"] for run in content["runs"]})
+    return (
+        f"{table(header, rows)}\n\nMean over seeds {', '.join(map(str, seeds))} (lowest-highest), test split, "
+        f"{content['steps']} steps; {_machine(content)}."
+    )

@@ -1,0 +1,103 @@
+"""Real recordings with word times: what is read, what is refused, and how prompts become text."""
+
+import json
+
+import numpy as np
+import pytest
+import soundfile
+
+pytest.importorskip("transformers")
+
+from pad.cli import main  # noqa: E402
+from pad.demo import prompts, recordings  # noqa: E402
+from pad.errors import UserError  # noqa: E402
+
+
+def write(folder, name, *rows):
+    folder.mkdir(exist_ok=True)
+    for row in rows:
+        soundfile.write(folder / row["audio"], 0.1 * np.random.default_rng(0).standard_normal(16000), 16000)
+    (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+WORDS = [["good", 0.1, 0.4], ["evening", 0.35, 0.8], ["all", 0.8, 1.05]]
+ROW = {"audio": "a.wav", "text": "good evening all", "words": WORDS}
+
+
+def test_sources_are_named_by_their_files(tmp_path):
+    write(tmp_path / "one", "first", ROW)
+    write(tmp_path / "two", "second", ROW, ROW | {"audio": "b.wav", "text": "all", "words": [["all", 0, 1]]})
+    sources = recordings.load(tmp_path)
+    assert {name: len(items) for name, items in sources.items()} == {"first": 1, "second": 2}
+    words = sources["first"][0].words
+    assert [(word.text, word.start, word.end, word.known) for word in words] == [(*word, True) for word in WORDS]
+    assert [item.transcript for item in recordings.with_enough_words(sources["second"])] == ["good evening all"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        None,
+        [],
+        "good",
+        [["good", 0.1]],
+        WORDS[:2],
+        [["bad", 0.1, 0.4], *WORDS[1:]],
+        [*WORDS[:2], ["all", 0.8, 1.5]],
+        [*WORDS[:2], ["all", 0.8, 0.8]],
+        [*WORDS[:2], ["all", 0.2, 0.9]],
+        [["good", float("nan"), 0.4], *WORDS[1:]],
+        [["good", -0.1, 0.4], *WORDS[1:]],
+    ],
+)
+def test_words_that_do_not_fit_are_refused(tmp_path, words):
+    write(tmp_path, "mine", ROW, ROW | {"words": words})
+    with pytest.raises(UserError, match=r"mine.jsonl:2: expected words \[\[word, start, end\], ...\]"):
+        recordings.load(tmp_path)
+
+
+def test_a_folder_without_recordings_is_refused(tmp_path, capsys):
+    assert main(["demo", "--quick", "--recordings", str(tmp_path), "--output", str(tmp_path / "demo")]) == 2
+    assert "no .jsonl file" in capsys.readouterr().err.splitlines()[-1]
+    assert main(["demo", "--quick", "--recordings", str(tmp_path / "none"), "--output", str(tmp_path / "demo")]) == 2
+    assert not (tmp_path / "demo").exists()
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("Press 1 to mute, 2 to exit.", "press one to mute two to exit"),
+        ("You’ve got mail: 'urgent' mail!", "you've got mail urgent mail"),
+        ("Extension 19, room 42", "extension nineteen room 42"),
+        ("...", ""),
+    ],
+)
+def test_prompts_as_they_are_spoken(text, words):
+    assert prompts.spoken(text) == words
+
+
+def test_packages_without_the_recordings_are_refused(tmp_path):
+    with pytest.raises(UserError, match="expected the unpacked packages"):
+        prompts.convert(tmp_path, tmp_path / "prompts")
+    assert not (tmp_path / "prompts").exists()
+
+
+def test_a_failed_download_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(prompts.shutil, "which", lambda tool: None if tool == "dpkg" else f"/usr/bin/{tool}")
+    with pytest.raises(UserError, match="prompts: dpkg is missing; expected a Debian or Ubuntu system"):
+        prompts.fetch(tmp_path / "prompts")
+    monkeypatch.undo()
+    monkeypatch.setattr(prompts, "PACKAGES", ("no-such-package-of-debian",))
+    with pytest.raises(UserError, match="apt-get download no-such-package-of-debian failed"):
+        prompts.fetch(tmp_path / "prompts")
+    assert not list(tmp_path.iterdir())
+
+
+def test_prompts_have_word_times(tmp_path):
+    pytest.importorskip("pocketsphinx")
+    silence = np.zeros(8000, dtype=np.int16)
+    aligner = prompts._Aligner()
+    assert aligner.knows("press one") and not aligner.knows("") and not aligner.knows("press xyzzyx")
+    noise = (3000 * np.random.default_rng(0).standard_normal(16000)).astype(np.int16)
+    found = aligner.align(np.concatenate([silence, noise, silence]), "press one")
+    assert found is None or [word for word, _, _ in found] == ["press", "one"]

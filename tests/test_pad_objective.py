@@ -1,0 +1,85 @@
+"""Objectives: what a preset is, and what a run may change of it."""
+
+import pytest
+import torch
+
+pytest.importorskip("transformers")
+
+from pad.cli import main  # noqa: E402
+from pad.errors import UserError  # noqa: E402
+from pad.step.objective import PRESETS, objective  # noqa: E402
+from pad_kernels import pad_loss, select_spans  # noqa: E402
+
+
+@pytest.fixture
+def batch():
+    """speech, text, masks and priors of two utterances of different lengths."""
+    generator = torch.Generator().manual_seed(0)
+    speech, text = (torch.randn(2, length, 6, generator=generator) for length in (19, 4))
+    speech_mask, text_mask = (torch.arange(longest) < torch.tensor([[longest], [longest - 2]]) for longest in (19, 4))
+    priors = [torch.rand(mask.shape, generator=generator) * mask for mask in (speech_mask, text_mask)]
+    return speech, text, speech_mask, text_mask, *(prior / prior.sum(dim=1, keepdim=True) for prior in priors)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_nothing_given_is_the_preset(preset):
+    assert objective(preset) == PRESETS[preset]
+
+
+def test_an_unknown_preset_is_refused():
+    with pytest.raises(UserError, match="preset: 'pad' is unknown; expected one of pad-glob"):
+        objective("pad")
+
+
+def test_what_is_given_replaces_the_preset():
+    goal = objective("slocal", 0.2, (0, 2), "peaks", True, 0.5, False)
+    assert (goal.temperature, goal.prior_layers, goal.anchors, goal.text_prior) == (0.2, (0, 2), "peaks", True)
+    assert (goal.prior_exponent, goal.pooling_prior, goal.speech_prior) == (0.5, False, False)
+
+
+@pytest.mark.parametrize("preset", ["pad-slocal-soft", "pad-tlocal-soft", "pad-glob"])
+def test_an_exponent_flattens_the_prior(preset, batch):
+    speech, text, speech_mask, text_mask, speech_prior, text_prior = batch
+    found = objective(preset, prior_exponent=0.5, temperature=0.3)(*batch)
+    goal = PRESETS[preset]
+    expected = pad_loss(
+        speech, text, speech_mask, text_mask, speech_prior.sqrt(), text_prior, level=goal.level, temperature=0.3
+    )
+    assert float(found) == pytest.approx(float(expected), rel=1e-6)
+    assert float(found) != pytest.approx(float(objective(preset, temperature=0.3)(*batch)), rel=1e-4)
+
+
+def test_a_prior_for_anchors_alone_weighs_no_frame(batch):
+    speech, text, speech_mask, text_mask, speech_prior, text_prior = batch
+    goal = objective("pad-slocal-soft", anchors="peaks", text_prior=False, pooling_prior=False)
+    spans = select_spans(speech_prior, speech_mask, text_mask.sum(dim=1), anchors="peaks")
+    expected = pad_loss(speech, text, speech_mask, text_mask, spans=spans, temperature=0.1)
+    assert float(goal(*batch)) == pytest.approx(float(expected), rel=1e-6)
+    assert float(goal(*batch)) != pytest.approx(float(objective("slocal-soft")(*batch)), rel=1e-4)
+
+
+@pytest.mark.parametrize("preset, options", [("pad-slocal-soft", {}), ("slocal-soft", {}), ("pad-tlocal", {}),
+                                             ("pad-slocal", {"pooling_prior": False, "anchors": "peaks"})])  # fmt: skip
+def test_units_are_those_of_the_loss(preset, options, batch):
+    speech, text, speech_mask, text_mask, speech_prior, text_prior = batch
+    goal = objective(preset, **options)
+    spans, prior = goal.units(speech_prior if goal.speech_prior else None, speech_mask, text_mask.sum(dim=1))
+    expected = pad_loss(
+        speech, text, speech_mask, text_mask, prior, text_prior if goal.text_prior else None, level=goal.level,
+        temperature=goal.temperature, spans=spans,
+    )  # fmt: skip
+    assert float(goal(*batch)) == pytest.approx(float(expected), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--prior-exponent", "0"], "prior_exponent: expected a number above 0, at most 10, got 0.0"),
+        (["--prior-exponent", "nan"], "prior_exponent: expected a number above 0"),
+    ],
+)
+def test_mistakes_are_one_line(tmp_path, capsys, options, message):
+    required = ["--student", "a", "--teacher", "b", "--data", "c", "--output", str(tmp_path / "run")]
+    assert main(["distill", *required, *options]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
