@@ -36,6 +36,13 @@ CONFIGS = {
         **TEXT, **_HALVES, "input_feat_per_channel": 20, "conv_channels": 24, "encoder_layerdrop": 0.0,
         "dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0,
     },
+    "parakeet_ctc": {
+        "vocab_size": 20, "encoder_config": {
+            **SIZES, "num_key_value_heads": 4, "num_mel_bins": 32, "subsampling_conv_channels": 8,
+            "conv_kernel_size": 5, "dropout": 0.0, "dropout_positions": 0.0, "layerdrop": 0.0,
+            "activation_dropout": 0.0, "attention_dropout": 0.0,
+        },
+    },
     "wav2vec2-bert": {
         **SIZES, "position_embeddings_type": "rotary", "feature_projection_input_dim": 160, "layerdrop": 0.0,
         "conv_depthwise_kernel_size": 7, "hidden_dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0,

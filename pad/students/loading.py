@@ -14,7 +14,7 @@ from pad.errors import UserError
 from pad.loading_checks import SavedFeatureExtractor, WholeModel
 from pad.models import load_pretrained
 from pad.progress import say
-from pad.students import moonshine, speech_to_text, wav2vec2_bert, waveforms, whisper
+from pad.students import moonshine, parakeet, speech_to_text, wav2vec2_bert, waveforms, whisper
 from pad.students.student import Student
 
 # By model type; all others must have convolutions over samples (waveforms.py). Each has the classes of its checkpoints
@@ -24,19 +24,18 @@ FAMILIES: dict[str, Any] = {
     "moonshine": moonshine,
     "speech_to_text": speech_to_text,
     "wav2vec2-bert": wav2vec2_bert,
+    "parakeet_ctc": parakeet,
+    "parakeet_tdt": parakeet,
+    "parakeet_rnnt": parakeet,
 }
 _REFUSED = {
     "audio-spectrogram-transformer": "its positions are patches of time and frequency, not frames in order",
-    **dict.fromkeys(
-        ("parakeet_ctc", "parakeet_encoder", "parakeet_rnnt", "parakeet_tdt"),
-        "the batch norm in its layers mixes the utterances of a batch in training",
-    ),
 }
 # Of a checkpoint: what is kept besides weights, configuration and feature extractor.
 _KEPT = (
     "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-    "vocab.json", "merges.txt", "normalizer.json", "sentencepiece.bpe.model", "processor_config.json", "LICENSE",
-    "NOTICE",
+    "vocab.json", "merges.txt", "normalizer.json", "sentencepiece.bpe.model", "processor_config.json",
+    "LICENSE", "NOTICE",
 )  # fmt: skip
 
 
