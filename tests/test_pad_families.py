@@ -139,6 +139,9 @@ def inputs_of(kind: str) -> tuple[dict[str, Tensor], Tensor]:
 def test_prior_is_that_of_the_eager_maps(name, monkeypatch):
     model_type, options, kind, recorded = CASES[name]
     model = make(model_type, options)
+    through_interface = any(families._attends_through_interface(module) for module in model.modules())
+    if model_type == "modernbert" and not through_interface:
+        pytest.skip(f"modernbert of transformers {transformers.__version__} attends in a way of its own")
     inputs, mask = inputs_of(kind)
     eager = copy.deepcopy(model)
     for module in eager.modules():
@@ -162,8 +165,9 @@ def test_prior_is_that_of_the_eager_maps(name, monkeypatch):
     assert (expected - uniform).norm() > 0.05 * uniform.norm()
     assert (prior - expected).norm() <= 1e-5 * expected.norm()
     assert (found - outputs.last_hidden_state)[mask].norm() <= 1e-5 * outputs.last_hidden_state[mask].norm()
-    assert {"fused": {"significance"}, "maps": {"significance_from_attentions"},
-            "mixed": {"significance", "significance_from_attentions"}}[recorded] == set(ways)  # fmt: skip
+    of_maps = {"significance_from_attentions"}
+    expected_ways = {"fused": {"significance"}, "maps": of_maps, "mixed": {"significance"} | of_maps}[recorded]
+    assert set(ways) == (expected_ways if through_interface else of_maps)
 
 
 def noted(function, ways: list[str], way: str):
@@ -185,10 +189,9 @@ def test_families_without_maps_are_refused(model_type):
 @pytest.mark.parametrize("model_type", ["sew", "sew-d"])
 def test_layers_that_attend_to_fewer_positions_are_refused(model_type):
     model = make(model_type, {**SPEECH, "squeeze_factor": 2, "position_buckets": 8, "max_position_embeddings": 64})
-    inputs, _ = inputs_of("waveform")
-    with torch.no_grad(), pytest.raises(ValueError, match="attend to 18 positions, but its output has 36"):
+    with pytest.raises(ValueError, match=f"the layers of '{model_type}' attend to fewer positions than come out"):
         with record_significance(model):
-            model(**inputs)
+            pass
 
 
 def test_the_table_names_every_family():

@@ -117,6 +117,8 @@ def test_missing_weights_are_named(tmp_path, role, change, named):
 
 @pytest.mark.parametrize("command", ["distill", "align", "evaluate"])
 def test_commands_end_with_one_line_where_weights_are_missing(tmp_path, recording, capsys, command):
+    if command == "align":
+        pytest.importorskip("matplotlib")
     teacher, student = save_teacher(tmp_path / "teacher"), save_student(tmp_path / "student")
     change_weights(student, without("layers.1."))
     output = tmp_path / "out"

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
+import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
@@ -19,7 +20,7 @@ from pad_kernels import significance_from_attentions
 _MAP_AT = {
     "WavLMAttention": 1,
     "MPNetSelfAttention": 1,
-    "DisentangledSelfAttention": 1,  # DeBERTa v1 to v3, SEW-D
+    "DisentangledSelfAttention": 1,  # DeBERTa v1 to v3
     "MegatronBertSelfAttention": 1,
     "RemBertSelfAttention": 1,
     "RoFormerSelfAttention": 1,
@@ -31,6 +32,9 @@ _MAP_AT = {
     "Wav2Vec2BertSelfAttention": 1,
 }
 
+# Families whose layers give maps that are not of the positions that come out, by model_type.
+_POOLED = ("sew", "sew-d")
+
 
 @contextmanager
 def reporting(encoders: Sequence[PreTrainedModel], record: Record) -> Iterator[None]:
@@ -40,6 +44,11 @@ def reporting(encoders: Sequence[PreTrainedModel], record: Record) -> Iterator[N
     with ExitStack() as stack:
         replaced = False
         for encoder in innermost:
+            if encoder.config.model_type in _POOLED:
+                raise ValueError(
+                    f"model: the layers of {encoder.config.model_type!r} attend to fewer positions than come out; its "
+                    "prior would not fit. Use an objective without that prior"
+                )
             if _attends_through_interface(encoder):
                 replaced = True
             elif not _maps_reduced(encoder, record, stack):
@@ -91,7 +100,11 @@ def _map_taken(record: Record, place: int):
             return
         if output[place] is None:
             raise ValueError(f"model: {type(layer).__name__} of this version of transformers gives no attention map")
-        weights = output[place].detach().mean(dim=1, keepdim=True)
+        weights = output[place].detach()
+        if weights.stride(1) == 0:  # one map for all heads
+            weights = weights[:, :1]
+        dtype = torch.promote_types(weights.dtype, torch.float32)
+        weights = weights.mean(dim=1, keepdim=True, dtype=dtype)
         record.add(layer, weights.shape[-1], lambda mask: significance_from_attentions([weights], mask))
 
     return hook
