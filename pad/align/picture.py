@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
@@ -34,6 +35,11 @@ def log_mel(samples: np.ndarray, sampling_rate: int) -> tuple[np.ndarray, float]
     return decibels - decibels.max(), step / sampling_rate
 
 
+# A $ in a token or a word is a character, not the start of a formula.
+_as_it_stands = rc_context({"text.parse_math": False, "text.usetex": False})
+
+
+@_as_it_stands
 def draw(utterance: AlignedUtterance) -> Figure:
     """Log-mel, speech prior with anchors, alignment matrix with chosen units and text prior: one time axis."""
     tokens = len(utterance.tokens)
@@ -159,6 +165,7 @@ def _small(axes) -> None:
     axes.xaxis.label.set_size(8)
 
 
+@_as_it_stands
 def save(figure: Figure, path: Path) -> list[Path]:
     """Write PATH.png and PATH.svg, each whole."""
     written = []

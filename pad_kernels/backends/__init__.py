@@ -7,8 +7,9 @@ import warnings
 import torch
 
 from pad_kernels import self_test
-from pad_kernels.backends import native, reference, triton
+from pad_kernels.backends import library, native, reference, triton
 from pad_kernels.backends.base import Backend
+from pad_kernels.installation import warn_once
 from pad_kernels.ops.registration import OPS
 
 FASTEST_FIRST: dict[str, Backend] = {
@@ -41,6 +42,8 @@ def _candidates(
         reason = backend.unsupported_reason(op, device, dtype, width)
         if reason is None:
             found.append(backend)
+    if name == "auto" and found == [reference.BACKEND] and library.COULD_BE_HERE:
+        warn_once(str(library.REASON))
     return tuple(found), reason
 
 

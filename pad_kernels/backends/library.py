@@ -11,16 +11,15 @@ import torch
 from torch import Tensor
 
 from pad_kernels.inputs import ANCHORS, REDUCTIONS
+from pad_kernels.installation import missing_library
 
 REASON: str | None = None  # why the library is missing
+COULD_BE_HERE = False  # whether that is a mistake of the installation
 try:
     NATIVE: Any = importlib.import_module("pad_kernels._native")
 except ImportError as failure:
     NATIVE = None
-    _note = Path(__file__).parent.parent / "_build.txt"
-    REASON = _note.read_text(encoding="utf-8").strip() if _note.exists() else f"pad_kernels: {failure}"
-    if "not built" not in REASON:
-        REASON = f"pad_kernels: the compiled library could not be loaded: {failure}"
+    REASON, COULD_BE_HERE = missing_library(Path(__file__).parent.parent, failure)
 
 # In the order of the enumeration in csrc/tensor.h.
 ELEMENTS = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}

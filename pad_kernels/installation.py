@@ -1,0 +1,43 @@
+"""Why the compiled library is missing, and whether that is a mistake of the installation."""
+
+import functools
+import importlib.metadata
+import warnings
+from pathlib import Path
+
+_NO_COMPILER = "no C++ compiler was found"
+
+
+def _shadowed(package: Path) -> Path | None:
+    """Where this project is installed with its compiled library, if `package` is another copy of it; else None."""
+    # A build leaves metadata in the source folder too, without the library.
+    for distribution in importlib.metadata.distributions(name="pad-kernels"):
+        for file in distribution.files or ():
+            if file.parts[0] == package.name and file.name.startswith("_native"):
+                found = Path(str(file.locate())).resolve()
+                if found.is_file() and found.parent != package.resolve():
+                    return found.parent
+    return None
+
+
+def missing_library(package: Path, failure: ImportError) -> tuple[str, bool]:
+    """(why the library of the folder `package` is missing, whether the machine could have it)."""
+    installed = _shadowed(package)
+    if installed is not None:
+        return (
+            f"pad_kernels: the sources in {package} hide the installed package in {installed}, which has the compiled "
+            "library; start Python in another folder, or install with: pip install -e .",
+            True,
+        )
+    note = package / "_build.txt"
+    reason = note.read_text(encoding="utf-8").strip() if note.exists() else f"pad_kernels: {failure}"
+    if "not built" in reason:
+        return reason, _NO_COMPILER not in reason
+    return f"pad_kernels: the compiled library could not be loaded: {failure}", note.exists()
+
+
+@functools.cache
+def warn_once(reason: str) -> None:
+    """Warn, once in a process, that plain PyTorch runs where the compiled library could."""
+    reason = reason.removeprefix("pad_kernels: ")
+    warnings.warn(f"pad_kernels: plain PyTorch is used, which is much slower: {reason}", RuntimeWarning, stacklevel=2)

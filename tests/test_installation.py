@@ -1,0 +1,111 @@
+"""What is said, and how often, where the compiled library is missing though the machine could have it."""
+
+import sys
+import warnings
+
+import pytest
+import torch
+
+import pad_kernels
+from pad_kernels import backends, info, installation
+from pad_kernels.backends import native
+from pad_kernels.installation import missing_library
+
+FAILURE = ImportError("No module named 'pad_kernels._native'")
+
+
+@pytest.fixture
+def source(tmp_path, monkeypatch):
+    """A source folder, and beside it a folder of packages that Python looks into."""
+    (tmp_path / "source" / "pad_kernels").mkdir(parents=True)
+    packages = tmp_path / "site-packages"
+    (packages / "pad_kernels").mkdir(parents=True)
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "source"), str(packages)])
+    return tmp_path / "source" / "pad_kernels"
+
+
+def install(source, library: bool) -> None:
+    packages = source.parent.parent / "site-packages"
+    metadata = packages / "pad_kernels-0.1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: pad-kernels\nVersion: 0.1.0\n")
+    record = ["pad_kernels/__init__.py,,"]
+    if library:
+        (packages / "pad_kernels" / "_native.cpython-312.so").write_bytes(b"")
+        record.append("pad_kernels/_native.cpython-312.so,,")
+    (metadata / "RECORD").write_text("\n".join(record) + "\n")
+    built = source.parent / "pad_kernels.egg-info"  # as a build leaves it
+    built.mkdir()
+    (built / "PKG-INFO").write_text("Metadata-Version: 2.1\nName: pad-kernels\nVersion: 0.1.0\n")
+    (built / "SOURCES.txt").write_text("pad_kernels/__init__.py\n")
+
+
+def test_sources_that_hide_the_installed_package(source):
+    install(source, library=True)
+    reason, could_be_here = missing_library(source, FAILURE)
+    assert could_be_here and f"the sources in {source} hide the installed package in" in reason
+
+
+def test_sources_alone(source):
+    install(source, library=False)
+    reason, could_be_here = missing_library(source, FAILURE)
+    assert not could_be_here and "No module named 'pad_kernels._native'" in reason
+
+
+@pytest.mark.parametrize(
+    "note, mistake",
+    [
+        ("pad_kernels: native backend not built: no C++ compiler was found when the package was installed", False),
+        ("pad_kernels: native backend not built: dispatch.cpp:25:3: error: invalid feature", True),
+        ("pad_kernels: built the native backend", True),
+    ],
+)
+def test_notes_of_the_build(source, note, mistake):
+    (source / "_build.txt").write_text(note + "\n")
+    reason, could_be_here = missing_library(source, FAILURE)
+    assert could_be_here is mistake
+    assert reason == note if "not built" in note else "could not be loaded" in reason
+
+
+@pytest.mark.parametrize("mistake", [True, False])
+def test_one_warning_at_first_use(monkeypatch, mistake):
+    monkeypatch.delenv(backends.ENVIRONMENT_VARIABLE, raising=False)
+    monkeypatch.setattr(native, "_native", None)
+    monkeypatch.setattr(native, "REASON", "pad_kernels: native backend not built: a.cpp:1: error: what")
+    monkeypatch.setattr(native, "COULD_BE_HERE", mistake)
+    backends.forget_candidates()
+    installation.warn_once.cache_clear()
+    speech, text = torch.randn(1, 5, 4), torch.randn(1, 3, 4)
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            pad_kernels.pad_loss(speech, text, backend="reference")
+            assert caught == []
+            for _ in range(3):
+                pad_kernels.pad_loss(speech, text)
+                pad_kernels.align(speech.double(), text.double())
+    finally:
+        backends.forget_candidates()
+        installation.warn_once.cache_clear()
+    messages = [str(warning.message) for warning in caught]
+    expected = (
+        "pad_kernels: plain PyTorch is used, which is much slower: native backend not built: a.cpp:1: error: what"
+    )
+    assert messages == ([expected] if mistake else [])
+
+
+def test_info_into_a_closed_pipe(monkeypatch, capfd):
+    class Closed:
+        def write(self, text):
+            raise BrokenPipeError
+
+        def flush(self):
+            raise BrokenPipeError
+
+        def fileno(self):
+            return 1
+
+    monkeypatch.setattr(sys, "argv", ["info"])
+    monkeypatch.setattr(sys, "stdout", Closed())
+    monkeypatch.setattr("os.dup2", lambda source, target: None)
+    assert info.main() == 0
