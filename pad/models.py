@@ -14,14 +14,14 @@ from pad.errors import UserError
 from pad.settings import Settings
 
 
-def load_pretrained(loader, name: str, role: str):
-    """`loader.from_pretrained(name)`; raises UserError that names the role of the model and what is wrong."""
+def load_pretrained(loader, name: str, role: str, **options):
+    """`loader.from_pretrained(name, **options)`; raises UserError that names the role and what is wrong."""
     where = ""
     try:
         if not Path(name).is_dir():
             where = "no such folder here; on huggingface.co: "
             _reach_hub(name)
-        return loader.from_pretrained(name)
+        return loader.from_pretrained(name, **options)
     except Exception as error:  # whatever files that are not of a model make transformers raise
         reason = re.sub(r"\s+", " ", str(error)).strip()
         raise UserError(f"{role}: cannot load {name!r}: {where}{reason}") from error

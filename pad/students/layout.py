@@ -78,3 +78,30 @@ class WholeHopLayout(FrameLayout):
 
     def centres(self, frames: int) -> torch.Tensor:
         return torch.arange(frames, dtype=torch.float64) * self.hop
+
+
+@dataclass(frozen=True)
+class HalvingLayout(FrameLayout):
+    """Features 160 samples apart, whose rate each of some convolutions halves, rounding up.
+
+    window: samples until the first feature is whole; centre: the sample in the middle of the first feature.
+    """
+
+    halvings: int
+    window: int = 400
+    centre: int = 200
+    shortest: int = 400
+
+    @property
+    def hop(self) -> int:  # type: ignore[override]
+        """Samples of a feature times the convolutions' strides."""
+        return 160 << self.halvings
+
+    def frames(self, samples: torch.Tensor) -> torch.Tensor:
+        frames = torch.div(samples - self.window, 160, rounding_mode="floor") + 1
+        for _ in range(self.halvings):
+            frames = torch.div(frames + 1, 2, rounding_mode="floor")
+        return frames.clamp_min(0)
+
+    def centres(self, frames: int) -> torch.Tensor:
+        return torch.arange(frames, dtype=torch.float64) * self.hop + self.centre

@@ -2,20 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import transformers
 from huggingface_hub import snapshot_download
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModel
 
+from pad.errors import UserError
 from pad.models import load_pretrained
 from pad.progress import say
-from pad.students import waveforms, whisper
-from pad.students.student import Student, refuse_padding
+from pad.students import moonshine, parakeet, speech_to_text, wav2vec2_bert, waveforms, whisper
+from pad.students.student import Student
 
-# Of a checkpoint with a decoder: what is kept besides weights, configuration and feature extractor.
+# By model type; all others must have convolutions over samples (waveforms.py). Each has the classes of its checkpoints
+# (CLASSES), `default_feature_extractor` and `student_of`.
+FAMILIES: dict[str, Any] = {
+    "whisper": whisper,
+    "moonshine": moonshine,
+    "speech_to_text": speech_to_text,
+    "wav2vec2-bert": wav2vec2_bert,
+    "parakeet_ctc": parakeet,
+    "parakeet_tdt": parakeet,
+    "parakeet_rnnt": parakeet,
+}
+_REFUSED = {
+    "audio-spectrogram-transformer": "its positions are patches of time and frequency, not frames in order",
+}
+# Of a checkpoint: what is kept besides weights, configuration and feature extractor.
 _KEPT = (
     "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-    "vocab.json", "merges.txt", "normalizer.json", "processor_config.json",
+    "vocab.json", "merges.txt", "normalizer.json", "sentencepiece.bpe.model", "processor_config.json",
+    "LICENSE", "NOTICE",
 )  # fmt: skip
 _EXTRACTOR_FILES = ("preprocessor_config.json", "processor_config.json")
 
@@ -26,17 +45,34 @@ def load_student(name: str, pad_to_max_length: bool = False) -> Student:
     pad_to_max_length: fill every utterance up to the longest that the encoder takes (Whisper).
     """
     config = load_pretrained(AutoConfig, name, "student")
-    if config.model_type == "whisper":
-        model = load_pretrained(whisper.model_class(config), name, "student").float()
-        extractor = _extractor(name, config, whisper.default_feature_extractor)
-        return whisper.student_of(model, extractor, pad_to_max_length, _files(name))
-    refuse_padding(pad_to_max_length, config.model_type)
-    waveforms.convolution_layout(config)
-    model = load_pretrained(AutoModel, name, "student").float()
-    return waveforms.student_of(model, _extractor(name, config, waveforms.default_feature_extractor))
+    kind = config.model_type
+    if kind in _REFUSED:
+        raise UserError(f"student: a model of type {kind!r} cannot be distilled into: {_REFUSED[kind]}")
+    if pad_to_max_length and kind != "whisper":
+        raise UserError(f"pad_to_max_length: a student of type {kind!r} has no fixed length; expected Whisper")
+    if kind not in FAMILIES:
+        waveforms.convolution_layout(config)
+        model = load_pretrained(AutoModel, name, "student").float()
+        return waveforms.student_of(model, _extractor(name, config, waveforms.default_feature_extractor))
+    family = FAMILIES[kind]
+    model = _whole_model(name, config, family.CLASSES).float()
+    extractor = _extractor(name, config, family.default_feature_extractor)
+    options = {"pad_to_max_length": True} if pad_to_max_length else {}
+    return family.student_of(model, extractor, _files(name), **options)
 
 
-def _extractor(name: str, config, default):
+def _whole_model(name: str, config, classes: tuple[str, ...]):
+    """The model of a checkpoint with all that it holds, by the class that it names; raises UserError."""
+    found = next((known for known in classes if known in (config.architectures or ())), classes[0])
+    loader = getattr(transformers, found)
+    model, report = load_pretrained(loader, name, "student", output_loading_info=True)
+    missing = sorted(key for key in report["missing_keys"] if "masked_spec_embed" not in key)
+    if missing:
+        raise UserError(f"student: {name!r} holds no {', '.join(missing[:3])}; expected all weights of a {found}")
+    return model
+
+
+def _extractor(name: str, config, default: Callable):
     """The checkpoint's feature extractor, or the default for its config, which is said."""
     folder = Path(name)
     if not folder.is_dir() or any((folder / file).is_file() for file in _EXTRACTOR_FILES):

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from pad.errors import UserError
 from pad.files import whole_folder
 from pad.students.front_end import FrontEnd
 
@@ -33,6 +34,11 @@ class Student:
     prefix: str = ""
     files: dict[str, bytes] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if self.whole is not None:
+            # A trainer changes the settings of what it trains, such as use_cache.
+            self.whole.config = copy.deepcopy(self.whole.config)
+
     def freeze_convolutions(self) -> None:
         """Leave what comes before the attention layers untrained."""
         for module in self.convolutions:
@@ -55,7 +61,6 @@ class Student:
         return folder
 
 
-def refuse_padding(pad_to_max_length: bool, model_type: str) -> None:
-    """Raise UserError if padding to a fixed length is asked of a family that has none."""
-    if pad_to_max_length:
-        raise UserError(f"pad_to_max_length: a student of type {model_type!r} has no fixed length; expected Whisper")
+def encoder_in(model: Any) -> tuple[Any, str]:
+    """(the encoder of a model with a decoder or a head, what the names of its parameters begin with but for itself)."""
+    return (model.model.encoder, "model.") if hasattr(model, "model") else (model.encoder, "")

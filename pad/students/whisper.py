@@ -6,7 +6,6 @@ transformers' own forward takes features of exactly 30 s and attends to the sile
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,19 +19,11 @@ from transformers.models.whisper import modeling_whisper
 from pad.errors import UserError
 from pad.students.front_end import FrontEnd, SpeechInputs, frame_mask
 from pad.students.layout import WholeHopLayout
-from pad.students.student import Student
+from pad.students.student import Student, encoder_in
 
+CLASSES = ("WhisperForConditionalGeneration", "WhisperModel", "WhisperForAudioClassification")
 # conv2 halves the rate of the log-mel features.
 _STRIDE = 2
-
-
-def model_class(config) -> type[PreTrainedModel]:
-    """The class of the checkpoint: with its decoder and head where it has them."""
-    named = (config.architectures or ["WhisperForConditionalGeneration"])[0]
-    known = ("WhisperForConditionalGeneration", "WhisperModel", "WhisperForAudioClassification")
-    if named not in known:
-        raise UserError(f"student: a Whisper checkpoint of class {named}; expected {' or '.join(known)}")
-    return getattr(modeling_whisper, named)
 
 
 def default_feature_extractor(config) -> WhisperFeatureExtractor:
@@ -41,25 +32,23 @@ def default_feature_extractor(config) -> WhisperFeatureExtractor:
 
 
 def student_of(
-    model: PreTrainedModel, extractor: WhisperFeatureExtractor, pad_to_max_length: bool = False,
-    files: dict[str, bytes] | None = None,
-) -> Student:  # fmt: skip
+    model: PreTrainedModel, extractor: WhisperFeatureExtractor, files: dict[str, bytes], pad_to_max_length: bool = False
+) -> Student:
     """The encoder of a Whisper model, as a student; the model itself is what the student saves.
 
-    pad_to_max_length: fill every utterance up to 30 s with silence, which is attended to, as Whisper was trained.
-    files: of the checkpoint, to be saved with it.
+    files: of the checkpoint, to be saved with it. pad_to_max_length: fill every utterance up to 30 s with silence,
+    which is attended to, as Whisper was trained.
     """
     if extractor.feature_size != model.config.num_mel_bins:
         raise UserError(
             f"student: its feature extractor gives {extractor.feature_size} mel bands, its model takes "
             f"{model.config.num_mel_bins}; expected the files of one checkpoint"
         )
-    inner: Any = getattr(model, "model", model)
-    encoder = WhisperSpeechEncoder(inner.encoder)
+    encoder, prefix = encoder_in(model)
     front_end = WhisperFrontEnd(extractor, model.config.max_source_positions, pad_to_max_length)
-    convolutions = [inner.encoder.conv1, inner.encoder.conv2]
-    prefix = "" if inner is model else "model."
-    return Student(encoder, front_end, len(inner.encoder.layers), convolutions, model, prefix, files or {})
+    convolutions = [encoder.conv1, encoder.conv2]
+    encoder.embed_positions.requires_grad_(False)  # sinusoids, as they are made; a loaded model would train them
+    return Student(WhisperSpeechEncoder(encoder), front_end, len(encoder.layers), convolutions, model, prefix, files)
 
 
 class WhisperFrontEnd(FrontEnd):

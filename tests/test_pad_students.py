@@ -1,0 +1,248 @@
+"""Families of speech encoders as students: their states are transformers', no utterance depends on its batch."""
+
+import copy
+from contextlib import contextmanager
+
+import pytest
+import torch
+
+pytest.importorskip("transformers")
+pytest.importorskip("soundfile")
+
+from hypothesis import given, settings, strategies  # noqa: E402
+from student_models import CONFIGS, LAYERS, WIDTH, new_extractor, new_model, new_student, waves  # noqa: E402
+from transformers import (  # noqa: E402
+    ASTConfig,
+    AutoModel,
+    Data2VecAudioConfig,
+    HubertConfig,
+    UniSpeechSatConfig,
+    Wav2Vec2BertConfig,
+)
+
+from pad import record_significance  # noqa: E402
+from pad.errors import UserError  # noqa: E402
+from pad.students import load_student  # noqa: E402
+from pad.students.loading import FAMILIES  # noqa: E402
+from pad_kernels import significance_from_attentions  # noqa: E402
+
+KINDS = sorted(CONFIGS)
+SAMPLES = (16000, 7777, 31999, 1500)
+
+
+def assert_near(found, expected, error: float = 1e-5) -> None:
+    assert found.shape == expected.shape and (found - expected).norm() <= error * expected.norm()
+
+
+@contextmanager
+def recorded(student, mask):
+    """The record, where the recorder takes the family's position biases."""
+    try:
+        with record_significance(student.encoder, mask) as record:
+            yield record
+    except TypeError:
+        pytest.skip("the recorder does not take a position bias as a mask")
+
+
+def of_transformers(kind: str, wave, **options):
+    """The outputs of transformers' own encoder for one utterance, on as many whole frames as it has."""
+    model = new_model(kind)
+    extractor = new_extractor(kind, model)
+    frames = int(FAMILIES[kind].student_of(model, extractor, {}).front_end.layout.frames(torch.tensor(len(wave))))
+    if kind == "whisper":
+        model.config.max_source_positions = frames
+        encoder = type(model.model.encoder)(model.config).eval()
+        state = model.model.encoder.state_dict()
+        state["embed_positions.weight"] = state["embed_positions.weight"][:frames]
+        encoder.load_state_dict(state)
+        inputs = extractor(wave, sampling_rate=16000, padding="longest", return_tensors="pt")
+        inputs = {"input_features": inputs["input_features"][..., : 2 * frames]}
+    else:
+        encoder = model if kind == "wav2vec2-bert" else getattr(model, "model", model).encoder
+        inputs = extractor(wave, sampling_rate=16000, return_tensors="pt")
+    encoder.set_attn_implementation("eager")
+    with torch.no_grad():
+        return encoder(**inputs, output_hidden_states=True, **options), frames
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_states_are_those_of_transformers_for_each_utterance_alone(kind):
+    student = new_student(kind)
+    batch = waves(*SAMPLES)
+    inputs, mask = student.front_end(batch)
+    with torch.no_grad():
+        found = student.encoder(**inputs, output_hidden_states=True)
+    assert found.last_hidden_state.shape == (*mask.shape, WIDTH)
+    assert len(found.hidden_states) == LAYERS + 1 == student.layers + 1
+    assert torch.equal(found.hidden_states[-1], found.last_hidden_state)
+    for row, wave in enumerate(batch):
+        expected, frames = of_transformers(kind, wave)
+        assert int(mask[row].sum()) == frames and mask[row, :frames].all()
+        for state, other in zip(found.hidden_states, expected.hidden_states, strict=True):
+            assert_near(state[row, :frames], other[0, :frames])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_states_do_not_depend_on_the_batch(kind):
+    student = new_student(kind)
+    batch = waves(*SAMPLES)
+    with torch.no_grad():
+        inputs, mask = student.front_end(batch)
+        together = student.encoder(**inputs).last_hidden_state
+        for row, wave in enumerate(batch):
+            alone, real = student.front_end([wave])
+            assert real.all()
+            state = student.encoder(**alone).last_hidden_state[0]
+            assert_near(together[row][mask[row]], state)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_prior_is_that_of_eager_maps(kind):
+    """Of each utterance alone, by transformers' encoder where it can give maps; padding gets nothing."""
+    student = new_student(kind)
+    batch = waves(*SAMPLES)
+    inputs, mask = student.front_end(batch)
+    with torch.no_grad(), recorded(student, mask) as record:
+        student.encoder(**inputs)
+    prior = record.prior()
+    assert (prior[~mask] == 0).all()
+    for row, wave in enumerate(batch):
+        expected, frames = of_transformers(kind, wave, output_attentions=True)
+        maps = [each[:, :, :frames, :frames] for each in expected.attentions]
+        wanted = significance_from_attentions(maps)
+        assert (wanted.max() - wanted.min()) > 1e-3 / frames
+        assert_near(prior[row, :frames], wanted[0])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=25, deadline=None)
+@given(lengths=strategies.lists(strategies.integers(1500, 31999), min_size=1, max_size=3))
+def test_lengths(kind, lengths):
+    """The mask has as many frames as the encoder gives, of which the formula's number are real."""
+    student = _kept(kind)
+    inputs, mask = student.front_end(waves(*lengths))
+    expected = student.front_end.layout.frames(torch.tensor(lengths))
+    assert torch.equal(mask.sum(dim=1), expected) and mask.shape[1] == expected.max()
+    with torch.no_grad():
+        assert student.encoder(**inputs).last_hidden_state.shape[1] == mask.shape[1]
+    centres = student.front_end.layout.centres(int(expected[0]))
+    assert centres[0] >= 0 and centres[-1] <= lengths[0]
+    assert torch.allclose(centres.diff(), torch.tensor(float(student.front_end.layout.hop), dtype=torch.float64))
+
+
+_students: dict = {}
+
+
+def _kept(kind):
+    return _students.setdefault(kind, new_student(kind))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_shortest_audio(kind):
+    student = new_student(kind)
+    shortest = student.front_end.layout.shortest
+    inputs, mask = student.front_end(waves(shortest))
+    with torch.no_grad():
+        assert mask.tolist() == [[True]] and student.encoder(**inputs).last_hidden_state.isfinite().all()
+        silent, _ = student.front_end([0 * wave for wave in waves(8000)])
+        assert student.encoder(**silent).last_hidden_state.isfinite().all()
+    with pytest.raises(UserError, match=rf"audio: got {shortest - 1} samples .* expected at least {shortest}"):
+        student.front_end(waves(8000, shortest - 1))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradient_checkpointing_and_recording_leave_the_gradients(kind):
+    batch = waves(*SAMPLES)
+    gradients = []
+    for careful in (False, True):
+        student = new_student(kind)
+        encoder = student.encoder.train()
+        inputs, mask = student.front_end(batch)
+        target = torch.randn(int(mask.sum()), WIDTH, generator=torch.Generator().manual_seed(2))
+        if careful:
+            encoder.gradient_checkpointing_enable({"use_reentrant": False})
+            with recorded(student, mask) as record:
+                (encoder(**inputs).last_hidden_state[mask] * target).sum().backward()
+            assert len(record._priors) == LAYERS
+        else:
+            (encoder(**inputs).last_hidden_state[mask] * target).sum().backward()
+        gradients.append({name: value.grad for name, value in encoder.named_parameters() if value.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    whole = torch.cat([gradient.flatten() for gradient in gradients[0].values()]).norm()
+    for name, gradient in gradients[0].items():
+        assert (gradients[1][name] - gradient).norm() <= 1e-4 * gradient.norm() + 1e-6 * whole, name
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_convolutions_can_be_frozen(kind):
+    student = new_student(kind)
+    student.freeze_convolutions()
+    inputs, mask = student.front_end(waves(8000))
+    student.encoder.train()(**inputs).last_hidden_state.sum().backward()
+    frozen = {id(value) for module in student.convolutions for value in module.parameters()}
+    constant = ("encoder.embed_positions.weight", "masked_spec_embed")
+    for name, value in student.encoder.named_parameters():
+        assert (value.grad is None) == (id(value) in frozen or name in constant), name
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_saved_with_everything_else_as_it_was(kind, tmp_path):
+    model = new_model(kind)
+    model.save_pretrained(tmp_path / "before")
+    new_extractor(kind, model).save_pretrained(tmp_path / "before")
+    student = load_student(str(tmp_path / "before"))
+    twin = copy.deepcopy(student)
+    with torch.no_grad():
+        for parameter in student.encoder.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.5)
+    student.encoder.config.use_cache = False  # as a trainer does
+    student.save(tmp_path / "after")
+    before, after = (type(model).from_pretrained(tmp_path / name).state_dict() for name in ("before", "after"))
+    assert before.keys() == after.keys()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    trained = {student.prefix + name for name, value in student.encoder.named_parameters() if value.requires_grad}
+    assert changed == trained and not any("embed_positions" in name for name in trained)
+    for name in trained:
+        torch.testing.assert_close(after[name], before[name] + 0.5)
+    if student.whole is not None:
+        type(model).from_pretrained(tmp_path / "before").save_pretrained(tmp_path / "plain")
+        assert (tmp_path / "plain/config.json").read_text() == (tmp_path / "after/config.json").read_text()
+    again = load_student(str(tmp_path / "after"))
+    (inputs, _), encoder = again.front_end(waves(8000)), student.encoder.eval()
+    with torch.no_grad():
+        assert torch.equal(again.encoder.eval()(**inputs).last_hidden_state, encoder(**inputs).last_hidden_state)
+        assert not torch.allclose(twin.encoder.eval()(**inputs).last_hidden_state, encoder(**inputs).last_hidden_state)
+
+
+@pytest.mark.parametrize("kind", [HubertConfig, Data2VecAudioConfig, UniSpeechSatConfig])
+def test_other_encoders_of_samples(kind, tmp_path):
+    sizes = dict(hidden_size=WIDTH, num_hidden_layers=LAYERS, num_attention_heads=4, intermediate_size=64)
+    convolutions = dict(conv_dim=(32, 32), conv_stride=(10, 8), conv_kernel=(20, 16), num_feat_extract_layers=2,
+                        num_conv_pos_embeddings=16 if kind is not Data2VecAudioConfig else 2,
+                        num_conv_pos_embedding_groups=4, conv_pos_kernel_size=3)  # fmt: skip
+    AutoModel.from_config(kind(**sizes, **convolutions)).save_pretrained(tmp_path / "student")
+    student = load_student(str(tmp_path / "student"))
+    inputs, mask = student.front_end(waves(8000, 4000))
+    with torch.no_grad(), record_significance(student.encoder.eval(), mask) as record:
+        states = student.encoder(**inputs, output_hidden_states=True)
+    assert states.last_hidden_state.shape[:2] == mask.shape and len(states.hidden_states) == LAYERS + 1
+    assert torch.allclose(record.prior().sum(dim=1), torch.ones(2), atol=1e-5)
+
+
+@pytest.mark.parametrize("config, message", [
+    (ASTConfig(hidden_size=WIDTH, num_hidden_layers=1, num_attention_heads=4), "patches of time and frequency"),
+    (Wav2Vec2BertConfig(hidden_size=WIDTH, num_hidden_layers=1, num_attention_heads=4, add_adapter=True), "adapter"),
+])  # fmt: skip
+def test_encoders_that_are_refused(config, message, tmp_path):
+    AutoModel.from_config(config).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=f"^student: .*{message}"):
+        load_student(str(tmp_path))
+
+
+def test_weights_that_are_not_there(tmp_path):
+    model = new_model("whisper")
+    state = {name: value for name, value in model.state_dict().items() if "encoder.layers.1.fc1" not in name}
+    model.save_pretrained(tmp_path, state_dict=state)
+    with pytest.raises(UserError, match="holds no model.encoder.layers.1.fc1.bias, .*expected all weights"):
+        load_student(str(tmp_path))
