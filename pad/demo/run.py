@@ -66,8 +66,6 @@ def run_demo(config: DemoConfig) -> dict:
             name = str(save_checkpoint(packaged, place / "whisper"))
         report = _Demo(recipe, name, place, results, _recordings(config.recordings, recipe)).run()
         report["quick"], report["scratch"] = config.quick, scratch
-        if packaged is not None:
-            shutil.copy(place / "whisper" / "NOTICE", results / "student")
         write_json(results / "report.json", report)
         if folder.exists():
             shutil.rmtree(folder)
