@@ -32,7 +32,7 @@ IN_ORDER = (*FIRST, *(name for name in CONFIGURATIONS if name not in FIRST))
 
 def run_file(folder: Path, name: str, seed: int) -> Path:
     """Where a run is kept."""
-    return folder / f"{re.sub('[^a-z0-9^]+', '-', name)}-{seed}.json"
+    return folder / f"{re.sub('[^a-z0-9]+', '-', name)}-{seed}.json"
 
 
 def run_missing(folder: Path, names: list[str], seeds: list[int], recordings: Path) -> None:

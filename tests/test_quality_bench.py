@@ -13,7 +13,7 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("espeakng_loader")
 
 from matplotlib import image  # noqa: E402
-from whisper_models import WIDTH, save_whisper  # noqa: E402
+from student_models import WIDTH, new_student  # noqa: E402
 
 from benchmarks import plot, quality_bench, quality_drawings, quality_run  # noqa: E402
 from benchmarks.quality_comparison import compare, read_runs  # noqa: E402
@@ -44,14 +44,23 @@ def speech(seed, count=10, intents=(None,)):
 
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory):
-    checkpoint = save_whisper(tmp_path_factory.mktemp("checkpoint") / "whisper", encoder_layers=3)
+    folder = tmp_path_factory.mktemp("checkpoint") / "whisper"
+    checkpoint = str(new_student("whisper", encoder_layers=3).save(folder))
     names = ("free-train", "free-dev", "free-test", "prompts-dev", "prompts-test", "librivox-test")
     corpus = {name: speech(number) for number, name in enumerate(names)}
     corpus |= {f"commands-{split}": speech(9, 24, list(INTENTS)) for split in ("train", "dev", "test")}
     return quality_run.Bench(corpus, checkpoint, RECIPE)
 
 
-@pytest.mark.parametrize("name", CONFIGURATIONS)
+QUICK = (
+    "undistilled", "shuffled", "random", "span paper", "span energy peaks", "span without silence",
+    "span undistilled peaks", "global early",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in CONFIGURATIONS]
+)
 def test_every_configuration_runs(bench, name):
     found = bench.run(CONFIGURATIONS[name], seed=0)
     assert set(found["scores"]) == {

@@ -70,9 +70,10 @@ def convert(packages: Path, folder: Path) -> int:
     with whole_folder(folder) as partial:
         for line in lines:
             match = re.match(r"([\w/-]+):\s*([^\[(]+)$", line)
-            audio = one_of_them.parent / f"{match[1]}.g722" if match else None
-            text = spoken(match[2]) if match else ""
-            if audio is None or not audio.is_file() or not aligner.knows(text):
+            if match is None:
+                continue
+            audio, text = one_of_them.parent / f"{match[1]}.g722", spoken(match[2])
+            if not audio.is_file() or not aligner.knows(text):
                 continue
             samples = _decode(audio)
             words = aligner.align(samples, text)

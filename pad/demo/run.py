@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 from tqdm import tqdm
-from transformers import set_seed
+from transformers import PreTrainedModel, set_seed
 
 from pad.data import read_audio
 from pad.demo import recordings as real_recordings
@@ -66,8 +66,6 @@ def run_demo(config: DemoConfig) -> dict:
             name = str(save_checkpoint(packaged, place / "whisper"))
         report = _Demo(recipe, name, place, results, _recordings(config.recordings, recipe)).run()
         report["quick"], report["scratch"] = config.quick, scratch
-        if packaged is not None:
-            shutil.copy(place / "whisper" / "NOTICE", results / "student")
         write_json(results / "report.json", report)
         if folder.exists():
             shutil.rmtree(folder)
@@ -128,7 +126,8 @@ class _Demo:
                 warm_up_losses = warm_up_on(student.encoder, corpus, recipe, bar.update)
         with self._stage("encoding text"):
             teacher.centre([item.transcript for item in corpus.free["train"]], "cpu")
-        encoders, losses = {"undistilled": student.encoder}, {}
+        encoders: dict[str, PreTrainedModel] = {"undistilled": student.encoder}
+        losses: dict[str, list[float]] = {}
         for name, encoder in self._copies(student).items():
             encoders[name] = encoder
             with self._stage(name):
@@ -153,7 +152,7 @@ class _Demo:
             "student": "student",
         }
 
-    def _copies(self, student: Student) -> dict[str, torch.nn.Module]:
+    def _copies(self, student: Student) -> dict[str, PreTrainedModel]:
         """The encoders to distill by name; the random one, if any, trains its convolutions as well."""
         controls = {"random": random_copy(student, self.recipe.seed)} if self.name else {}
         if self.recipe.freeze_convolutions:
