@@ -59,6 +59,7 @@ SECTIONS = {
     "gpu-static-bars": Section(gpu_static.bars, ("gpu_static.json",)),
     "gpu-static-calls": Section(gpu_static.calls, ("gpu_static.json",)),
     "gpu-static-kernels": Section(gpu_static.kernels, ("gpu_static.json",)),
+    "gpu-static-native": Section(gpu_static.native, ("gpu_static.json",)),
     "support": Section(info.support_table, ()),
     "scaling": Section(drawings.scaling, ("scaling_cpu.json",)),
 }

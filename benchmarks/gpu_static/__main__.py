@@ -16,7 +16,7 @@ import torch
 os.environ.pop("TRITON_INTERPRET", None)  # kernels are compiled here; the interpreter has processes of its own
 
 from benchmarks import accelerator, machine, results  # noqa: E402
-from benchmarks.gpu_static import baseline, cases, content, gates, measured, model, prediction  # noqa: E402
+from benchmarks.gpu_static import baseline, cases, content, gates, measured, model, native, prediction  # noqa: E402
 from benchmarks.gpu_static.compiling import compile_all  # noqa: E402
 
 # Widths beside those of the table whose kernels are compiled for other assumptions on alignment.
@@ -24,7 +24,7 @@ OTHER_WIDTHS = (200, 520)
 TARGETS = ("sm_90", "sm_100")
 
 
-def resources(known, scratch: Path, jobs: int, dtypes) -> list[gates.Bar]:
+def resources(known, scratch: Path, jobs: int, dtypes, targets) -> list[gates.Bar]:
     """Registers of every kernel of the table, and of those of other widths, on each target."""
     wanted = [launch.specialisation for one in known.values() for launch in prediction.triton_launches(one)]
     for width in OTHER_WIDTHS:
@@ -32,7 +32,7 @@ def resources(known, scratch: Path, jobs: int, dtypes) -> list[gates.Bar]:
             if call.backward:
                 wanted += [x.specialisation for x in prediction.triton_launches(prediction.record(call, width=width))]
     bars = []
-    for target in TARGETS:
+    for target in targets:
         bars += gates.of_resources(compile_all(wanted, target, scratch, jobs), target)
     return bars
 
@@ -45,11 +45,18 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--sizes", nargs="+", choices=cases.SHAPES, default=list(cases.SHAPES))
     parser.add_argument("--dtypes", nargs="+", choices=("bfloat16", "float32"), default=["bfloat16", "float32"])
     parser.add_argument("--calls", default="", help="only calls whose label contains this")
+    parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS), help="chips to compile for")
     parser.add_argument("--no-registers", action="store_true", help="leave out the compilation for other widths")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--scratch", type=Path, help="where compiled results are kept (default: nowhere)")
-    parser.add_argument("--output", type=Path, default=results.FOLDER / "gpu_static.json")
-    return parser.parse_args(arguments)
+    parser.add_argument(
+        "--output", type=Path, help="file of results (default: benchmarks/results/gpu_static.json, of all calls alone)"
+    )
+    options = parser.parse_args(arguments)
+    everything = [vars(options)[name] == parser.get_default(name) for name in ("sizes", "dtypes", "calls", "targets")]
+    if options.output is None and all(everything) and not options.no_registers:
+        options.output = results.FOLDER / "gpu_static.json"
+    return options
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -74,12 +81,14 @@ def run(options: argparse.Namespace, scratch: Path) -> int:
     print_calls(predicted, options.kernels)
     bars = gates.of_times(predicted) + gates.of_launches(known)
     if not options.no_registers:
-        bars += resources(known, scratch, options.jobs, options.dtypes)
+        bars += resources(known, scratch, options.jobs, options.dtypes, options.targets)
     compared = measured.compare(known, chip, constants)
     print_errors(compared)
     status = print_bars(bars, options.known_open)
     if options.check:
         return status
+    if options.output is None:
+        return 0
     measurements = measured.measured_calls()
     file = {
         "machine": machine.describe(accelerator.Cpu(), torch.get_num_threads()),
@@ -90,6 +99,7 @@ def run(options: argparse.Namespace, scratch: Path) -> int:
             content.of_call(one, baseline.predict(call, chip, constants), measurements.get(call))
             for call, one in predicted.items()
         ],
+        "native": native.kernels(scratch, options.jobs),
         "bars": content.of_bars(bars, gates.known_open()),
     }
     results.write_json(options.output, file)

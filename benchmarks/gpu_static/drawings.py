@@ -60,14 +60,28 @@ def _kernel(one: dict) -> list[str]:
     if one.get("pytorch"):
         return [f"{one['name']} (PyTorch)", *["-"] * 10, *moved]
 
-    def counted(counts: dict) -> str:
-        return ", ".join(f"{count} x {width}" for width, count in counts.items()) or "-"
-
     return [
         one["name"], str(one["programs"]), str(one["blocks_per_sm"]), number(one["waves"]), str(one["registers"]),
-        f"{one['spills']} / {one['stack']}", str(one["shared"]), counted(one["hot_loads"]), counted(one["hot_stores"]),
-        counted(one["matrix"]), *moved,
+        f"{one['spills']} / {one['stack']}", str(one["shared"]), _counted(one["hot_loads"]), _counted(one["hot_stores"]),
+        _counted(one["matrix"]), *moved,
     ]  # fmt: skip
+
+
+def native(content: dict) -> str:
+    """The CUDA kernels: what each takes of the chip."""
+    header = ["kernel", "registers", "stack, bytes", "shared, bytes", "per SM, 4 / 8 warps", "loads, bits"]
+    header += ["stores, bits", "matrix instructions"]
+    rows = [
+        [f"`{one['name']}`", str(one["registers"]), str(one["stack"]), str(one["shared"]),
+         " / ".join(map(str, one["blocks_per_sm"].values())),
+         *(_counted(one[key]) for key in ("hot_loads", "hot_stores", "matrix"))]
+        for one in content["native"]
+    ]  # fmt: skip
+    return table(header, rows)
+
+
+def _counted(counts: dict) -> str:
+    return ", ".join(f"{count} x {width}" for width, count in counts.items()) or "-"
 
 
 def errors(content: dict) -> str:

@@ -150,13 +150,15 @@ def timed(
             now = max(now, needed) + cost
             ready.append(now + constants.reduction)
         elif kind == PRODUCT:
-            item, elements = detail
-            weight = constants.split if item == 4 else constants.operand
-            cost = max(1.0, weight * elements / lanes) * share
+            item, elements, passes = detail
+            # Three passes split their operands first; none is a multiply-add of each thread for each element.
+            weight = constants.split if item == 4 and passes == 3 else constants.operand
+            plain = amount if item == 4 and not passes else 0.0
+            cost = max(1.0, (weight * elements + plain) / lanes) * share
             now = max(now, needed) + cost
-            rate = 1024.0 / 3 if item == 4 else 2048.0
-            ready.append(now + constants.product + amount / (rate * constants.matrix_share))
-            half, single = (half, single + amount) if item == 4 else (half + amount, single)
+            cycles = amount * passes / 1024.0 if item == 4 else amount / 2048.0
+            ready.append(now + constants.product + cycles / constants.matrix_share)
+            half, single = (half, single + amount * passes) if item == 4 else (half + amount, single)
         elif kind == BARRIER:
             cost = 1.0
             now = max(now, needed) + constants.barrier * amount
@@ -247,7 +249,7 @@ def of_kernel(
     issued, half, single = (sum(one[k] * count for one, count in found) for k in (1, 2, 3))
     passed = (traced.loaded + traced.stored) * SECTOR * scale
     rate = chip.memory * constants.memory_share
-    matrix = half / chip.half + 3 * single / chip.single
+    matrix = half / chip.half + single / chip.single
     bounds = {
         "latency": scheduled([(one[0], count) for one, count in found], places) / chip.clock,
         "issue": issued * uneven / (chip.sms * chip.clock * constants.issue_share),

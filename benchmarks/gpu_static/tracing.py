@@ -35,7 +35,7 @@ class Trace:
     """Operations of a program: (kind, amount, what it waits for, detail).
 
     detail: of a load (its place in the source, the memory that it is the first in this kernel to touch, or -1); of a
-    product (bytes of an operand's element, elements of the operands that no product had before).
+    product (bytes of an operand's element, elements of the operands that no product had before, passes in tf32).
     """
 
     operations: tuple
@@ -194,13 +194,14 @@ def _wrap(tracer: Tracer, name: str, method):
             number = tracer.store(arguments[0], arguments[2], inputs)
         else:
             number = None
+        detail = str(arguments[3]).upper() if name == "create_dot" else ""
         tracer.inside += 1
         try:
             result = method(*arguments, **keywords)
         finally:
             tracer.inside -= 1
         if number is None:
-            number = _computed(tracer, name, inputs, result)
+            number = _computed(tracer, name, inputs, result, detail)
         if number is not None and hasattr(result, "attr"):
             result.attr["op"] = number
         return result
@@ -208,16 +209,20 @@ def _wrap(tracer: Tracer, name: str, method):
     return wrapped
 
 
-def _computed(tracer: Tracer, name: str, inputs, result) -> int | None:
+def _computed(tracer: Tracer, name: str, inputs, result, detail: str) -> int | None:
     """Records what neither loads nor stores; views have the number of what they show."""
     if name in FREE:
         known = [x.attr["op"] for x in inputs if "op" in x.attr]
         return max(known, default=None) if name in VIEWS else None
     if name == "create_dot":
         left = inputs[0].data
+        # How many products of tf32 one of float32 is; 0: none, it is made of multiply-adds.
+        passes = 3 if "X3" in detail else 0 if "IEEE" in detail else 1
         # The interpreter's products are of wider elements, where the kernel has bfloat16.
         item = 2 if tracer.half else inputs[0].dtype.primitive_bitwidth // 8
-        return tracer.add(PRODUCT, result.data.size * left.shape[-1], inputs, (item, tracer.operands(inputs[:2])))
+        return tracer.add(
+            PRODUCT, result.data.size * left.shape[-1], inputs, (item, tracer.operands(inputs[:2]), passes)
+        )
     if name == "create_barrier":
         return tracer.add(BARRIER, 1, inputs)
     if name.startswith("create_atomic"):
