@@ -23,7 +23,7 @@ from pad_kernels.inputs import (
     Saved,
     SpanInputs,
 )
-from pad_kernels.ops import alignment, pooling, spans  # noqa: F401  (they register the ops)
+from pad_kernels.ops import alignment, pooling, spans  # noqa: F401  (they register ops)
 
 _OPS = torch.ops.pad_kernels
 
@@ -36,13 +36,17 @@ class RegisteredOps(Backend):
 
     def alignment_forward(self, inputs: AlignmentInputs) -> Saved:
         """torch.ops.pad_kernels.alignment_forward"""
-        return Saved(*_OPS.alignment_forward.default(*inputs, self.name))
+        *tensors, temperature = inputs
+        number, ending = alignment.known(temperature), alignment.ending(temperature, self.name)
+        return Saved(*_OPS.alignment_forward.default(*tensors, number, *ending))
 
     def alignment_backward(
         self, grad_similarity: Tensor, inputs: AlignmentInputs, saved: Saved, needed: Needed
     ) -> Gradients:
         """torch.ops.pad_kernels.alignment_backward"""
-        grads: Gradients = _OPS.alignment_backward.default(grad_similarity, *inputs, *saved, *needed, self.name)
+        *tensors, temperature = inputs
+        number, ending = alignment.known(temperature), alignment.ending(temperature, self.name)
+        grads: Gradients = _OPS.alignment_backward.default(grad_similarity, *tensors, number, *saved, *needed, *ending)
         return grads
 
     def select_spans(self, inputs: SpanInputs) -> tuple[Tensor, Tensor]:

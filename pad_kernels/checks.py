@@ -24,6 +24,7 @@ from pad_kernels.inputs import (
     Saved,
     SpanInputs,
     SpanSelection,
+    Temperature,
     opmath_dtype,
 )
 
@@ -35,7 +36,12 @@ MOST_ANCHORS = 2**20
 def describe(value: object) -> str:
     """What an error message says of a value."""
     if not isinstance(value, Tensor):
-        return reprlib.repr(value)
+        try:
+            return reprlib.repr(value)
+        except ValueError:  # an int of thousands of digits
+            return f"a {type(value).__name__} without a printable value"
+    if value.is_nested and value.layout == torch.strided:  # has no shape
+        return f"a nested {str(value.dtype)[6:]} tensor on {value.device}"
     layout = "" if value.layout == torch.strided else f"{str(value.layout)[6:]} "
     return f"a {layout}{str(value.dtype)[6:]} tensor of shape {tuple(value.shape)} on {value.device}"
 
@@ -47,17 +53,27 @@ def wrong(name: str, value: object, expected: str) -> NoReturn:
 
 def values_can_be_read(value: Tensor) -> bool:
     """Whether reading values makes nobody wait. Subclasses (fake tensors, for one) may have none."""
-    return value.device.type == "cpu" and type(value) is Tensor and not torch.compiler.is_compiling()
+    return value.device.type == "cpu" and type(value) is Tensor and not torch_internals.is_traced()
 
 
 def is_strided(value: object) -> TypeGuard[Tensor]:
-    """Whether it is a tensor that is neither sparse nor otherwise without strides."""
-    return isinstance(value, Tensor) and value.layout == torch.strided
+    """Whether it is a tensor that is neither sparse, nested nor otherwise without strides."""
+    return isinstance(value, Tensor) and value.layout == torch.strided and not value.is_nested
 
 
 def _is_number(value: object) -> TypeGuard[float]:
     # The first look is the quick one: isinstance of an abstract class takes ten times as long.
     return type(value) in (float, int) or isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _is_finite(value: object) -> TypeGuard[float]:
+    """Whether it is a number that a float holds."""
+    if type(value) is float:
+        return -math.inf < value < math.inf
+    try:
+        return _is_number(value) and -math.inf < float(value) < math.inf
+    except OverflowError:
+        return False
 
 
 def tensor(
@@ -143,7 +159,7 @@ def spans(value: object, batch: int, device: torch.device) -> tuple[Tensor, Tens
     if not isinstance(value, (tuple, list)) or len(value) != 2:
         wrong("spans", value, "a pair of tensors (start, end)")
     start, end = value
-    units = start.shape[1] if isinstance(start, Tensor) and start.dim() == 2 else None
+    units = start.shape[1] if is_strided(start) and start.dim() == 2 else None
     for name, bound in (("spans start", start), ("spans end", end)):
         if units is None or not isinstance(bound, Tensor):
             wrong(name, bound, f"an int32 or int64 tensor of shape [{batch}, units]")
@@ -165,16 +181,29 @@ def spans_inside(start: Tensor, end: Tensor, frames: int, fit: bool) -> tuple[Te
     return start, end
 
 
-def temperature(value: object) -> float:
-    """A finite number, 0 or large enough to divide by in float32."""
-    if not _is_number(value) or not (value == 0 or LOWEST_TEMPERATURE <= value < math.inf):
-        wrong("temperature", value, f"0 (hard alignment) or a finite number of at least {LOWEST_TEMPERATURE}")
+def temperature(value: object) -> Temperature:
+    """A finite number, 0 or large enough to divide by in float32.
+
+    Also a tensor of such a number on the CPU. It comes back as a number, but as a tensor from a trace that is to serve
+    every value: torch.compile specialises numbers that reach an op.
+    """
+    wanted = f"0 (hard alignment) or a finite number of at least {LOWEST_TEMPERATURE}"
+    if isinstance(value, Tensor):
+        if not is_strided(value) or value.dim() or value.dtype not in FLOATING or value.device.type != "cpu":
+            wrong("temperature", value, wanted + ", or a floating-point tensor of one on cpu, without dimensions")
+        if not values_can_be_read(value):
+            return value.detach().to(torch.float64)
+        value = value.item()
+    if torch.compiler.is_compiling() and type(value) is float and torch_internals.is_symbolic(value):
+        return torch.ones((), dtype=torch.float64) * value
+    if not _is_finite(value) or not (value == 0 or value >= LOWEST_TEMPERATURE):
+        wrong("temperature", value, wanted)
     return float(value)
 
 
 def choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
     """One of the names in `allowed`."""
-    if value not in allowed:
+    if not isinstance(value, str) or value not in allowed:
         wrong(name, value, "one of " + ", ".join(repr(option) for option in allowed))
 
 
@@ -183,7 +212,7 @@ def scales(value: object) -> list[float]:
     if not isinstance(value, (tuple, list)) or not value:
         wrong("scales", value, "a sequence of positive numbers")
     for scale in value:
-        if not _is_number(scale) or not 0 < scale < math.inf:
+        if not _is_finite(scale) or not float(scale) > 0:
             wrong("scales", value, "a sequence of positive numbers")
     return [float(scale) for scale in value]
 
@@ -196,25 +225,44 @@ def per_utterance(name: str, value: Any, batch: int, device: torch.device, dtype
         if value.numel() and values_can_be_read(value) and not (value >= 0).all():
             raise ValueError(f"{name}: got a negative or NaN value, expected values of at least 0")
         return value.to(dtype)
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    if not (whole or dtype.is_floating_point and _is_number(value)) or not 0 <= value < math.inf:
-        wrong(name, value, f"a number of at least 0 or a tensor of shape ({batch},)")
-    if dtype == torch.int64 and value >= 2**63:
-        wrong(name, value, "an int64")
+    # A size that is traced is no int, and whatever is asked of it narrows what the trace serves.
+    if not isinstance(value, torch.SymInt):
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if not (whole or dtype.is_floating_point and _is_finite(value)) or not value >= 0:
+            wrong(name, value, f"a number of at least 0 or a tensor of shape ({batch},)")
+        if dtype == torch.int64 and value >= 2**63:
+            wrong(name, value, "an int64")
+        if dtype.is_floating_point and not _is_finite(value):
+            wrong(name, value, "a finite number")
     return torch.full((batch,), value, dtype=dtype, device=device)
 
 
-def anchors_wanted(name: str, value: object) -> None:
-    """A number of anchors, or a tensor of such numbers (their values are checked with their utterances)."""
-    if isinstance(value, Tensor):
+def count(name: str, value: object, wanted: str = f"an int from 0 to {MOST_ANCHORS}") -> None:
+    """A number of anchors. A size that is traced is taken as it comes, for a trace that serves every size."""
+    if isinstance(value, torch.SymInt):
         return
-    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)) or not 0 <= value <= MOST_ANCHORS:
-        wrong(name, value, f"an int from 0 to {MOST_ANCHORS}, or a tensor of such")
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MOST_ANCHORS:
+        wrong(name, value, wanted)
+
+
+def anchors_wanted(name: str, value: object) -> None:
+    """A number of anchors, or a tensor of one for each utterance; how many there are is checked with these."""
+    wanted = f"an int from 0 to {MOST_ANCHORS}, or a tensor [batch] of such"
+    if not isinstance(value, Tensor):
+        count(name, value, wanted)
+        return
+    if not is_strided(value) or value.dim() != 1 or value.dtype not in INTEGER:
+        wrong(name, value, wanted)
+    if value.numel() and values_can_be_read(value) and not torch_internals.is_batched(value):
+        lowest, highest = torch.aminmax(value)
+        if lowest < 0 or highest > MOST_ANCHORS:
+            found = "a negative value" if lowest < 0 else f"the value {highest.item()}"
+            raise ValueError(f"{name}: got {found}, expected {wanted}")
 
 
 def number(name: str, value: object) -> float:
     """A finite number."""
-    if not _is_number(value) or not math.isfinite(value):
+    if not _is_finite(value):
         wrong(name, value, "a finite number")
     return float(value)
 
@@ -233,14 +281,15 @@ def span_inputs(
     name, wanted = "num_anchors", selection.num_anchors
     if wanted is None:
         name, wanted = "num_tokens", num_tokens
-    anchors_wanted(name, wanted)
+    if max_anchors is None or not isinstance(wanted, Tensor):  # else what is more than that is cut
+        anchors_wanted(name, wanted)
     num_tokens = per_utterance("num_tokens", num_tokens, batch, device, torch.int64)
     num_anchors = num_tokens if name == "num_tokens" else per_utterance(name, wanted, batch, device, torch.int64)
     if max_anchors is None:
         if isinstance(wanted, Tensor):
             wanted = int(wanted.max()) if wanted.numel() else 0
         max_anchors = wanted
-    anchors_wanted("max_anchors", max_anchors)
+    count("max_anchors", max_anchors)
     if xi is not None:
         xi = per_utterance("xi", xi, batch, device, torch.float64)
     return SpanInputs(
@@ -322,7 +371,7 @@ def select_spans_op(inputs: SpanInputs) -> None:
     exactly("frame_mask", inputs.frame_mask, torch.bool, prior.shape, device)
     exactly("num_tokens", inputs.num_tokens, torch.int64, batch, device)
     exactly("num_anchors", inputs.num_anchors, torch.int64, batch, device)
-    anchors_wanted("max_anchors", inputs.max_anchors)
+    count("max_anchors", inputs.max_anchors)
     scales(inputs.scales)
     if inputs.xi is not None:
         exactly("xi", inputs.xi, torch.float64, batch, device)

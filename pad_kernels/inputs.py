@@ -18,8 +18,8 @@ ANCHORS = ("topk", "peaks", "stride")
 REDUCTIONS = ("none", "sum", "mean")
 
 
-# A number; while a program is traced a 0-dim tensor too, so that one program serves every value.
-Temperature = float
+# A number; a tensor of one where a program is traced for every value.
+Temperature = float | Tensor
 
 
 def opmath_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -36,7 +36,7 @@ class AlignmentInputs(NamedTuple):
     token_mask: Tensor  # [B, N] bool
     start: Tensor | None  # [B, U] int32; None: the units are the frames
     end: Tensor | None
-    temperature: float  # 0: hard
+    temperature: Temperature  # 0: hard; a tensor reaches the registered ops alone
 
 
 class Saved(NamedTuple):

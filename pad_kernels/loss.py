@@ -30,7 +30,7 @@ def pad_loss(
     text_prior: Tensor | None = None,
     *,
     level: str = "span",
-    temperature: float = 0.1,
+    temperature: Temperature = 0.1,
     spans: tuple[Tensor, Tensor] | None = None,
     num_anchors: Tensor | int | None = None,
     scales: Sequence[float] = (0.5, 1, 2),
@@ -53,7 +53,8 @@ def pad_loss(
         speech_prior, text_prior: [B, M] and [B, N] floating point, at least 0, any scale whose sum
             float32 holds; constants.
         level: "global", "token" or "span".
-        temperature: of the soft alignment; 0 is the paper's hard alignment. Not used by "global".
+        temperature: of the soft alignment; 0 is the paper's hard alignment. Not used by "global". A number, or a
+            tensor of one on the CPU. Neither compiles anew for each value of a schedule in torch.compile.
         spans: (start, end) [B, U] for level "span". None: select_spans with the next three arguments,
             which are explained there.
         num_anchors, scales, anchors: of the spans to select.
@@ -142,7 +143,12 @@ def _options(
     backend: str | None,
 ) -> LossOptions:
     given = level, temperature, num_anchors, scales, anchors, reduction, backend
-    if type(scales) is not tuple or isinstance(num_anchors, Tensor) or torch.compiler.is_compiling():
+    if (
+        type(scales) is not tuple
+        or isinstance(num_anchors, Tensor)
+        or torch.compiler.is_compiling()
+        or isinstance(temperature, Tensor)
+    ):
         return _check_options(*given)
     try:
         return _known_options(tuple(map(type, scales)), *given)
@@ -156,9 +162,9 @@ class PADLoss(torch.nn.Module):
     def __init__(
         self,
         level: str = "span",
-        temperature: float = 0.1,
+        temperature: Temperature = 0.1,
         *,
-        num_anchors: int | None = None,
+        num_anchors: Tensor | int | None = None,
         scales: Sequence[float] = (0.5, 1, 2),
         anchors: str = "topk",
         reduction: str = "mean",

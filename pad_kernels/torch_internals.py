@@ -45,6 +45,20 @@ def has_tangent(value: Tensor) -> bool:
     return forward_ad.unpack_dual(value).tangent is not None  # type: ignore[no-untyped-call]
 
 
+def is_traced() -> bool:
+    """Whether values are unknown: torch.compile, or make_fx with tensors that have values of their own."""
+    return (
+        torch.compiler.is_compiling() or torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None  # type: ignore[no-untyped-call]
+    )
+
+
+def is_symbolic(value: float) -> bool:
+    """Whether torch.compile traces this number as one that may change."""
+    from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+    return not (statically_known_true(value > 0) or statically_known_true(value <= 0))
+
+
 def can_bypass_dispatcher(*values: Tensor | None) -> bool:
     """Whether the memory of tensors may be used directly: nobody traces, transforms or watches operators."""
     if (

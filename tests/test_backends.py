@@ -29,7 +29,7 @@ def in_a_new_process(*arguments, **environment):
 @pytest.fixture
 def only_reference(monkeypatch):
     """As if the compiled library had not been built."""
-    monkeypatch.setattr(native, "_native", None)
+    monkeypatch.setattr(native, "NATIVE", None)
     monkeypatch.setattr(native, "REASON", "the compiled library is missing")
     backends.forget_candidates()
     yield

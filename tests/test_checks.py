@@ -1,5 +1,8 @@
 """Bad input: a ValueError that names the argument, what it got and what it wants."""
 
+from decimal import Decimal
+from fractions import Fraction
+
 import pytest
 import torch
 
@@ -7,6 +10,7 @@ from pad_kernels import (
     PADLoss,
     align,
     alignment_matrix,
+    available_backends,
     pad_loss,
     select_spans,
     significance,
@@ -103,7 +107,7 @@ def test_options():
     bad(lambda: pad_loss(SPEECH, TEXT, level="word"), "level: got 'word'", "'global', 'token', 'span'")
     bad(lambda: pad_loss(SPEECH, TEXT, reduction="batchmean"), "reduction: got 'batchmean'", "'none'")
     bad(lambda: pad_loss(SPEECH, TEXT, anchors="random"), "anchors: got 'random'", "'peaks'")
-    for temperature in (-0.1, 1e-39, float("nan"), float("inf"), "0.1", None, True, torch.tensor(0.1)):
+    for temperature in (-0.1, 1e-39, float("nan"), float("inf"), "0.1", None, True, torch.tensor([0.1])):
         bad(lambda: pad_loss(SPEECH, TEXT, temperature=temperature), "temperature: got")  # noqa: B023
         bad(lambda: align(SPEECH, TEXT, temperature=temperature), "temperature: got")  # noqa: B023
     for scales in ((), (1, 0), (-1,), (float("nan"),), 2, ("1",), (True,)):
@@ -114,6 +118,106 @@ def test_options():
             bad(lambda: pad_loss(SPEECH, TEXT, level=level, num_anchors=count), "num_anchors: got")  # noqa: B023
     for name in ("level", "temperature", "num_anchors", "reduction", "anchors", "backend"):
         bad(lambda: PADLoss(**{name: "x"}), f"{name}: got 'x'")  # noqa: B023
+
+
+@pytest.mark.parametrize(
+    "number",
+    [10**400, -(10**400), 10**5000, float("inf"), Fraction(10**400, 3), Decimal("NaN"), 2j],
+    ids=lambda number: type(number).__name__,
+)
+def test_numbers_that_no_float_holds(number):
+    query = torch.randn(2, 3, 5, 4)
+    bad(lambda: pad_loss(SPEECH, TEXT, temperature=number), "temperature: got")
+    bad(lambda: align(SPEECH, TEXT, temperature=number), "temperature: got")
+    bad(lambda: PADLoss(temperature=number), "temperature: got")
+    bad(lambda: pad_loss(SPEECH, TEXT, scales=(1, number)), "scales: got")
+    bad(lambda: significance(query, query, scale=number), "scale: got")
+    bad(lambda: select_spans(PRIOR, None, 3, xi=number), "xi: got")
+    bad(lambda: select_spans(PRIOR, None, number), "num_tokens: got")
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.tensor([0.1]), torch.tensor(-0.1), torch.tensor(torch.nan), torch.tensor(1), torch.tensor(True),
+        torch.tensor(0.1, device="meta"),
+    ],
+)  # fmt: skip
+def test_temperatures_as_tensors(tensor):
+    for call in (pad_loss, align, alignment_matrix):
+        bad(lambda: call(SPEECH, TEXT, temperature=tensor), "temperature: got")  # noqa: B023
+
+
+def _nested(value, layout):
+    return torch.nested.nested_tensor(list(value), layout=layout)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "odd",
+    [
+        lambda x: _nested(x, torch.strided), lambda x: _nested(x, torch.jagged), lambda x: x.to_sparse(),
+        lambda x: x[0].to_sparse_csr() if x.dim() == 3 else x.to_sparse_csr() if x.dim() == 2 else x.to_sparse(),
+    ],
+    ids=["nested", "jagged", "sparse", "csr"],
+)  # fmt: skip
+def test_tensors_without_strides(odd):
+    """In place of every tensor of every function."""
+    mask, query, maps = torch.ones(2, 6, dtype=torch.bool), torch.randn(2, 3, 5, 4), torch.rand(2, 5, 5)
+    bad(lambda: pad_loss(odd(SPEECH), TEXT), "speech: got a ")
+    bad(lambda: pad_loss(SPEECH, odd(TEXT)), "text: got a ")
+    bad(lambda: pad_loss(SPEECH, TEXT, odd(mask)), "speech_mask: got a ")
+    bad(lambda: pad_loss(SPEECH, TEXT, text_prior=odd(PRIOR[:, :3])), "text_prior: got a ")
+    bad(lambda: pad_loss(SPEECH, TEXT, spans=tuple(map(odd, SPANS))), "spans start: got a ")
+    bad(lambda: align(odd(SPEECH), TEXT), "speech: got a ")
+    bad(lambda: alignment_matrix(SPEECH, odd(TEXT)), "text: got a ")
+    bad(lambda: select_spans(odd(PRIOR), None, 3), "speech_prior: got a ")
+    bad(lambda: select_spans(None, odd(mask), 3), "speech_mask: got a ")
+    bad(lambda: significance(odd(query), query), "query: got a ")
+    bad(lambda: significance(query, odd(query)), "key: got a ")
+    bad(lambda: significance(query, query, odd(mask[:, :5])), "mask: got a ")
+    bad(lambda: significance(query, query, lse=odd(query[..., 0])), "lse: got a ")
+    bad(lambda: significance_from_attentions(odd(maps)), "attentions: got a ")
+    bad(lambda: significance_from_attentions([maps, odd(maps)]), "attentions: got a ")
+
+
+@pytest.mark.parametrize("device", [object, object(), 3.5, "nonsense", "cpu:x", ["cpu"], None])
+def test_available_backends(device):
+    bad(lambda: available_backends(device), "device: got")
+
+
+@pytest.mark.parametrize("name", ["level", "anchors", "reduction", "backend"])
+@pytest.mark.parametrize("value", [["span"], {"span"}, 3, b"span", torch.ones(2), object()])
+def test_names_that_are_no_strings(name, value):
+    bad(lambda: pad_loss(SPEECH, TEXT, **{name: value}), f"{name}: got")
+    bad(lambda: PADLoss(**{name: value}), f"{name}: got")
+
+
+@pytest.mark.parametrize(
+    "count",
+    [
+        torch.tensor(3), torch.tensor([[1, 2]]), torch.tensor([1.5, 2]), torch.tensor([True, False]),
+        torch.tensor([3, -1]), torch.tensor([2**40, 1]), torch.tensor([1, 2]).to_sparse(), 2.5, "3", -1, 2**20 + 1,
+    ],
+)  # fmt: skip
+def test_numbers_of_anchors(count):
+    """At the module's construction already."""
+    bad(lambda: PADLoss(num_anchors=count), "num_anchors: got")
+    bad(lambda: pad_loss(SPEECH, TEXT, num_anchors=count), "num_anchors: got")
+    bad(lambda: select_spans(PRIOR, None, 3, num_anchors=count), "num_anchors: got")
+    bad(lambda: select_spans(PRIOR, None, count), "num_tokens: got")
+
+
+@pytest.mark.parametrize("most", [torch.tensor(3), torch.tensor([3, 3]), [3], 2.0, None.__class__])
+def test_max_anchors(most):
+    bad(lambda: select_spans(PRIOR, None, 3, max_anchors=most), "max_anchors: got")
+
+
+def test_options_are_checked_after_equal_ones_were_taken():
+    pad_loss(SPEECH, TEXT, num_anchors=1, scales=(1, 2), temperature=1)
+    for wrong in ({"num_anchors": True}, {"num_anchors": 1.0}, {"scales": (True, 2)}, {"temperature": True}):
+        options = {"num_anchors": 1, "scales": (1, 2), "temperature": 1} | wrong
+        bad(lambda: pad_loss(SPEECH, TEXT, **options), f"{next(iter(wrong))}: got")  # noqa: B023
 
 
 def test_select_spans():

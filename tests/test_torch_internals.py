@@ -50,6 +50,32 @@ def test_traced():
     assert seen == [False]
 
 
+def test_traced_by_make_fx():
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    seen = []
+
+    def function(x):
+        seen.append(internals.is_traced())
+        return x + 1
+
+    for mode in ("real", "fake", "symbolic"):
+        make_fx(function, tracing_mode=mode)(PLAIN)
+    function(PLAIN)
+    assert seen == [True] * 3 + [False]
+
+
+def test_symbolic_numbers():
+    torch.compiler.reset()
+
+    def function(x, number):
+        return x + 1 if internals.is_symbolic(number) else x + 2
+
+    compiled = torch.compile(function, fullgraph=True, backend="eager")
+    assert torch.equal(compiled(PLAIN, 0.5), PLAIN + 2)  # taken for a constant
+    assert all(torch.equal(compiled(PLAIN, number), PLAIN + 1) for number in (0.6, 0.7))
+
+
 def test_compiled():
     torch.compiler.reset()
 

@@ -5,6 +5,8 @@ import torch
 from inputs import make_inputs, relative_error
 from test_loss import make
 from test_pooling import pooled_distance
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pad_kernels import align, pad_loss, select_spans, significance
@@ -123,6 +125,89 @@ def test_compile_with_dynamic_shapes(level):
         arguments = make(3, frames, tokens)
         found, expected = (gradients(f, arguments, level=level) for f in (compiled, pad_loss))
         assert all(relative_error(one, other) <= 1e-6 for one, other in zip(found, expected))
+
+
+class Schedule:
+    """Compiles a loss whose temperature changes, and counts how often that takes a compilation."""
+
+    def __init__(self, function, level):
+        torch.compiler.reset()
+        self.function, self.level = function, level
+        self.counter = CompileCounterWithBackend("aot_eager")
+        self.compiled = torch.compile(self.loss, fullgraph=True, backend=self.counter)
+
+    def loss(self, speech, text, temperature):
+        if self.function is align:
+            return align(speech, text, temperature=temperature).similarity.sum()
+        return pad_loss(speech, text, level=self.level, temperature=temperature)
+
+    def run(self, temperatures):
+        for temperature in temperatures:
+            arguments = make(kind="full")[:2]
+            found = gradients(self.compiled, arguments, temperature=temperature)
+            expected = gradients(self.loss, arguments, temperature=float(temperature))
+            assert all(relative_error(one, other) <= 1e-6 for one, other in zip(found, expected))
+        return self.counter.frame_count
+
+
+@pytest.mark.parametrize("function, level", [(pad_loss, "token"), (pad_loss, "span"), (align, "")])
+def test_a_temperature_that_changes_compiles_once(function, level):
+    """A tensor at once, a number from its second value on; more values than torch compiles a function for."""
+    temperatures = [0.05 + 0.01 * step for step in range(11)]
+    assert Schedule(function, level).run(map(torch.tensor, temperatures)) == 1
+    assert Schedule(function, level).run(temperatures) == 2
+
+
+def test_a_wrong_temperature_of_a_compiled_loss(backend):
+    schedule = Schedule(pad_loss, "token")
+    schedule.run([torch.tensor(0.1)])
+    with pytest.raises(ValueError, match="temperature: got -1.0"):
+        schedule.compiled(*make(kind="full")[:2], torch.tensor(-1.0))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_a_temperature_as_a_tensor(backend, dtype):
+    arguments = make()
+    temperature = torch.tensor(0.125, dtype=dtype, requires_grad=True)
+    found = gradients(pad_loss, arguments, temperature=temperature, backend=backend)
+    expected = gradients(pad_loss, arguments, temperature=0.125, backend=backend)
+    assert all(torch.equal(one, other) for one, other in zip(found, expected))
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_export_with_dynamic_lengths(level):
+    """Without masks, so that the number of tokens is a size."""
+
+    class Loss(torch.nn.Module):
+        def forward(self, speech, text):
+            return pad_loss(speech, text, level=level)
+
+    frames, tokens = torch.export.Dim("frames"), torch.export.Dim("tokens")
+    shapes = {"speech": {1: frames}, "text": {1: tokens}}
+    exported = torch.export.export(Loss(), make(2, 20, 5, kind="full")[:2], dynamic_shapes=shapes).module()
+    for lengths in ((33, 7), (8, 12)):
+        arguments = make(2, *lengths, kind="full")[:2]
+        assert relative_error(exported(*arguments), pad_loss(*arguments, level=level)) <= 1e-6
+
+
+@pytest.mark.parametrize("mode", ["real", "fake", "symbolic"])
+@pytest.mark.parametrize("level", LEVELS)
+def test_make_fx(level, mode):
+    """Masks, priors and gradient; what is traced serves other values."""
+
+    def run(speech, *arguments):
+        speech = speech.detach().requires_grad_()
+        loss = pad_loss(speech, *arguments, level=level)
+        return loss, *torch.autograd.grad(loss, speech)
+
+    def inputs(seed):
+        return [x.float() if x.is_floating_point() else x.to(torch.int64) for x in make(seed=seed)]
+
+    traced = make_fx(run, tracing_mode=mode)(*inputs(0))
+    name = "pooled_distance_backward" if level == "global" else "alignment_backward"
+    assert any(name in str(node.target) for node in traced.graph.nodes)
+    for one, other in zip(traced(*inputs(1)), run(*inputs(1))):
+        assert relative_error(one, other) <= 1e-6
 
 
 def test_compile_the_other_functions():

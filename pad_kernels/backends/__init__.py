@@ -6,7 +6,7 @@ import warnings
 
 import torch
 
-from pad_kernels import self_test
+from pad_kernels import checks, self_test
 from pad_kernels.backends import library, native, reference, triton
 from pad_kernels.backends.base import Backend
 from pad_kernels.installation import warn_once
@@ -20,9 +20,11 @@ ENVIRONMENT_VARIABLE = "PAD_KERNELS_BACKEND"
 
 def check_name(name: str | None, argument: str = "backend") -> None:
     """ValueError unless `name` is None, "auto" or the name of a backend."""
-    if name is not None and name != "auto" and name not in FASTEST_FIRST:
+    if name is None:
+        return
+    if not isinstance(name, str) or name != "auto" and name not in FASTEST_FIRST:
         names = ", ".join(("auto", *FASTEST_FIRST))
-        raise ValueError(f"{argument}: got {name!r}, expected one of {names}")
+        raise ValueError(f"{argument}: got {checks.describe(name)}, expected one of {names}")
 
 
 @functools.cache
@@ -81,8 +83,14 @@ def name_for(op: str, name: str) -> str:
 
 
 def available_backends(device: torch.device | str = "cpu") -> list[str]:
-    """Names of the backends that run at least one op in float32 on `device`, the fastest first."""
-    device = torch.device(device)
+    """Names of the backends that run at least one op in float32 on `device`, the fastest first.
+
+    Raises ValueError for what is no device.
+    """
+    try:
+        device = torch.device(device)
+    except (TypeError, RuntimeError):
+        checks.wrong("device", device, "a torch.device or the name of one, as 'cpu' or 'cuda:0'")
     return [
         name
         for name, backend in FASTEST_FIRST.items()

@@ -184,7 +184,7 @@ def _selection(request: LossRequest, batch: int, tokens: int) -> tuple[dict[str,
     if isinstance(wanted, Tensor):
         counts = checks.per_utterance("num_anchors", wanted, batch, wanted.device, torch.int64).contiguous()
         wanted = room = int(counts.max()) if batch else 0
-    checks.anchors_wanted("max_anchors", room)
+    checks.count("max_anchors", room)
     how = {
         "anchors": ANCHOR_CODES[anchors],
         "max_anchors": room,

@@ -1,5 +1,6 @@
 """Alignment of text tokens with speech units by prior-weighted cosine similarity."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor
 from pad_kernels import backends, checks
 from pad_kernels.backends import reference
 from pad_kernels.backends.base import Backend
-from pad_kernels.inputs import AlignmentInputs, Gradients, Needed, Positions, Saved, opmath_dtype
+from pad_kernels.inputs import AlignmentInputs, Gradients, Needed, Positions, Saved, Temperature, opmath_dtype
 from pad_kernels.ops import registration
 from pad_kernels.ops.weights import MASKED_IN_SPANS, position_weights
 
@@ -27,10 +28,14 @@ class Alignment(NamedTuple):
 
 
 _INPUTS = "Tensor speech, Tensor text, Tensor frame_prior, Tensor token_mask, Tensor? start, Tensor? end"
-_FORWARD = f"({_INPUTS}, float temperature, str backend) -> (Tensor, Tensor, Tensor)"
+# scheduled_temperature: goes before `temperature`; a trace can serve every value of a tensor, but not of a number.
+_FORWARD = (
+    f"({_INPUTS}, float temperature, str backend, Tensor? scheduled_temperature=None) -> (Tensor, Tensor, Tensor)"
+)
 _BACKWARD = (
     f"(Tensor grad_similarity, {_INPUTS}, float temperature, Tensor similarity, Tensor unit, "
-    "Tensor log_normalizer, bool need_speech, bool need_text, str backend) -> (Tensor, Tensor)"
+    "Tensor log_normalizer, bool need_speech, bool need_text, str backend, Tensor? scheduled_temperature=None) "
+    "-> (Tensor, Tensor)"
 )
 
 
@@ -39,9 +44,24 @@ def _select(op: str, name: str, inputs: AlignmentInputs) -> Backend:
     return backends.select_backend(op, name, speech.device, speech.dtype, speech.shape[2])
 
 
-def _forward(*arguments: Any) -> Saved:
-    *values, backend = arguments
+def ending(temperature: Temperature, backend: str) -> tuple[Any, ...]:
+    """`backend`, and the temperature if it is a tensor: the last arguments of the registered ops."""
+    return (backend, temperature) if isinstance(temperature, Tensor) else (backend,)
+
+
+def known(temperature: Temperature) -> float:
+    """`temperature` as the registered ops take it beside `ending`."""
+    return 1.0 if isinstance(temperature, Tensor) else temperature
+
+
+def _inputs(values: Sequence[Any], scheduled: Tensor | None) -> AlignmentInputs:
     inputs = AlignmentInputs(*values)
+    return inputs if scheduled is None else inputs._replace(temperature=scheduled.item())
+
+
+def _forward(*arguments: Any) -> Saved:
+    *values, backend, scheduled = (*arguments, None)[:9]
+    inputs = _inputs(values, scheduled)
     checks.alignment_op(inputs)
     saved: Saved = _select("alignment_forward", backend, inputs).function("alignment_forward")(inputs)
     return saved
@@ -54,13 +74,14 @@ def _forward_fake(*arguments: Any) -> Saved:
 
 
 def _backward_arguments(arguments: tuple[Any, ...]) -> tuple[Tensor, AlignmentInputs, Saved, Needed, str]:
-    grad_similarity, *inputs, similarity, unit, log_normalizer, need_speech, need_text, backend = arguments
+    grad_similarity, *inputs, similarity, unit, log_normalizer, need_speech, need_text, backend = arguments[:14]
     saved = Saved(similarity, unit, log_normalizer)
     return grad_similarity, AlignmentInputs(*inputs), saved, Needed(need_speech, need_text), backend
 
 
 def _backward(*arguments: Any) -> Gradients:
     grad_similarity, inputs, saved, needed, backend = _backward_arguments(arguments)
+    inputs = _inputs(inputs, *arguments[14:] or (None,))
     checks.alignment_backward_op(grad_similarity, inputs, saved)
     chosen = _select("alignment_backward", backend, inputs)
     grads: Gradients = chosen.function("alignment_backward")(grad_similarity, inputs, saved, needed)
@@ -73,8 +94,8 @@ def _backward_fake(*arguments: Any) -> Gradients:
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Saved) -> None:
-    *tensors, ctx.temperature, ctx.backend = inputs
-    ctx.save_for_backward(*tensors, *output)
+    *tensors, ctx.temperature, ctx.backend, scheduled = (*inputs, None)[:9]
+    ctx.save_for_backward(*tensors, *output, scheduled)
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
 
@@ -82,12 +103,12 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Saved) -> None:
 def _gradients(ctx: Any, grad_similarity: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
     needed = ctx.needs_input_grad[:2]
     if grad_similarity is None or not any(needed):
-        return (None,) * 8
-    *inputs, similarity, unit, log_normalizer = ctx.saved_tensors
+        return (None,) * 9
+    *inputs, similarity, unit, log_normalizer, scheduled = ctx.saved_tensors
     grads = torch.ops.pad_kernels.alignment_backward.default(
-        grad_similarity, *inputs, ctx.temperature, similarity, unit, log_normalizer, *needed, ctx.backend
+        grad_similarity, *inputs, ctx.temperature, similarity, unit, log_normalizer, *needed, ctx.backend, scheduled
     )
-    return *(grad if wanted else None for grad, wanted in zip(grads, needed)), *(None,) * 6
+    return *(grad if wanted else None for grad, wanted in zip(grads, needed)), *(None,) * 7
 
 
 registration.define("alignment_forward", _FORWARD, _forward, _forward_fake)
@@ -104,7 +125,7 @@ def _checked(
     speech_mask: Tensor | None,
     text_mask: Tensor | None,
     speech_prior: Tensor | None,
-    temperature: float,
+    temperature: Temperature,
 ) -> AlignmentInputs:
     """The arguments of `align`, folded."""
     speech, text = checks.embeddings(speech, text)
@@ -130,7 +151,7 @@ def align(
     speech_mask: Tensor | None = None,
     text_mask: Tensor | None = None,
     speech_prior: Tensor | None = None,
-    temperature: float = 0.1,
+    temperature: Temperature = 0.1,
     backend: str | None = None,
 ) -> Alignment:
     """Align each text token with the speech frames, or with spans of them.
@@ -151,7 +172,7 @@ def align(
         speech_mask, text_mask: [B, M] and [B, N], bool or integers 0/1. None: all real.
         speech_prior: [B, M] floating point, at least 0, any scale whose sum float32 holds. None: uniform
             over the real frames.
-        temperature: 0 is the hard alignment; else at least 1e-38.
+        temperature: 0 is the hard alignment; else at least 1e-38. A number, or a tensor of one on the CPU.
         backend: "auto", "native", "reference" or "triton". None: PAD_KERNELS_BACKEND, else "auto".
 
     Returns:
@@ -165,7 +186,11 @@ def align(
     """
     backends.check_name(backend)
     inputs = _checked(speech, text, spans, speech_mask, text_mask, speech_prior, temperature)
-    return Alignment(*torch.ops.pad_kernels.alignment_forward.default(*inputs, backend or ""))
+    *tensors, temperature = inputs
+    found = torch.ops.pad_kernels.alignment_forward.default(
+        *tensors, known(temperature), *ending(temperature, backend or "")
+    )
+    return Alignment(*found)
 
 
 def alignment_matrix(
@@ -175,7 +200,7 @@ def alignment_matrix(
     speech_mask: Tensor | None = None,
     text_mask: Tensor | None = None,
     speech_prior: Tensor | None = None,
-    temperature: float = 0.1,
+    temperature: Temperature = 0.1,
     backend: str | None = None,
 ) -> Tensor:
     """The matrix A [B, N, M or U] that `align` never forms, to look at: each token's weight on every unit.
@@ -186,7 +211,7 @@ def alignment_matrix(
     """
     backends.check_name(backend)
     inputs = _checked(speech, text, spans, speech_mask, text_mask, speech_prior, temperature)
-    if temperature > 0:
+    if inputs.temperature > 0:
         return reference.alignment_matrix(inputs)
     similarity, unit, _ = torch.ops.pad_kernels.alignment_forward.default(*inputs, backend or "")
     units = speech.shape[1] if inputs.start is None else inputs.start.shape[1]

@@ -130,7 +130,7 @@ def significance_from_attentions(attentions: Tensor | Sequence[Tensor], mask: Te
         raise ValueError(f"attentions: got {checks.describe(attentions)}, expected {wanted}")
     priors = []
     for layer in layers:
-        square = isinstance(layer, Tensor) and layer.dim() in (3, 4) and layer.shape[-1] == layer.shape[-2]
+        square = checks.is_strided(layer) and layer.dim() in (3, 4) and layer.shape[-1] == layer.shape[-2]
         if not square or layer.dtype not in FLOATING or layer.dim() == 4 and layer.shape[1] == 0:
             wanted = "floating-point maps of shape [B, H, T, T] or [B, T, T]"
             raise ValueError(f"attentions: got {checks.describe(layer)}, expected {wanted}")

@@ -95,7 +95,7 @@ def select_spans(
     backends.check_name(backend)
     checks.choice("anchors", anchors, ANCHORS)
     given = speech_mask if speech_prior is None else speech_prior
-    if not isinstance(given, Tensor) or given.dim() != 2:
+    if not checks.is_strided(given) or given.dim() != 2:
         name = "speech_mask" if speech_prior is None else "speech_prior"
         raise ValueError(f"{name}: got {checks.describe(given)}, expected a tensor of shape [batch, frames]")
     shape, device = given.shape, given.device

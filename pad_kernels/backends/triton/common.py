@@ -1,7 +1,5 @@
 """What the kernels share: launching, products, norms, rows of a matrix and the spans of units."""
 
-import contextlib
-
 import torch
 import triton
 import triton.language as tl
@@ -51,11 +49,14 @@ def narrowed(value, kind: tl.constexpr):
 
 def launch(kernel, programs, *arguments, warps, stages, **constants):
     """Run `programs` programs on the current stream of the device of the first tensor."""
-    device = next(x.device for x in arguments if isinstance(x, torch.Tensor))
-    guard = contextlib.nullcontext()
-    if device.type == "cuda" and device.index != torch.cuda.current_device():
-        guard = torch.cuda.device(device)
-    with guard:
+    for argument in arguments:
+        if isinstance(argument, torch.Tensor):
+            device = argument.device
+            break
+    if device.type != "cuda" or device.index == torch.cuda.current_device():
+        kernel[(programs,)](*arguments, **constants, num_warps=warps, num_stages=stages)
+        return
+    with torch.cuda.device(device):
         kernel[(programs,)](*arguments, **constants, num_warps=warps, num_stages=stages)
 
 
