@@ -48,7 +48,7 @@ def has_tangent(value: Tensor) -> bool:
 def is_traced() -> bool:
     """Whether values are unknown: torch.compile, or make_fx with tensors that have values of their own."""
     return (
-        torch.compiler.is_compiling() or torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None  # type: ignore[no-untyped-call]
+        torch.compiler.is_compiling() or torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
     )
 
 

@@ -26,6 +26,9 @@ from pad_kernels.backends.library import (
 from pad_kernels.inputs import Gradients, LossRecord, LossRequest, LossSaved, Needed, opmath_dtype
 from pad_kernels.ops.weights import MASKED_IN_SPANS, check_bounds
 
+# The levels that the library knows.
+WHOLE = ("global", "token", "span")
+
 
 class _Form(NamedTuple):
     """Of a record whose tensors are the memory, and start and end of spans that were given."""
@@ -49,16 +52,16 @@ def _places(level: str, shape: tuple[int, ...], units: int, chosen: bool, is_dou
 class WholeLosses(Backend):
     """The losses of a backend that has the compiled library."""
 
-    def has_whole_losses(self, device: torch.device) -> bool:
+    def has_whole_losses(self, level: str, device: torch.device) -> bool:
         """Whether one call does all of a loss there."""
-        return device.type == "cpu"
+        return level in WHOLE and device.type == "cpu"
 
     def loss_forward(self, request: LossRequest) -> tuple[Tensor, LossRecord]:
         """csrc/loss.h: the loss of a level, and what its backward needs."""
         (_, speech, speech_mask, speech_prior), (_, text, text_mask, text_prior), spans, options, _ = request
-        if not self.has_whole_losses(speech.device):
-            return super().loss_forward(request)
         level, temperature, reduction, _ = options
+        if not self.has_whole_losses(level, speech.device):
+            return super().loss_forward(request)
         batch, frames, width = speech.shape
         tokens, dtype = text.shape[1], opmath_dtype(speech.dtype)
         units, selection, start, end, counts = frames, None, None, None, None

@@ -19,6 +19,7 @@ from pad_kernels.inputs import (
     PoolingInputs,
     Saved,
     SpanInputs,
+    Temperature,
     opmath_dtype,
 )
 from pad_kernels.ops.weights import normalize
@@ -66,7 +67,7 @@ def _units(inputs: AlignmentInputs) -> tuple[Tensor, Tensor, Tensor | None]:
     return _pool_spans(speech, inputs.frame_prior, inputs.start, inputs.end)
 
 
-def _logits(cosine: Tensor, prior: Tensor, valid: Tensor, temperature: float) -> Tensor:
+def _logits(cosine: Tensor, prior: Tensor, valid: Tensor, temperature: Temperature) -> Tensor:
     """phi / tau + log prior [B, N, U]; zeros in rows that are not valid, so that softmax is defined."""
     logits = (cosine / temperature if temperature > 0 else cosine) + prior.log()[:, None, :]
     if temperature == 0:
