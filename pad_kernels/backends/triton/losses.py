@@ -8,8 +8,9 @@ from torch import Tensor
 
 from pad_kernels.backends.triton import pooling
 from pad_kernels.backends.triton.common import rows
-from pad_kernels.backends.triton.gradients import TokenGradient, gradients
+from pad_kernels.backends.triton.gradients import gradients
 from pad_kernels.backends.triton.scores import Scored, is_empty, outcome, score, unfinished
+from pad_kernels.backends.triton.token_gradients import TokenGradient
 from pad_kernels.inputs import Gradients, LossInputs, LossSaved, Needed, Saved
 
 
