@@ -31,6 +31,7 @@ def build(folder: Path, sanitize: str = "") -> Path:
         "cmake", "-S", str(ROOT), "-B", str(folder / "build"), "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release",
         f"-DPython_EXECUTABLE={sys.executable}", f"-DPAD_KERNELS_OUTPUT={folder}",
         f"-DPAD_KERNELS_HOST_SHIM={FOLDER}", f"-DPAD_KERNELS_SANITIZE={sanitize}",
+        "-DCMAKE_INTERPROCEDURAL_OPTIMIZATION=OFF",  # which would take longer than it saves
     ]  # fmt: skip
     # cmake and ninja from this environment first
     variables = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
