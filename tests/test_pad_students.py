@@ -40,7 +40,9 @@ def recorded(student, mask):
     try:
         with record_significance(student.encoder, mask) as record:
             yield record
-    except TypeError:
+    except TypeError as error:
+        if "operator.invert" not in str(error):
+            raise
         pytest.skip("the recorder does not take a position bias as a mask")
 
 

@@ -227,6 +227,21 @@ def test_settings_that_do_not_fit(paths, tmp_path, capsys):
         assert message in capsys.readouterr().err and not (tmp_path / "run").exists()
 
 
+def test_by_its_name_on_the_hub(paths, tmp_path):
+    """From the cache of an earlier download, with all files, without a network."""
+    cache = tmp_path / "hub" / "models--someone--whisper"
+    shutil.copytree(paths["student"], cache / "snapshots" / "0a1b")
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text("0a1b")
+    code = "import sys; from pathlib import Path; from pad.students import load_student\n"
+    code += f"load_student('someone/whisper').save(Path({str(tmp_path / 'saved')!r}))"
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(tmp_path / "hub")}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    names = {path.name for path in Path(paths["student"]).iterdir()}
+    assert names == {path.name for path in (tmp_path / "saved").iterdir()}
+
+
 def test_without_a_feature_extractor(paths, tmp_path, capsys):
     """One for the model's mel bands is taken, which is said."""
     shutil.copytree(paths["student"], tmp_path / "student")
