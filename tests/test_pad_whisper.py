@@ -15,12 +15,15 @@ import torch
 pytest.importorskip("transformers")
 
 from student_models import LAYERS, SECONDS, WIDTH, new_extractor, save_speech, save_teacher, save_whisper, waves  # noqa: E402
+from test_pad_evaluate import write_commands  # noqa: E402
 from transformers import AutoModel, Wav2Vec2Config, WhisperForConditionalGeneration, pipeline  # noqa: E402
 
 from pad.cli import main  # noqa: E402
 from pad.data import load_utterances  # noqa: E402
 from pad.errors import UserError  # noqa: E402
+from pad.evaluate.config import EvaluateConfig  # noqa: E402
 from pad.evaluate.encoder import Encoder  # noqa: E402
+from pad.evaluate.run import evaluate  # noqa: E402
 from pad.evaluate.words import encode  # noqa: E402
 from pad.models import load_teacher  # noqa: E402
 from pad.step.collate import Collator, SpeechTextDataset  # noqa: E402
@@ -169,6 +172,19 @@ def test_padded_states_are_those_of_whispers_own_encoder(paths):
     for row, length in enumerate(lengths.tolist()):
         difference = states[row, -1, :length] - expected[row, :length]
         assert difference.norm() <= 1e-5 * expected[row, :length].norm()
+
+
+def test_a_head_on_whisper(paths, tmp_path):
+    corpus = write_commands(tmp_path / "fluent")
+    config = EvaluateConfig(student=paths["student"], output=str(tmp_path / "out"), ic=str(corpus), max_steps=40,
+                            eval_every=20, batch_size=4, lr_sweep=(1e-2,), device="cpu")  # fmt: skip
+    metrics = evaluate(config)["results"]["ic"]["student"]["metrics"]
+    assert 0 <= metrics["accuracy"] <= 1
+    soundfile.write(next(corpus.rglob("*.wav")), waves(33000)[0], 16000)
+    config.output = str(tmp_path / "long")
+    with pytest.raises(UserError, match=r"lasts 2.06 s; expected 2 s or less, as the encoder has positions for no"):
+        evaluate(config)
+    assert not (tmp_path / "long").exists()
 
 
 def test_words_and_priors(paths):
