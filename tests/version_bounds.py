@@ -29,7 +29,6 @@ TESTS = (
     "tests/test_pad_recording.py",
     "tests/test_pad_loading.py",
     "tests/test_pad_attention.py",
-    "tests/test_triton.py::test_unsupported_reason",
 )
 UNDER_TRITON = "tests/triton_interpreted.py"
 UNDER_TRITON_ONLY = "test_significance or test_one_gradient_alone or test_spans_beyond_the_frames_are_clipped"
@@ -61,23 +60,24 @@ def run(*command, **options) -> int:
     return subprocess.run([str(part) for part in command], check=options.pop("check", True), **options).returncode
 
 
-def environment(folder: Path, which: str) -> Path:
-    """The Python of an environment with these versions, made or brought up to date in `folder`."""
+def environment(folder: Path, which: str) -> tuple[Path, Path]:
+    """An environment with these versions, made or brought up to date in `folder`: its Python, and where Triton lies.
+
+    Triton lies apart: the lowest torch asks for an older one, and compiles nothing with that which is served.
+    """
     wanted = packages(which)
     triton = f"triton=={requirements()['triton']}" if which == "lowest" else "triton"
     name = hashlib.sha256(" ".join([sys.version, *wanted, triton]).encode()).hexdigest()[:12]
     place = folder / f"{which}-{name}"
     python, complete = place / "bin" / "python", place / "complete"
-    pip = (python, "-m", "pip", "install", "--quiet")
+    pip = (python, "-m", "pip", "install", "--quiet", *(["--upgrade"] if which == "newest" else []))
     if not complete.exists():
         run(sys.executable, "-m", "venv", "--clear", place)
     if which == "newest" or not complete.exists():
-        run(*pip, *(["--upgrade"] if which == "newest" else []), *wanted)
-    if which == "lowest" and not complete.exists():
-        # torch 2.6 asks for Triton 3.2, which is below what is served.
-        run(*pip, "--no-deps", triton)
+        run(*pip, *wanted)
+        run(*pip, "--no-deps", "--target", place / "triton", triton)
     complete.touch()
-    return python
+    return python, place / "triton"
 
 
 def main() -> int:
@@ -86,13 +86,13 @@ def main() -> int:
     parser.add_argument("--environments", type=Path, default=os.environ.get("PAD_ENVIRONMENTS"))
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        python = environment(Path(options.environments or scratch).expanduser().resolve(), options.which)
+        python, triton = environment(Path(options.environments or scratch).expanduser().resolve(), options.which)
         run(python, "-m", "pip", "list")
         variables = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
         variables.pop("PYTEST_ADDOPTS", None)
         test = (python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow and not gpu", "-o", "addopts=")
         failed = run(*test, "-n", "2", *TESTS, cwd=ROOT, env=variables, check=False)
-        interpreted = {**variables, "TRITON_INTERPRET": "1"}
+        interpreted = {**variables, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join([str(triton), str(ROOT)])}
         only = ("-k", UNDER_TRITON_ONLY)
         failed |= run(*test, "-n", "2", UNDER_TRITON, *only, cwd=ROOT, env=interpreted, check=False)
     return int(failed != 0)
