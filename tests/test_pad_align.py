@@ -15,7 +15,7 @@ from safetensors.torch import save_file  # noqa: E402
 from test_pad_distill import losses, models, run, speech  # noqa: E402, F401
 from transformers import BertTokenizer, SqueezeBertConfig, SqueezeBertModel  # noqa: E402
 
-from pad.align.picture import _anchors, draw  # noqa: E402
+from pad.align.picture import _anchors, draw, save  # noqa: E402
 from pad.align.utterance import align_utterance, aligned  # noqa: E402
 from pad.cli import main  # noqa: E402
 from pad.data import read_audio  # noqa: E402
@@ -50,6 +50,18 @@ def test_tokens_lie_where_their_frames_are(preset):
     assert abs(found.loss) < 1
 
 
+def test_dollars_are_characters(tmp_path):
+    text = torch.randn(3, 8, generator=torch.Generator().manual_seed(0))
+    found = aligned(
+        text.repeat_interleave(10, dim=0), text, None, None, PRESETS["slocal"],
+        samples=torch.zeros(9_600).numpy(), sampling_rate=16000, layout=LAYOUT, tokens=["$x^{$", "\\$5", "$\\frac$"],
+        words=[(0.0, 0.2, "$y_{$"), (0.2, 0.5, "$\\nothing$")],
+    )  # fmt: skip
+    save(draw(found), tmp_path / "a")
+    assert image.imread(tmp_path / "a.png")[..., :3].std() > 0.05
+    tree.parse(tmp_path / "a.svg")
+
+
 def parts(models, speech):  # noqa: F811
     student = load_student(models["student"])
     model, tokenizer = load_teacher(models["teacher"])
@@ -71,7 +83,7 @@ def test_priors_and_mode(models, speech):  # noqa: F811
 def test_pictures_are_written(models, speech, tmp_path, preset, capsys):  # noqa: F811
     item = librivox.load(speech)[0]
     words = [f"{word.start}\t{word.end}\t{word.text}" for word in item.words]
-    (tmp_path / "words.tsv").write_text("\n".join(words))
+    (tmp_path / "words.tsv").write_text("\ufeff" + "\n".join(words), encoding="utf-8")
     output = tmp_path / "new folder" / "a.picture"
     arguments = ["align", "--student", models["student"], "--teacher", models["teacher"], "--audio", str(item.audio),
                  "--transcript", item.transcript, "--words", str(tmp_path / "words.tsv"), "--output", str(output),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from pad.errors import UserError
+from pad.errors import Diverged, UserError
 from pad.evaluate import corpora
 from pad.evaluate.config import EvaluateConfig
 from pad.evaluate.encoder import Encoder
@@ -164,6 +164,8 @@ def _evaluate(corpus: _Corpus, encoder: Encoder, config: EvaluateConfig, output:
             folder = output / "trials" / name / f"lr-{rate!r}-fold-{number}"
             trials.append(train(task, schedule, rate, folder, f"{name} lr {rate:g}{fold}", encoder.device))
         sweep.append((_mean(trial["dev"][metric] for trial in trials), trials))
+    if all(any("diverged" in trial for trial in trials) for _, trials in sweep):
+        raise Diverged(f"{name}: training diverged with each learning rate; smaller ones in lr_sweep may help")
     _, chosen = max(sweep, key=lambda item: item[0])
     record = {
         "metrics": {key: _mean(trial["test"][key] for trial in chosen) for key in chosen[0]["test"]},

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from pad.evaluate.states import load_json, load_state, save_state
 from pad.evaluate.tasks import Split, Task
 from pad.files import write_json
+from pad.progress import say
 from pad.step.collate import LengthBucketSampler
 
 
@@ -76,14 +77,15 @@ def train(task: Task, schedule: Schedule, learning_rate: float, folder: Path, ti
     The state is saved in `folder`, from which a stopped run continues; what follows depends on the seed and the step
     alone. Returns {"learning_rate", "steps", "best_step", "dev", "test",
     "layer_weights", "history"}, with the scores of the task; the history has the loss of the last batch and the
-    dev scores of each evaluation. On a GPU, CTC sums gradients in no fixed order, so the last digits may vary.
+    dev scores of each evaluation. Where the loss is no longer finite, training stops, and "diverged" is the step. On a
+    GPU, CTC sums gradients in no fixed order, so the last digits may vary.
     """
     if (folder / "trial.json").is_file():
         return load_json(folder / "trial.json")
     torch.manual_seed(schedule.seed)
     head: Any = task.build()
     optimizer = torch.optim.Adam(head.parameters(), lr=learning_rate)
-    step, history = 0, []
+    step, history, diverged = 0, [], None
     best: dict | None = None
     if (folder / "state.pt").is_file():
         state = load_state(folder / "state.pt", device)
@@ -105,6 +107,13 @@ def train(task: Task, schedule: Schedule, learning_rate: float, folder: Path, ti
             step += 1
             bar.update(1)
             last = step == schedule.steps
+            if (last or step % schedule.eval_every == 0 or step % schedule.save_every == 0) and not loss.isfinite():
+                diverged = step
+                say(f"{title}: diverged, the loss of step {step} is {loss.item():g}; the best state before it is taken")
+                if best is None:
+                    best = {"step": step, "dev": score(task, head, task.dev, schedule), "head": head.state_dict()}
+                history.append({"step": step, "loss": loss.item(), "dev": best["dev"]})
+                break
             if last or step % schedule.eval_every == 0:
                 dev = score(task, head, task.dev, schedule)
                 if best is None or dev[task.metric] > best["dev"][task.metric]:
@@ -125,6 +134,8 @@ def train(task: Task, schedule: Schedule, learning_rate: float, folder: Path, ti
         "layer_weights": head.layer_sum.weights.tolist(),
         "history": history,
     }
+    if diverged is not None:
+        trial["diverged"] = diverged
     write_json(folder / "trial.json", trial)
-    (folder / "state.pt").unlink()
+    (folder / "state.pt").unlink(missing_ok=True)
     return trial
