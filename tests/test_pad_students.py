@@ -22,6 +22,7 @@ from transformers import (  # noqa: E402
 
 from pad import record_significance  # noqa: E402
 from pad.errors import UserError  # noqa: E402
+from pad.evaluate.encoder import Encoder  # noqa: E402
 from pad.students import load_student  # noqa: E402
 from pad.students.loading import FAMILIES  # noqa: E402
 from pad_kernels import significance_from_attentions  # noqa: E402
@@ -40,7 +41,9 @@ def recorded(student, mask):
     try:
         with record_significance(student.encoder, mask) as record:
             yield record
-    except TypeError:
+    except TypeError as error:
+        if "operator.invert" not in str(error):
+            raise
         pytest.skip("the recorder does not take a position bias as a mask")
 
 
@@ -213,6 +216,20 @@ def test_saved_with_everything_else_as_it_was(kind, tmp_path):
     with torch.no_grad():
         assert torch.equal(again.encoder.eval()(**inputs).last_hidden_state, encoder(**inputs).last_hidden_state)
         assert not torch.allclose(twin.encoder.eval()(**inputs).last_hidden_state, encoder(**inputs).last_hidden_state)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_states_for_superbs_heads(kind, tmp_path):
+    model = new_model(kind)
+    model.save_pretrained(tmp_path)
+    new_extractor(kind, model).save_pretrained(tmp_path)
+    encoder = Encoder(str(tmp_path), "student")
+    states, lengths = encoder(waves(*SAMPLES))
+    assert states.shape[1] == encoder.layers == LAYERS + 1 and states.shape[3] == encoder.width == WIDTH
+    for row, wave in enumerate(waves(*SAMPLES)):
+        alone, (length,) = encoder([wave])
+        assert_near(states[row, :, :length], alone[0])
+        assert length == lengths[row] and not states[row, :, length:].any()
 
 
 @pytest.mark.parametrize("kind", [HubertConfig, Data2VecAudioConfig, UniSpeechSatConfig])

@@ -15,12 +15,15 @@ import torch
 pytest.importorskip("transformers")
 
 from student_models import LAYERS, SECONDS, WIDTH, new_extractor, save_speech, save_teacher, save_whisper, waves  # noqa: E402
+from test_pad_evaluate import write_commands  # noqa: E402
 from transformers import AutoModel, Wav2Vec2Config, WhisperForConditionalGeneration, pipeline  # noqa: E402
 
 from pad.cli import main  # noqa: E402
 from pad.data import load_utterances  # noqa: E402
 from pad.errors import UserError  # noqa: E402
+from pad.evaluate.config import EvaluateConfig  # noqa: E402
 from pad.evaluate.encoder import Encoder  # noqa: E402
+from pad.evaluate.run import evaluate  # noqa: E402
 from pad.evaluate.words import encode  # noqa: E402
 from pad.models import load_teacher  # noqa: E402
 from pad.step.collate import Collator, SpeechTextDataset  # noqa: E402
@@ -171,6 +174,19 @@ def test_padded_states_are_those_of_whispers_own_encoder(paths):
         assert difference.norm() <= 1e-5 * expected[row, :length].norm()
 
 
+def test_a_head_on_whisper(paths, tmp_path):
+    corpus = write_commands(tmp_path / "fluent")
+    config = EvaluateConfig(student=paths["student"], output=str(tmp_path / "out"), ic=str(corpus), max_steps=40,
+                            eval_every=20, batch_size=4, lr_sweep=(1e-2,), device="cpu")  # fmt: skip
+    metrics = evaluate(config)["results"]["ic"]["student"]["metrics"]
+    assert 0 <= metrics["accuracy"] <= 1
+    soundfile.write(next(corpus.rglob("*.wav")), waves(33000)[0], 16000)
+    config.output = str(tmp_path / "long")
+    with pytest.raises(UserError, match=r"lasts 2.06 s; expected 2 s or less, as the encoder has positions for no"):
+        evaluate(config)
+    assert not (tmp_path / "long").exists()
+
+
 def test_words_and_priors(paths):
     student = load_student(paths["student"])
     _, tokenizer = load_teacher(paths["teacher"])
@@ -225,6 +241,21 @@ def test_settings_that_do_not_fit(paths, tmp_path, capsys):
     ]:
         assert main(arguments({**paths, "student": str(student)}, tmp_path / "run", *options)) == 2
         assert message in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+def test_by_its_name_on_the_hub(paths, tmp_path):
+    """From the cache of an earlier download, with all files, without a network."""
+    cache = tmp_path / "hub" / "models--someone--whisper"
+    shutil.copytree(paths["student"], cache / "snapshots" / "0a1b")
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text("0a1b")
+    code = "import sys; from pathlib import Path; from pad.students import load_student\n"
+    code += f"load_student('someone/whisper').save(Path({str(tmp_path / 'saved')!r}))"
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(tmp_path / "hub")}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    names = {path.name for path in Path(paths["student"]).iterdir()}
+    assert names == {path.name for path in (tmp_path / "saved").iterdir()}
 
 
 def test_without_a_feature_extractor(paths, tmp_path, capsys):

@@ -86,9 +86,14 @@ def _extractor(name: str, config, default: Callable):
     return extractor
 
 
+class _KeptFiles:
+    @staticmethod
+    def from_pretrained(name: str) -> Path:
+        """The folder of the kept files of a hub name, fetched if need be."""
+        return Path(snapshot_download(name, allow_patterns=list(_KEPT)))
+
+
 def _files(name: str) -> dict[str, bytes]:
     """The kept files of a checkpoint by name."""
-    folder = Path(name)
-    if not folder.is_dir():
-        folder = Path(snapshot_download(name, allow_patterns=list(_KEPT)))
+    folder = Path(name) if Path(name).is_dir() else load_pretrained(_KeptFiles, name, "student")
     return {file: (folder / file).read_bytes() for file in _KEPT if (folder / file).is_file()}
