@@ -38,7 +38,8 @@ highlight_language = "none"
 nitpicky = True
 # Names in signatures that are documented elsewhere, and backticks that are not names of Python objects.
 nitpick_ignore_regex = [
-    ("py:class", r"(torch|nn|collections|transformers|pathlib)\..*|Tensor|Sequence|Collection|Iterator|Path|optional"),
+    ("py:class", r"(torch|nn|numpy|collections|transformers|pathlib)\..*"),
+    ("py:class", r"Tensor|Sequence|Collection|Iterator|Path|optional"),
     ("py:obj", r".*"),
 ]
 

@@ -147,7 +147,7 @@ def test_the_shortest_audio(kind):
     inputs, mask = student.front_end(waves(shortest))
     with torch.no_grad():
         assert mask.tolist() == [[True]] and student.encoder(**inputs).last_hidden_state.isfinite().all()
-        silent, _ = student.front_end([0 * wave for wave in waves(8000)])
+        silent, _ = student.front_end([0 * wave for wave in waves(shortest, 8000)])
         assert student.encoder(**silent).last_hidden_state.isfinite().all()
     with pytest.raises(UserError, match=rf"audio: got {shortest - 1} samples .* expected at least {shortest}"):
         student.front_end(waves(8000, shortest - 1))

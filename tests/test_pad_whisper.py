@@ -179,7 +179,7 @@ def test_a_head_on_whisper(paths, tmp_path):
     config = EvaluateConfig(student=paths["student"], output=str(tmp_path / "out"), ic=str(corpus), max_steps=40,
                             eval_every=20, batch_size=4, lr_sweep=(1e-2,), device="cpu")  # fmt: skip
     metrics = evaluate(config)["results"]["ic"]["student"]["metrics"]
-    assert 0 <= metrics["accuracy"] <= 1
+    assert metrics["accuracy"] > 0.25  # of four intents
     soundfile.write(next(corpus.rglob("*.wav")), waves(33000)[0], 16000)
     config.output = str(tmp_path / "long")
     with pytest.raises(UserError, match=r"lasts 2.06 s; expected 2 s or less, as the encoder has positions for no"):
