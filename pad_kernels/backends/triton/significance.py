@@ -196,7 +196,7 @@ def significance(query, key, mask, scale, lse):
         normalizer = torch.empty(batch, heads, length, dtype=torch.float32, device=query.device)
         launch(normalizer_kernel, programs, query, key, mask, normalizer, *strides, *sizes, scale, **constants)
     else:
-        present = mask[:, None].bool()
+        present = mask.view(torch.bool)[:, None]
         normalizer, factor = torch.where(present, lse.to(torch.float32), math.inf).contiguous(), 1 / math.log(2)
     sums = torch.empty(batch, heads, length, dtype=torch.float32, device=query.device)
     launch(column_kernel, programs, query, key, mask, normalizer, sums, *strides, *sizes, scale, factor, **constants)
