@@ -62,8 +62,8 @@ def _kernel(one: dict) -> list[str]:
 
     return [
         one["name"], str(one["programs"]), str(one["blocks_per_sm"]), number(one["waves"]), str(one["registers"]),
-        f"{one['spills']} / {one['stack']}", str(one["shared"]), _counted(one["hot_loads"]), _counted(one["hot_stores"]),
-        _counted(one["matrix"]), *moved,
+        f"{one['spills']} / {one['stack']}", str(one["shared"]), _counted(one["hot_loads"]),
+        _counted(one["hot_stores"]), _counted(one["matrix"]), *moved,
     ]  # fmt: skip
 
 
