@@ -53,6 +53,13 @@ def test_more_elements_take_longer_and_more_warps_share_them():
     assert cycles(many, warps=8) == pytest.approx(64 + CONSTANTS.step), "eight warps share four schedulers"
 
 
+def test_a_product_of_float32_takes_its_passes():
+    half, three, one, none = (cycles((tracing.PRODUCT, 1e6, (), (item, 0, passes)))
+                              for item, passes in ((2, 1), (4, 3), (4, 1), (4, 0)))  # fmt: skip
+    assert half < one < three < none
+    assert three - half == pytest.approx(1e6 * (3 / 1024 - 1 / 2048) / CONSTANTS.matrix_share)
+
+
 def test_programs_take_the_places_that_are_free():
     assert model.scheduled([(10.0, 4)], places=4) == 10
     assert model.scheduled([(10.0, 5)], places=4) == 20
@@ -135,6 +142,10 @@ def test_what_runs_is_what_was_recorded_and_reads_each_frame_once(tmp_path):
     assert max(read) == sectors["speech"]
     written = sum(max((of[1] for of in one.touched.values()), default=0) for one in counted)
     assert written >= batch * tokens * width * 2 // tracing.SECTOR, "the gradient of the text"
+    loads = [
+        one[3] for traced in counted for trace in traced.traces for one in trace.operations if one[0] == tracing.LOAD
+    ]
+    assert len({place for place, _ in loads}) > 2 * len(counted), "each load has its place in the source"
     assert all(math.isclose(sum(trace.count for trace in one.traces), one.programs) for one in counted)
 
 

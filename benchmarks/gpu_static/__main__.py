@@ -24,16 +24,16 @@ OTHER_WIDTHS = (200, 520)
 TARGETS = ("sm_90", "sm_100")
 
 
-def resources(known, scratch: Path, jobs: int, dtypes, targets) -> list[gates.Bar]:
+def resources(known, scratch: Path, options: argparse.Namespace) -> list[gates.Bar]:
     """Registers of every kernel of the table, and of those of other widths, on each target."""
     wanted = [launch.specialisation for one in known.values() for launch in prediction.triton_launches(one)]
-    for width in OTHER_WIDTHS:
-        for call in cases.all_calls(("gpu",), dtypes):
-            if call.backward:
+    for width in options.widths:
+        for call in cases.all_calls(("gpu",), options.dtypes):
+            if call.backward and options.calls in call.label:
                 wanted += [x.specialisation for x in prediction.triton_launches(prediction.record(call, width=width))]
     bars = []
-    for target in targets:
-        bars += gates.of_resources(compile_all(wanted, target, scratch, jobs), target)
+    for target in options.targets:
+        bars += gates.of_resources(compile_all(wanted, target, scratch, options.jobs), target)
     return bars
 
 
@@ -46,15 +46,23 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--dtypes", nargs="+", choices=("bfloat16", "float32"), default=["bfloat16", "float32"])
     parser.add_argument("--calls", default="", help="only calls whose label contains this")
     parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS), help="chips to compile for")
-    parser.add_argument("--no-registers", action="store_true", help="leave out the compilation for other widths")
+    parser.add_argument(
+        "--widths",
+        nargs="*",
+        type=int,
+        default=list(OTHER_WIDTHS),
+        help="other widths to compile for (none: no number)",
+    )
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--scratch", type=Path, help="where compiled results are kept (default: nowhere)")
     parser.add_argument(
         "--output", type=Path, help="file of results (default: benchmarks/results/gpu_static.json, of all calls alone)"
     )
     options = parser.parse_args(arguments)
-    everything = [vars(options)[name] == parser.get_default(name) for name in ("sizes", "dtypes", "calls", "targets")]
-    if options.output is None and all(everything) and not options.no_registers:
+    everything = [
+        vars(options)[name] == parser.get_default(name) for name in ("sizes", "dtypes", "calls", "targets", "widths")
+    ]
+    if options.output is None and all(everything):
         options.output = results.FOLDER / "gpu_static.json"
     return options
 
@@ -80,8 +88,7 @@ def run(options: argparse.Namespace, scratch: Path) -> int:
     predicted = {call: prediction.predict(call, one, chip, constants) for call, one in known.items()}
     print_calls(predicted, options.kernels)
     bars = gates.of_times(predicted) + gates.of_launches(known)
-    if not options.no_registers:
-        bars += resources(known, scratch, options.jobs, options.dtypes, options.targets)
+    bars += resources(known, scratch, options)
     compared = measured.compare(known, chip, constants)
     print_errors(compared)
     status = print_bars(bars, options.known_open)
