@@ -3,7 +3,7 @@
 import statistics
 from collections.abc import Iterable
 
-from benchmarks.drawings import _machine, _spread, table
+from benchmarks.drawings import _machine, _processor, _spread, table
 
 
 def demo(content: dict) -> str:
@@ -75,7 +75,7 @@ def quality(content: dict) -> str:
             for row in rows
         ]
         cells.append(["chance", "", *(f"{found['chance']:.3f}" for found in measures.values())])
-        trials = ", ".join(f"{found['trials']} {name}" for name, found in measures.items())
+        trials = "; ".join(f"{name}: {found['trials']}" for name, found in measures.items())
         parts.append(f"{split.capitalize()} split ({trials}):\n\n{table(header, cells)}")
     recipe = content["recipe"]
     what = f"{recipe['steps']} steps of {recipe['batch_size']} utterances at {recipe['learning_rate']:g}"
@@ -100,6 +100,33 @@ def quality_verdicts(content: dict) -> str:
             header = ["configuration", "hypothesis", "minus", "seeds", *rows[0]["measures"]]
             parts.append(f"{split.capitalize()} split:\n\n{table(header, cells)}")
     return "\n\n".join(parts) or "No pair of runs yet."
+
+
+def summary_rows(content: dict) -> list[list[str]]:
+    """Rows for the table of README.md: what distillation without priors gives, its controls, and where measured."""
+    titles = {
+        "words, synthetic": "words found in unseen synthetic sentences",
+        "words, prompts": "words found in real speech never trained on",
+        "sentences, synthetic": "right one of {trials} sentences first",
+    }
+    split = "test" if any(row["configuration"] == "span" for row in content["splits"]["test"]) else "dev"
+    rows = {row["configuration"]: row for row in content["splits"][split]}
+    if "span" not in rows:
+        return []
+    seeds = len(rows["span"]["seeds"])
+    where = f"{_processor(content['machine'])}; {split} split, {seeds} seed{'' if seeds == 1 else 's'}"
+    found = []
+    for measure, title in titles.items():
+        ours = rows["span"]["measures"][measure]
+        controls = ", ".join(
+            f"{name} {rows[name]['measures'][measure]['rate']:.3f}"
+            for name in ("undistilled", "shuffled", "random")
+            if name in rows
+        )
+        text = f"{_with_interval(ours)}; {controls}, chance {ours['chance']:.3f}"
+        title = title.format(trials=ours["trials"])
+        found.append([f"Distilling Whisper tiny.en in {content['recipe']['steps']} steps: {title}", text, where])
+    return found
 
 
 def quality_scratch(content: dict) -> str:

@@ -38,13 +38,8 @@ def assert_near(found, expected, error: float = 1e-5) -> None:
 @contextmanager
 def recorded(student, mask):
     """The record, where the recorder takes the family's position biases."""
-    try:
-        with record_significance(student.encoder, mask) as record:
-            yield record
-    except TypeError as error:
-        if "operator.invert" not in str(error):
-            raise
-        pytest.skip("the recorder does not take a position bias as a mask")
+    with record_significance(student.encoder, mask) as record:
+        yield record
 
 
 def of_transformers(kind: str, wave, **options):

@@ -150,6 +150,22 @@ def test_tables_and_picture(folder, tmp_path):
     assert image.imread(tmp_path / "quality.png")[..., :3].std() > 0.02
 
 
+def test_rows_for_the_front_page():
+    found = {"rate": 0.7, "interval": (0.6, 0.8), "chance": 0.2, "trials": 150}
+    measures = dict.fromkeys(("words, synthetic", "words, prompts", "sentences, synthetic"), found)
+    row = {"configuration": "span", "seeds": [0], "measures": measures}
+    control = row | {"configuration": "shuffled", "measures": dict.fromkeys(measures, found | {"rate": 0.25})}
+    content = {"machine": {"cpu": "a processor", "threads": 2}, "recipe": {"steps": 400}}
+    rows = quality_drawings.summary_rows(content | {"splits": {"dev": [control, row], "test": []}})
+    assert len(rows) == 3 and "right one of 150 sentences first" in rows[2][0]
+    assert rows[0][1:] == [
+        "0.700 (0.600-0.800); shuffled 0.250, chance 0.200", "a processor, 2 threads; dev split, 1 seed",
+    ]  # fmt: skip
+    on_test = quality_drawings.summary_rows(content | {"splits": {"dev": [control, row], "test": [row]}})
+    assert "test split" in on_test[0][2] and "shuffled" not in on_test[0][1]
+    assert quality_drawings.summary_rows(content | {"splits": {"dev": [control], "test": []}}) == []
+
+
 def test_runs_of_two_recipes_are_not_mixed(folder):
     path = quality_bench.run_file(folder, "span", 0)
     path.write_text(json.dumps(json.loads(path.read_text()) | {"recipe": {"steps": 4}}))

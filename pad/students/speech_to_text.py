@@ -62,8 +62,6 @@ class Speech2TextSpeechEncoder(modeling_speech_to_text.Speech2TextPreTrainedMode
     def __init__(self, encoder: modeling_speech_to_text.Speech2TextEncoder):
         super().__init__(encoder.config)
         self.encoder = encoder
-        # It attends through transformers' interface, which its class denies for want of tests there.
-        encoder._supports_sdpa = True
 
     def forward(
         self, input_features: Tensor, attention_mask: Tensor, output_hidden_states: bool = False
