@@ -181,11 +181,12 @@ def spans_inside(start: Tensor, end: Tensor, frames: int, fit: bool) -> tuple[Te
     return start, end
 
 
-def temperature(value: object) -> Temperature:
+def temperature(value: object, *, used: bool = True) -> Temperature:
     """A finite number, 0 or large enough to divide by in float32.
 
     Also a tensor of such a number on the CPU. It comes back as a number, but as a tensor from a trace that is to serve
-    every value: torch.compile specialises numbers that reach an op.
+    every value: torch.compile specialises numbers that reach an op, and those that reach none. `used`: whether an op
+    gets it, and so checks it once it is known.
     """
     wanted = f"0 (hard alignment) or a finite number of at least {LOWEST_TEMPERATURE}"
     if isinstance(value, Tensor):
@@ -195,7 +196,7 @@ def temperature(value: object) -> Temperature:
             return value.detach().to(torch.float64)
         value = value.item()
     if torch.compiler.is_compiling() and type(value) is float and torch_internals.is_symbolic(value):
-        return torch.ones((), dtype=torch.float64) * value
+        return torch.ones((), dtype=torch.float64) * value if used else 0.0
     if not _is_finite(value) or not (value == 0 or value >= LOWEST_TEMPERATURE):
         wrong("temperature", value, wanted)
     return float(value)

@@ -121,7 +121,7 @@ def _check_options(
     checks.choice("level", level, LEVELS)
     checks.choice("anchors", anchors, ANCHORS)
     checks.choice("reduction", reduction, REDUCTIONS)
-    temperature = checks.temperature(temperature)
+    temperature = checks.temperature(temperature, used=level != "global")
     if num_anchors is not None:
         checks.anchors_wanted("num_anchors", num_anchors)
     backends.check_name(backend)
