@@ -42,6 +42,7 @@ INFO = Command("info", InfoConfig, "train", _info)
 COMMANDS = (DISTILL, EVALUATE, ALIGN, DEMO, INFO)
 
 _MOST_DIGITS = 2**18  # a command line holds no more; what is too large is then said as of any number
+_SECONDS_TO_END = 1.0
 _DESCRIPTION = """PAD distillation: a text encoder teaches a speech encoder.
 
 pad COMMAND --help lists the options of a command; pad --version shows the version."""
@@ -221,14 +222,17 @@ def _fail(command: Command | None, reason: str, code: int) -> int:
 
 
 def run() -> None:
-    """The `pad` command: runs it and ends the process, at once after a signal.
+    """The `pad` command: runs it and ends the process, soon after a signal.
 
-    The interpreter would first wait for the threads and the workers of a command that was stopped.
+    The interpreter alone would wait for the threads of a command that was stopped, as long as they take.
     """
     code = main()
     if code > 128:
-        sys.stderr.flush()
-        os._exit(code)
+        with suppress(OSError):
+            sys.stdout.flush()
+        ending = threading.Timer(_SECONDS_TO_END, os._exit, [code])
+        ending.daemon = True
+        ending.start()
     sys.exit(code)
 
 
