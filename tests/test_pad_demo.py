@@ -151,7 +151,7 @@ def test_pictures_of_losses_and_scores(tmp_path, scores):
 
 
 def test_a_random_copy_shares_nothing_but_its_shape():
-    student = new_student(32, layers=1, intermediate_size=32)
+    student = new_student(48, layers=1, intermediate_size=32)
     for module in student.encoder.modules():
         module.requires_grad_(False)
     before = {name: value.clone() for name, value in student.encoder.state_dict().items()}

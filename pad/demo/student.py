@@ -48,12 +48,15 @@ def new_student(width: int, layers: int = 2, seed: int = 0, intermediate_size: i
 
 
 def random_copy(student: Student, seed: int) -> PreTrainedModel:
-    """The encoder of a student with random weights, all of them trained; the student is left as it is."""
+    """The encoder of a student with random weights, trained as those of a new model; the student stays as it is."""
     whole = student.encoder if student.whole is None else student.whole
     torch.manual_seed(seed)
-    fresh = type(whole)(whole.config).state_dict()
+    fresh = type(whole)(whole.config)
+    state, trained = fresh.state_dict(), {name: weight.requires_grad for name, weight in fresh.named_parameters()}
     encoder = copy.deepcopy(student.encoder)
-    encoder.load_state_dict({name: fresh[student.prefix + name] for name in encoder.state_dict()})
+    encoder.load_state_dict({name: state[student.prefix + name] for name in encoder.state_dict()})
+    for name, weight in encoder.named_parameters():
+        weight.requires_grad_(trained[student.prefix + name])
     return encoder
 
 
