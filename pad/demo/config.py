@@ -11,7 +11,7 @@ from pad.settings import LARGEST_SEED, Settings
 class DemoConfig(Settings):
     """Run the whole method in minutes: distill a pretrained speech encoder on synthetic speech, and test it on real."""
 
-    paths = ("output", "recordings")
+    paths = ("student", "output", "recordings")
 
     quick: bool = False
     """a smaller run to check the installation: under 90 s on two cores"""
