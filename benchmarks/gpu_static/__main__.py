@@ -98,7 +98,7 @@ def run(options: argparse.Namespace, scratch: Path) -> int:
         return 0
     measurements = measured.measured_calls()
     file = {
-        "machine": machine.describe(accelerator.Cpu(), torch.get_num_threads()),
+        "machine": machine.describe(accelerator.Cpu(), torch.get_num_threads()) | {"command": command(options)},
         "model": content.of_model(chip, constants),
         "errors": content.of_errors(compared),
         "compared": content.of_compared(compared),
@@ -111,6 +111,16 @@ def run(options: argparse.Namespace, scratch: Path) -> int:
     }
     results.write_json(options.output, file)
     return 0
+
+
+def command(options: argparse.Namespace) -> str:
+    """What a run covered, as a command."""
+    words = ["python -m benchmarks.gpu_static"]
+    for name in ("sizes", "dtypes", "calls", "targets", "widths"):
+        value = getattr(options, name)
+        if value != parse_arguments([]).__dict__[name]:
+            words += [f"--{name}", *(map(str, value) if isinstance(value, list) else [value])]
+    return " ".join(words)
 
 
 def print_calls(predicted, wanted: str) -> None:

@@ -49,7 +49,7 @@ SCAN = 256
 # Kernels without a matrix product: one choice each. `group`: utterances.
 SOFT_WEIGHTS = Blocks(32, 32, 0, 4, 1)
 MERGE = Blocks(64, 16, 0, 0, 0, 128)
-HARD = Blocks(64, 16, 1024, 8, 1)
+HARD = Blocks(64, 8, 1024, 8, 1)
 PREPARE = Blocks(0, 0, 1024, 8, 1)
 POOL_DISTANCE = Blocks(0, 0, 1024, 0, 0, 64)
 POOL_GRADIENT = Blocks(0, 16, 512, 4, 1)
