@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks import drawings, quality_drawings, results
+from benchmarks import drawings, front_page, quality_drawings, results
 from benchmarks.gpu_static import drawings as gpu_static
 from benchmarks.plot import plot, plot_overview, plot_quality, plot_step
 from pad_kernels import info
@@ -30,8 +30,8 @@ class Section:
 
 SECTIONS = {
     "summary": Section(
-        drawings.summary,
-        ("align_cpu.json", "step_cpu.json", "step_cpu_kept.json"),
+        front_page.summary,
+        ("align_cpu.json", "step_cpu.json", "step_cpu_kept.json", "quality.json"),
         ("align_cuda.json", "compiled_cuda.json", "step_cuda.json"),
     ),
     "align": Section(drawings.align, ("align_cpu.json",)),

@@ -1,0 +1,90 @@
+"""The table at the top of README.md."""
+
+from benchmarks import results, step_bench
+from benchmarks.drawings import _processor, _range, _whole, table
+from benchmarks.quality_drawings import summary_rows
+from benchmarks.tables import megabytes
+
+NOT_RUN = "compiled for sm_80, sm_90, sm_100 and gfx942, **not yet run on a GPU**"
+
+
+def summary(
+    losses: dict,
+    steps: dict,
+    steps_kept: dict,
+    quality: dict,
+    gpu_losses: dict | None,
+    gpu_compiled: dict | None,
+    gpu_steps: dict | None,
+) -> str:
+    """The figures that count: the kernels, what distillation gives, and what a GPU gave."""
+    whole = _whole(losses)
+    where = _processor(losses["machine"])
+
+    def most(provider: str) -> str:
+        rows = (result["providers"][provider] for result in whole)
+        return megabytes(max(row["extra_bytes"] for row in rows if row["correct"]))
+
+    def over(provider: str) -> str:
+        return _range(results.ratio(result, "ours", provider) for result in whole)
+
+    faster, kept = (
+        _range((step_bench.relative(result, "eager", "ours") for result in content["results"]), digits=2)
+        for content in (steps, steps_kept)
+    )
+    saved = [
+        100 * (1 - result["variants"]["ours"]["peak_bytes"] / result["variants"]["eager"]["peak_bytes"])
+        for result in steps["results"]
+    ]
+    rows = [
+        [
+            "Loss, forward and backward: speed-up over eager PyTorch",
+            f"{over('eager')}; {over('eager-scaled')} over optimized eager PyTorch",
+            where,
+        ],
+        ["Loss, forward and backward: speed-up over torch.compile", over("torch.compile"), where],
+        [
+            "Loss: peak memory beyond inputs and gradients",
+            f"{most('ours')} MB at most; eager up to {most('eager')} MB, torch.compile up to "
+            f"{most('torch.compile')} MB",
+            where,
+        ],
+        [
+            "Whole training step, wav2vec2-base and bert-base: speed-up over PAD in eager PyTorch",
+            f"{faster}, with {min(saved):.0f} to {max(saved):.0f} % less memory; {kept} where the allocator keeps "
+            "freed memory",
+            f"{_processor(steps['machine'])}; {_processor(steps_kept['machine'])}",
+        ],
+        *summary_rows(quality),
+        ["GPU", *_gpu(gpu_losses, gpu_compiled, gpu_steps)],
+    ]
+    return table(["", "result", "measured on"], rows)
+
+
+def _gpu(losses: dict | None, compiled: dict | None, steps: dict | None) -> list[str]:
+    """What ran on a GPU; the runs with torch.compile and of the training step may be missing."""
+    if losses is None:
+        return [NOT_RUN, "-"]
+
+    def over(content: dict, base: str, column: str) -> str:
+        return _range(results.ratio(result, "ours", base, column) for result in _whole(content))
+
+    whole = _whole(losses)
+    found = [f"{over(losses, 'eager', 'ms')} over eager PyTorch"]
+    if compiled is not None:
+        found.append(f"{over(compiled, 'torch.compile', 'ms')} over torch.compile")
+    if any(result["providers"]["eager-scaled"]["correct"] for result in whole):
+        found.append(f"{over(losses, 'eager-scaled', 'ms')} over optimized eager PyTorch")
+    waited = f"{over(losses, 'eager', 'wall_ms')} over eager PyTorch in wall time"
+    text = f"loss, forward and backward: {' and '.join(found)} in GPU time, {waited}"
+    left_out, wrong = (sum(not result["providers"][name]["correct"] for result in whole) for name in ("eager", "ours"))
+    if left_out:
+        text += f"; {left_out} of {len(whole)} cases left out, where eager PyTorch is wrong"
+    text += f"; {wrong} of {len(whole)} cases wrong" if wrong else ""
+    if steps is not None:
+        ours, eager = (
+            _range((step_bench.relative(result, name, "plain") for result in steps["results"]), digits=2)
+            for name in ("ours", "eager")
+        )
+        text += f". Training step: {ours} the GPU time of training without priors; PAD in eager PyTorch {eager}"
+    return [text, _processor(losses["machine"])]
