@@ -31,6 +31,10 @@ from pad_kernels.inputs import (
 Shape = Sequence[int]
 LOWEST_TEMPERATURE = 1e-38  # its inverse is a float32
 MOST_ANCHORS = 2**20
+# Made here: torch.compile with dynamic=True takes numbers for unknown, and cannot write those into a text.
+_A_TEMPERATURE = f"0 (hard alignment) or a finite number of at least {LOWEST_TEMPERATURE}"
+_A_COUNT = f"an int from 0 to {MOST_ANCHORS}"
+_COUNTS = f"{_A_COUNT}, or a tensor [batch] of such"
 
 
 def describe(value: object) -> str:
@@ -188,17 +192,18 @@ def temperature(value: object, *, used: bool = True) -> Temperature:
     every value: torch.compile specialises numbers that reach an op, and those that reach none. `used`: whether an op
     gets it, and so checks it once it is known.
     """
-    wanted = f"0 (hard alignment) or a finite number of at least {LOWEST_TEMPERATURE}"
     if isinstance(value, Tensor):
         if not is_strided(value) or value.dim() or value.dtype not in FLOATING or value.device.type != "cpu":
-            wrong("temperature", value, wanted + ", or a floating-point tensor of one on cpu, without dimensions")
+            wrong(
+                "temperature", value, _A_TEMPERATURE + ", or a floating-point tensor of one on cpu, without dimensions"
+            )
         if not values_can_be_read(value):
             return value.detach().to(torch.float64)
         value = value.item()
     if torch.compiler.is_compiling() and type(value) is float and torch_internals.is_symbolic(value):
         return torch.ones((), dtype=torch.float64) * value if used else 0.0
     if not _is_finite(value) or not (value == 0 or value >= LOWEST_TEMPERATURE):
-        wrong("temperature", value, wanted)
+        wrong("temperature", value, _A_TEMPERATURE)
     return float(value)
 
 
@@ -238,7 +243,7 @@ def per_utterance(name: str, value: Any, batch: int, device: torch.device, dtype
     return torch.full((batch,), value, dtype=dtype, device=device)
 
 
-def count(name: str, value: object, wanted: str = f"an int from 0 to {MOST_ANCHORS}") -> None:
+def count(name: str, value: object, wanted: str = _A_COUNT) -> None:
     """A number of anchors. A size that is traced is taken as it comes, for a trace that serves every size."""
     if isinstance(value, torch.SymInt):
         return
@@ -248,17 +253,16 @@ def count(name: str, value: object, wanted: str = f"an int from 0 to {MOST_ANCHO
 
 def anchors_wanted(name: str, value: object) -> None:
     """A number of anchors, or a tensor of one for each utterance; how many there are is checked with these."""
-    wanted = f"an int from 0 to {MOST_ANCHORS}, or a tensor [batch] of such"
     if not isinstance(value, Tensor):
-        count(name, value, wanted)
+        count(name, value, _COUNTS)
         return
     if not is_strided(value) or value.dim() != 1 or value.dtype not in INTEGER:
-        wrong(name, value, wanted)
+        wrong(name, value, _COUNTS)
     if value.numel() and values_can_be_read(value) and not torch_internals.is_batched(value):
         lowest, highest = torch.aminmax(value)
         if lowest < 0 or highest > MOST_ANCHORS:
             found = "a negative value" if lowest < 0 else f"the value {highest.item()}"
-            raise ValueError(f"{name}: got {found}, expected {wanted}")
+            raise ValueError(f"{name}: got {found}, expected {_COUNTS}")
 
 
 def number(name: str, value: object) -> float:
