@@ -42,7 +42,7 @@ TEXT_GRADIENT = {
 # By the bytes of an element. `group`: frames.
 POOL = {2: Blocks(0, 16, 256, 4, 5, 32), 4: Blocks(0, 16, 128, 8, 5, 32)}
 # Rows of frames or tokens, `units`, for the global level.
-POOL_ROWS = {2: Blocks(0, 64, 64, 4, 3), 4: Blocks(0, 32, 64, 4, 3)}
+POOL_ROWS = {2: Blocks(0, 64, 64, 8, 3), 4: Blocks(0, 32, 64, 4, 3)}
 # `tokens`: frames, `group`: steps of columns.
 SPREAD = {2: Blocks(32, 16, 128, 4, 1, 3), 4: Blocks(32, 16, 64, 4, 1, 4)}
 SCAN = 256
