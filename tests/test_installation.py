@@ -8,7 +8,7 @@ import torch
 
 import pad_kernels
 from pad_kernels import backends, info, installation
-from pad_kernels.backends import native
+from pad_kernels.backends import library, native
 from pad_kernels.installation import missing_library
 
 FAILURE = ImportError("No module named 'pad_kernels._native'")
@@ -70,9 +70,10 @@ def test_notes_of_the_build(source, note, mistake):
 @pytest.mark.parametrize("mistake", [True, False])
 def test_one_warning_at_first_use(monkeypatch, mistake):
     monkeypatch.delenv(backends.ENVIRONMENT_VARIABLE, raising=False)
-    monkeypatch.setattr(native, "_native", None)
-    monkeypatch.setattr(native, "REASON", "pad_kernels: native backend not built: a.cpp:1: error: what")
-    monkeypatch.setattr(native, "COULD_BE_HERE", mistake)
+    reason = "pad_kernels: native backend not built: a.cpp:1: error: what"
+    monkeypatch.setattr(native, "NATIVE", None)
+    monkeypatch.setattr(library, "REASON", reason)
+    monkeypatch.setattr(library, "COULD_BE_HERE", mistake)
     backends.forget_candidates()
     installation.warn_once.cache_clear()
     speech, text = torch.randn(1, 5, 4), torch.randn(1, 3, 4)
