@@ -72,7 +72,8 @@ def test_one_warning_at_first_use(monkeypatch, mistake):
     monkeypatch.delenv(backends.ENVIRONMENT_VARIABLE, raising=False)
     reason = "pad_kernels: native backend not built: a.cpp:1: error: what"
     monkeypatch.setattr(native, "NATIVE", None)
-    monkeypatch.setattr(library, "REASON", reason)
+    for place in (library, native):
+        monkeypatch.setattr(place, "REASON", reason)
     monkeypatch.setattr(library, "COULD_BE_HERE", mistake)
     backends.forget_candidates()
     installation.warn_once.cache_clear()
