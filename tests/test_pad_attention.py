@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 pytest.importorskip("transformers")
 
 from pad.priors import dropout as attention  # noqa: E402
+from pad.priors.attention import _attend  # noqa: E402
 from pad.priors.dropout import attend_with_dropout  # noqa: E402
 
 MASKS = {
@@ -105,3 +107,13 @@ def test_double_backward_is_refused():
     (first,) = torch.autograd.grad(output, inputs[0], grad_output.requires_grad_(), create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         first.sum().backward()
+
+
+def test_flash_attention_gives_the_log_sum_exp_where_no_mask_is(monkeypatch):
+    """On tensors of a GPU that is not there: shapes and dtypes alone."""
+    monkeypatch.setattr("pad.priors.attention._flash_serves", lambda *inputs: True)
+    with FakeTensorMode():
+        query, key, value = (torch.empty(2, 4, 50, 64, device="cuda", dtype=torch.bfloat16) for _ in range(3))
+        output, normalizer = _attend(query, key, value, None, 0.1, 0.125)
+    assert output.shape == query.shape and output.dtype == torch.bfloat16
+    assert normalizer.shape == (2, 4, 50) and normalizer.dtype == torch.float32

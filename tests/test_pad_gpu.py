@@ -15,6 +15,7 @@ from transformers import BertConfig, BertModel, Wav2Vec2Config, Wav2Vec2Model  #
 
 from pad import record_significance  # noqa: E402
 from pad.cli import main  # noqa: E402
+from pad.priors.attention import _attend  # noqa: E402
 
 pytestmark = needs_gpu
 SENTENCES = ("NORTHANGER ABBEY", "THIS WORK WAS FINISHED IN THE YEAR", "AND INTENDED FOR", "IMMEDIATE PUBLICATION")
@@ -71,6 +72,25 @@ def test_gradients_are_those_of_the_model_alone(masked, width, heads):
         output[frames].square().sum().backward()
         gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
     assert (gradients[0] - gradients[1]).norm() < 1e-3 * gradients[0].norm()
+
+
+@pytest.mark.parametrize("dtype", few([torch.float16, torch.bfloat16]), ids=str)
+@pytest.mark.parametrize("masked", [True, False], ids=["masked", "unmasked"])
+def test_attention_in_half_precision_and_its_log_sum_exp(masked, dtype):
+    generator = torch.Generator().manual_seed(0)
+    inputs = [torch.randn(2, 4, 50, 64, generator=generator).to(DEVICE, dtype).requires_grad_() for _ in range(3)]
+    mask = (torch.arange(50) < torch.tensor([[50], [31]])).to(DEVICE)[:, None, None] if masked else None
+    output, normalizer = _attend(*inputs, mask, 0.0, 0.125)
+    found = torch.autograd.grad(output.double().square().sum(), inputs)
+    exact = [x.detach().double().requires_grad_() for x in inputs]
+    scores = exact[0] @ exact[1].transpose(-1, -2) * 0.125
+    scores = scores if mask is None else scores.masked_fill(~mask, -torch.inf)
+    expected = scores.softmax(-1) @ exact[2]
+    wanted = torch.autograd.grad(expected.square().sum(), exact)
+    for one, other in zip((output, *found), (expected, *wanted)):
+        assert (one.double() - other).norm() <= 1e-2 * other.norm()
+    if normalizer is not None:
+        assert torch.allclose(normalizer.double(), scores.logsumexp(-1), rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("dtype", few([torch.float16, torch.bfloat16]), ids=str)

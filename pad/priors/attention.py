@@ -105,11 +105,22 @@ def _attend(query, key, value, mask, dropout, scale) -> tuple[Tensor, Tensor | N
             query, key, value, 0.0, False, attn_mask=bias, scale=scale
         )
     if query.device.type == "cuda" and query.shape[3] % 8 == 0 and query.dtype != torch.float64:
+        if mask is None and _flash_serves(query, key, value, dropout):
+            output, normalizer, *_ = torch.ops.aten._scaled_dot_product_flash_attention(
+                query, key, value, dropout, scale=scale
+            )
+            return output, normalizer
         output, normalizer, *_ = torch.ops.aten._scaled_dot_product_efficient_attention(
             query, key, value, _bias(mask, query), True, dropout, False, scale=scale
         )
         return output, normalizer[:, :, : query.shape[2]]
     return functional.scaled_dot_product_attention(query, key, value, mask, dropout, scale=scale), None
+
+
+def _flash_serves(query: Tensor, key: Tensor, value: Tensor, dropout: float) -> bool:
+    """Whether torch would take flash attention, which takes no mask."""
+    parameters = torch.backends.cuda.SDPAParams(query, key, value, None, dropout, False, False)
+    return torch.backends.cuda.can_use_flash_attention(parameters)
 
 
 def _bias(mask: Tensor | None, query: Tensor) -> Tensor | None:
