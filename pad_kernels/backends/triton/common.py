@@ -9,23 +9,11 @@ NO_UNIT = tl.constexpr(2**31 - 1)
 
 
 @triton.jit
-def upper_bits(value):
-    """A float32 rounded to the bits of tf32, so that what is left over is exact."""
-    return ((value.to(tl.int32, bitcast=True) + 4096) & -8192).to(tl.float32, bitcast=True)
-
-
-@triton.jit
 def product(left, right, sum, PRECISION: tl.constexpr):
-    """sum + left @ right in float32. PRECISION: how float32 operands are multiplied; "tf32" as three products of
-    their upper and lower bits, never as a single one."""
+    """sum + left @ right in float32; PRECISION says how float32 operands are multiplied, never as plain tf32."""
     if INTERPRETED and left.dtype == tl.bfloat16:
         left, right = left.to(tl.float32), right.to(tl.float32)
-    if left.dtype == tl.float32 and PRECISION == "tf32":
-        left_upper, right_upper = upper_bits(left), upper_bits(right)
-        sum = tl.dot(left - left_upper, right_upper, sum, input_precision="tf32")
-        sum = tl.dot(left_upper, right - right_upper, sum, input_precision="tf32")
-        return tl.dot(left_upper, right_upper, sum, input_precision="tf32")
-    elif left.dtype == tl.float32:
+    if left.dtype == tl.float32:
         return tl.dot(left, right, sum, input_precision=PRECISION)
     else:
         return tl.dot(left, right, sum)
@@ -33,8 +21,8 @@ def product(left, right, sum, PRECISION: tl.constexpr):
 
 # The interpreter's product of bfloat16 is wrong: it reads the bits as integers.
 INTERPRETED = tl.constexpr(not isinstance(product, triton.runtime.JITFunction))
-# Three tf32 products keep 22 bits; AMD's compiler has no such type.
-PRECISION = "ieee" if torch.version.hip else "tf32"
+# Three tf32 products keep 22 bits; AMD's compiler has no such mode.
+PRECISION = "ieee" if torch.version.hip else "tf32x3"
 
 
 @triton.jit

@@ -44,22 +44,22 @@ def pool_kernel(
 
     # Weights are divided by their sum at the end; in float16, whose range a prior may leave, before.
     kind: tl.constexpr = speech.dtype.element_ty
+    total = tl.zeros([UNITS], tl.float32)
+    real = tl.zeros([UNITS], tl.float32)
     divisor = tl.full([UNITS], 1.0, tl.float32)
     if kind == tl.float16:
-        totals = tl.zeros([UNITS, FRAMES], tl.float32)
         for begin in range(low, high, FRAMES):
             frame = begin + tl.arange(0, FRAMES)
-            totals += span_weights(frame_prior, frame, high, first, past)[0]
-        total = tl.sum(totals, 1)
+            weight = span_weights(frame_prior, frame, high, first, past)[0]
+            total += tl.sum(weight, 1)
         divisor = tl.where(total > 0, total, 1.0)
-    totals = tl.zeros([UNITS, FRAMES], tl.float32)
-    reals = tl.zeros([UNITS, FRAMES], tl.float32)
+        total = tl.zeros([UNITS], tl.float32)
     found = tl.zeros([UNITS, WIDTH], tl.float32)
     for begin in range(low, high, FRAMES):
         frame = begin + tl.arange(0, FRAMES)
         weight, counted, prior = span_weights(frame_prior, frame, high, first, past)
-        totals += weight
-        reals += counted
+        total += tl.sum(weight, 1)
+        real += tl.sum(counted, 1)
         values = load_rows(speech, frame, speech_row, prior > 0, column, width)
         if kind == tl.float32:
             found = product(weight, values, found, PRECISION)
@@ -68,7 +68,6 @@ def pool_kernel(
             high_part = narrowed(weight, kind)
             low_part = narrowed(weight - high_part.to(tl.float32), kind)
             found = product(low_part, values, product(high_part, values, found, PRECISION), PRECISION)
-    total, real = tl.sum(totals, 1), tl.sum(reals, 1)
     inverse = 1 / tl.where(total > 0, total, 1.0)
     found *= (divisor * inverse)[:, None]
 
