@@ -6,6 +6,7 @@ import pytest
 from host_shim import build
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="no g++")
 def test_cuda_sources_on_the_cpu():
     cases = f"{build.CHOSEN} and (test_masks or test_layouts or worked_example)"
