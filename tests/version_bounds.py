@@ -22,6 +22,8 @@ import tomllib
 ROOT = Path(__file__).resolve().parent.parent
 EXTRAS = ("triton", "train")
 RUNNER = ("pytest", "pytest-xdist", "hypothesis")
+# The interpreter of early Triton makes numbers of arrays in a way that later NumPy refuses.
+NUMPY = "numpy<2.3"
 # One or two of each kind: the ops on every backend, the recorder on every family, loading, a run of `pad distill`.
 TESTS = (
     "tests/test_reference.py",
@@ -53,7 +55,7 @@ def packages(which: str) -> list[str]:
     missing = [name for name, bound in wanted.items() if not bound]
     if missing:
         raise SystemExit(f"pyproject.toml: no lowest version of {', '.join(missing)}")
-    return [*(f"{name}=={bound}" for name, bound in wanted.items()), *RUNNER]
+    return [*(f"{name}=={bound}" for name, bound in wanted.items()), *RUNNER, NUMPY]
 
 
 def run(*command, **options) -> int:
