@@ -85,9 +85,12 @@ def _maps_reduced(encoder: PreTrainedModel, record: Record, stack: ExitStack) ->
     return bool(layers)
 
 
-def _map_asked_for(layer: nn.Module, arguments: tuple, named: dict) -> tuple[tuple, dict] | None:
-    """Arguments with which the layer returns its map; the module around it ignores what it has not asked for."""
-    if record_of(layer) is None:
+def _map_asked_for(layer: nn.Module, arguments: tuple, named: dict | None = None) -> tuple[tuple, dict] | None:
+    """Arguments with which the layer returns its map; the module around it ignores what it has not asked for.
+
+    named: None where another thread is about to add or remove its hook.
+    """
+    if named is None or record_of(layer) is None:
         return None
     bound = inspect.signature(type(layer).forward).bind_partial(layer, *arguments, **named)
     bound.arguments["output_attentions"] = True
@@ -111,8 +114,10 @@ def _map_taken(record: Record, place: int):
 
 
 def _maps_refused(record: Record):
-    def hook(encoder, arguments, named):
-        if record_of(encoder) is record and named.get("output_attentions", encoder.config.output_attentions):
+    def hook(encoder, arguments, named=None):  # None where another thread is about to add or remove its hook
+        if named is None or record_of(encoder) is not record:
+            return
+        if named.get("output_attentions", encoder.config.output_attentions):
             raise ValueError(
                 "output_attentions: there are no attention maps while significance is recorded; leave it out, or take "
                 "the prior from the maps of the eager attention by pad_kernels.significance_from_attentions"
