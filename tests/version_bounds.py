@@ -65,10 +65,11 @@ def run(*command, **options) -> int:
 def environment(folder: Path, which: str) -> tuple[Path, Path]:
     """An environment with these versions, made or brought up to date in `folder`: its Python, and where Triton lies.
 
-    Triton lies apart: the lowest torch asks for an older one, and compiles nothing with that which is served.
+    The lowest Triton lies apart: the lowest torch asks for an older one, and compiles nothing with that which is
+    served. The newest is the one that the newest torch brings.
     """
     wanted = packages(which)
-    triton = f"triton=={requirements()['triton']}" if which == "lowest" else "triton"
+    triton = f"triton=={requirements()['triton']}"
     name = hashlib.sha256(" ".join([sys.version, *wanted, triton]).encode()).hexdigest()[:12]
     place = folder / f"{which}-{name}"
     python, complete = place / "bin" / "python", place / "complete"
@@ -77,6 +78,7 @@ def environment(folder: Path, which: str) -> tuple[Path, Path]:
         run(sys.executable, "-m", "venv", "--clear", place)
     if which == "newest" or not complete.exists():
         run(*pip, *wanted)
+    if which == "lowest" and not complete.exists():
         run(*pip, "--no-deps", "--target", place / "triton", triton)
     complete.touch()
     return python, place / "triton"
