@@ -96,9 +96,9 @@ def ragged_mask(batch: int, length: int) -> torch.Tensor:
     return torch.arange(length) < (shares * length).round().clamp(min=1)[:, None]
 
 
-def make_inputs(case: Case, device: str = "cpu") -> Inputs:
-    """Seeded inputs of a case: each token is spoken by a stretch of frames, both under noise."""
-    batch, frames, tokens, width = case.shape
+def seeded_batch(batch: int, frames: int, tokens: int, width: int, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    """Speech, text, and masks and priors of both, 40 to 100 % real: each token is spoken by a stretch of frames, both
+    under noise."""
     generator = torch.Generator().manual_seed(0)
     speech_mask, text_mask = ragged_mask(batch, frames), ragged_mask(batch, tokens)
     text = torch.randn(batch, tokens, width, generator=generator)
@@ -106,9 +106,14 @@ def make_inputs(case: Case, device: str = "cpu") -> Inputs:
     speech = 0.3 * text[:, spoken] + torch.randn(batch, frames, width, generator=generator)
     speech_prior = torch.rand(batch, frames, generator=generator) * speech_mask
     text_prior = torch.rand(batch, tokens, generator=generator) * text_mask
+    return speech.to(dtype), text.to(dtype), speech_mask, text_mask, speech_prior, text_prior
+
+
+def make_inputs(case: Case, device: str = "cpu") -> Inputs:
+    """Seeded inputs of a case."""
+    parts = seeded_batch(*case.shape, DTYPES[case.dtype])
+    _, _, speech_mask, text_mask, speech_prior, _ = parts
     start = end = None
     if case.level == "span":
         start, end = select_spans(speech_prior, speech_mask, text_mask.sum(1))
-    dtype = DTYPES[case.dtype]
-    parts = (speech.to(dtype), text.to(dtype), speech_mask, text_mask, speech_prior, text_prior, start, end)
-    return Inputs(*(None if part is None else part.to(device) for part in parts))
+    return Inputs(*(None if part is None else part.to(device) for part in (*parts, start, end)))

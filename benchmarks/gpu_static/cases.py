@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import torch
 
-from benchmarks.cases import DTYPES, TEMPERATURES, ragged_mask
+from benchmarks.cases import DTYPES, TEMPERATURES, seeded_batch
 
 LOSSES = ("token hard", "token soft", "span hard", "span soft", "global")
 
@@ -88,10 +88,4 @@ def make_arguments(call: Call, batch: int, device: str, width: int | None = None
             *(torch.empty(batch, size, dtype=torch.bool, device=device) for size in sizes),
             *(torch.empty(batch, size, device=device) for size in sizes),
         )
-    generator = torch.Generator().manual_seed(0)
-    masks = ragged_mask(batch, frames), ragged_mask(batch, tokens)
-    text = torch.randn(batch, tokens, width, generator=generator)
-    speech = 0.3 * text[:, torch.arange(frames) * tokens // frames]
-    speech += torch.randn(batch, frames, width, generator=generator)
-    priors = (torch.rand(mask.shape, generator=generator) * mask for mask in masks)
-    return Arguments(speech.to(dtype), text.to(dtype), *masks, *priors)
+    return Arguments(*seeded_batch(batch, frames, tokens, width, dtype))

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from pad.errors import UserError
 from pad.students.layout import FrameLayout
@@ -71,3 +72,13 @@ class FrontEnd(ABC):
 def frame_mask(lengths: Tensor, frames: int) -> Tensor:
     """Bool [B, frames]: True at the real frames, which are the first lengths [B] ones."""
     return torch.arange(frames, device=lengths.device) < lengths[:, None]
+
+
+def masked_inputs(name: str, rows: Sequence[Tensor], frames: Tensor) -> SpeechInputs:
+    """Rows [T] or [T, bands] of a batch, filled up with 0, as the input `name` with the mask of what is real.
+
+    frames: how many the encoder makes of each row, int64 [B].
+    """
+    mask = frame_mask(torch.tensor([len(row) for row in rows]), max(map(len, rows)))
+    inputs = {name: pad_sequence(list(rows), batch_first=True), "attention_mask": mask.long()}
+    return SpeechInputs(inputs, frame_mask(frames, int(frames.max())))

@@ -10,15 +10,14 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, Wav2Vec2FeatureExtractor
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.moonshine import modeling_moonshine
 
-from pad.students.front_end import FrontEnd, SpeechInputs, frame_mask
+from pad.students.front_end import FrontEnd, SpeechInputs, frame_mask, masked_inputs
 from pad.students.layout import ConvolutionLayout
-from pad.students.student import Student, encoder_in
+from pad.students.student import Student, encoder_in, run_layers
 
 CLASSES = ("MoonshineForConditionalGeneration", "MoonshineModel")
 _KERNELS, _STRIDES = (127, 7, 3), (64, 3, 2)
@@ -45,11 +44,7 @@ class MoonshineFrontEnd(FrontEnd):
             self.extractor(waveform, sampling_rate=self.sampling_rate, return_tensors="pt")["input_values"][0]
             for waveform in waveforms
         ]
-        padded = pad_sequence(rows, batch_first=True)
-        mask = frame_mask(torch.tensor([len(row) for row in rows]), padded.shape[1])
-        return SpeechInputs(
-            {"input_values": padded, "attention_mask": mask.long()}, frame_mask(frames, int(frames.max()))
-        )
+        return masked_inputs("input_values", rows, frames)
 
 
 class MoonshineSpeechEncoder(modeling_moonshine.MoonshinePreTrainedModel):
@@ -75,12 +70,10 @@ class MoonshineSpeechEncoder(modeling_moonshine.MoonshinePreTrainedModel):
         mask = create_bidirectional_mask(encoder.config, hidden, real.long())
         positions = torch.arange(hidden.shape[1], device=hidden.device)[None]
         rotations = encoder.rotary_emb(hidden, position_ids=positions)
-        states = [hidden]
-        for layer in encoder.layers:
-            hidden = layer(hidden, attention_mask=mask, position_ids=positions, position_embeddings=rotations)
-            states.append(hidden)
-        states[-1] = encoder.layer_norm(hidden)
-        return BaseModelOutput(states[-1], tuple(states) if output_hidden_states else None)
+        return run_layers(
+            encoder, hidden, output_hidden_states, attention_mask=mask, position_ids=positions,
+            position_embeddings=rotations,
+        )  # fmt: skip
 
 
 def _group_norm(hidden: Tensor, lengths: Tensor, norm: nn.GroupNorm) -> Tensor:

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 from transformers import ParakeetFeatureExtractor, PreTrainedModel
 from transformers.models.parakeet import modeling_parakeet
 
-from pad.students.front_end import FrontEnd, SpeechInputs, frame_mask
+from pad.students.front_end import FrontEnd, SpeechInputs, masked_inputs
 from pad.students.layout import HalvingLayout
 from pad.students.student import Student, encoder_in
 
@@ -41,11 +39,7 @@ class ParakeetFrontEnd(FrontEnd):
         for waveform in waveforms:
             found = self.extractor(waveform, sampling_rate=self.sampling_rate, return_tensors="pt")
             rows.append(found["input_features"][0, : int(found["attention_mask"].sum())])
-        features = pad_sequence(rows, batch_first=True)
-        mask = frame_mask(torch.tensor([len(row) for row in rows]), features.shape[1])
-        return SpeechInputs(
-            {"input_features": features, "attention_mask": mask.long()}, frame_mask(frames, int(frames.max()))
-        )
+        return masked_inputs("input_features", rows, frames)
 
 
 class ParakeetSpeechEncoder(modeling_parakeet.ParakeetPreTrainedModel):

@@ -10,15 +10,14 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, Speech2TextFeatureExtractor
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.speech_to_text import modeling_speech_to_text
 
-from pad.students.front_end import FrontEnd, SpeechInputs, frame_mask
+from pad.students.front_end import FrontEnd, SpeechInputs, frame_mask, masked_inputs
 from pad.students.layout import HalvingLayout
-from pad.students.student import Student, encoder_in
+from pad.students.student import Student, encoder_in, run_layers
 
 CLASSES = ("Speech2TextForConditionalGeneration", "Speech2TextModel")
 
@@ -49,11 +48,7 @@ class FilterBankFrontEnd(FrontEnd):
                 ), posinf=0.0, neginf=0.0)
                 for waveform in waveforms
             ]  # fmt: skip
-        features = pad_sequence(rows, batch_first=True)
-        mask = frame_mask(torch.tensor([len(row) for row in rows]), features.shape[1])
-        return SpeechInputs(
-            {"input_features": features, "attention_mask": mask.long()}, frame_mask(frames, int(frames.max()))
-        )
+        return masked_inputs("input_features", rows, frames)
 
 
 class Speech2TextSpeechEncoder(modeling_speech_to_text.Speech2TextPreTrainedModel):
@@ -79,10 +74,4 @@ class Speech2TextSpeechEncoder(modeling_speech_to_text.Speech2TextPreTrainedMode
         hidden = hidden + encoder.embed_positions(torch.zeros_like(real, dtype=torch.long))
         hidden = nn.functional.dropout(hidden, encoder.dropout, self.training)
         mask = create_bidirectional_mask(encoder.config, hidden, real.long())
-        states = [hidden]
-        for layer in encoder.layers:
-            hidden = layer(hidden, mask)
-            hidden = hidden[0] if isinstance(hidden, tuple) else hidden
-            states.append(hidden)
-        states[-1] = encoder.layer_norm(hidden)
-        return BaseModelOutput(states[-1], tuple(states) if output_hidden_states else None)
+        return run_layers(encoder, hidden, output_hidden_states, attention_mask=mask)

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput
 
 from pad.files import whole_folder
 from pad.students.front_end import FrontEnd
@@ -64,3 +65,14 @@ class Student:
 def encoder_in(model: Any) -> tuple[Any, str]:
     """(the encoder of a model with a decoder or a head, what the names of its parameters begin with but for itself)."""
     return (model.model.encoder, "model.") if hasattr(model, "model") else (model.encoder, "")
+
+
+def run_layers(encoder: Any, hidden: Tensor, output_hidden_states: bool, **inputs) -> BaseModelOutput:
+    """An encoder's layers, each with `inputs`, and its last norm, on states [B, M, D]; no layer is dropped."""
+    states = [hidden]
+    for layer in encoder.layers:
+        hidden = layer(hidden, **inputs)
+        hidden = hidden[0] if isinstance(hidden, tuple) else hidden
+        states.append(hidden)
+    states[-1] = encoder.layer_norm(hidden)
+    return BaseModelOutput(states[-1], tuple(states) if output_hidden_states else None)

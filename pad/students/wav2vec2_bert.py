@@ -6,11 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from transformers import SeamlessM4TFeatureExtractor
 
 from pad.errors import UserError
-from pad.students.front_end import FrontEnd, SpeechInputs, frame_mask
+from pad.students.front_end import FrontEnd, SpeechInputs, masked_inputs
 from pad.students.layout import ConvolutionLayout
 from pad.students.student import Student
 
@@ -40,6 +39,4 @@ class StackedFilterBankFrontEnd(FrontEnd):
             self.extractor(waveform, sampling_rate=self.sampling_rate, return_tensors="pt")["input_features"][0, :count]
             for waveform, count in zip(waveforms, frames.tolist())
         ]
-        mask = frame_mask(frames, int(frames.max()))
-        inputs = {"input_features": pad_sequence(rows, batch_first=True), "attention_mask": mask.long()}
-        return SpeechInputs(inputs, mask)
+        return masked_inputs("input_features", rows, frames)

@@ -19,7 +19,7 @@ from transformers.models.whisper import modeling_whisper
 from pad.errors import UserError
 from pad.students.front_end import FrontEnd, SpeechInputs, frame_mask
 from pad.students.layout import WholeHopLayout
-from pad.students.student import Student, encoder_in
+from pad.students.student import Student, encoder_in, run_layers
 
 CLASSES = ("WhisperForConditionalGeneration", "WhisperModel", "WhisperForAudioClassification")
 # conv2 halves the rate of the log-mel features.
@@ -101,10 +101,4 @@ class WhisperSpeechEncoder(modeling_whisper.WhisperPreTrainedModel):
         hidden = hidden + encoder.embed_positions.weight[: hidden.shape[1]]
         hidden = nn.functional.dropout(hidden, encoder.dropout, self.training)
         mask = create_bidirectional_mask(encoder.config, hidden, attention_mask)
-        states = [hidden]
-        for layer in encoder.layers:
-            hidden = layer(hidden, mask)
-            hidden = hidden[0] if isinstance(hidden, tuple) else hidden
-            states.append(hidden)
-        states[-1] = encoder.layer_norm(hidden)
-        return BaseModelOutput(states[-1], tuple(states) if output_hidden_states else None)
+        return run_layers(encoder, hidden, output_hidden_states, attention_mask=mask)
