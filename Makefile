@@ -1,6 +1,9 @@
 # Each target makes its own environment in .venv; nothing else on the machine is touched.
 PYTHON ?= python3
 CPP_FILES = $(shell git ls-files '*.c' '*.cpp' '*.cu' '*.h')
+# Where there is a CUDA compiler: for the GPUs of this machine, or for one kind where there is none.
+PAD_KERNELS_CUDA_ARCHS ?= $(or $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null \
+	| awk -F. '$$1 >= 8 { print $$1 $$2 }' | sort -u | paste -sd ';'),90)
 
 .PHONY: demo test bench docs lint format
 
@@ -30,5 +33,6 @@ format: .venv/installed
 
 .venv/installed: pyproject.toml constraints.txt setup.py CMakeLists.txt cmake/cuda.cmake $(wildcard csrc/* csrc/cpu/* csrc/cuda/*)
 	$(PYTHON) -m venv .venv
-	.venv/bin/python -m pip install -c constraints.txt -e '.[dev]'
+	PAD_KERNELS_CUDA_ARCHS='$(PAD_KERNELS_CUDA_ARCHS)' \
+		.venv/bin/python -m pip install --no-compile -c constraints.txt -e '.[dev]'
 	touch .venv/installed

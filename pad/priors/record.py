@@ -68,15 +68,10 @@ class Record:
         `record_significance`, or all. Uniform where layerdrop left out every layer. Raises ValueError if no layer
         was recorded, or another mask was used.
         """
-        if self.mask is not None and mask is not None:
-            if mask.shape != self.mask.shape or not torch.equal(mask.bool(), self.mask):
-                raise ValueError("mask: differs from the mask given to record_significance; give it once")
+        priors = self._collected(mask)
+        if priors:
+            return torch.stack(priors).mean(dim=0)
         known = self.mask if mask is None else checked_mask(mask)
-        if self._layers:
-            self._priors = [layer(known) for layer in self._layers]
-            self._layers = []
-        if self._priors:
-            return torch.stack(self._priors).mean(dim=0)
         if known is not None and self._all_dropped():
             real = known.float()
             return real / real.sum(dim=1, keepdim=True).clamp(min=1)
@@ -89,6 +84,28 @@ class Record:
             "no attention layer was recorded: run the model in the context and in the same thread, then ask for the "
             "prior"
         )
+
+    @torch.no_grad()
+    def layer_priors(self, mask: Tensor | None = None) -> Tensor:
+        """Prior of each layer that ran [L, B, T] float32, in the order of the layers; `prior` is their mean.
+
+        mask: as for `prior`. Raises ValueError if no layer was recorded, or another mask was used.
+        """
+        priors = self._collected(mask)
+        if not priors:
+            raise ValueError("no attention layer was recorded, so there is no prior of each layer")
+        return torch.stack(priors)
+
+    def _collected(self, mask: Tensor | None) -> list[Tensor]:
+        """The prior of each layer that ran, with the mask that was given before or is given now."""
+        if self.mask is not None and mask is not None:
+            if mask.shape != self.mask.shape or not torch.equal(mask.bool(), self.mask):
+                raise ValueError("mask: differs from the mask given to record_significance; give it once")
+        if self._layers:
+            known = self.mask if mask is None else checked_mask(mask)
+            self._priors = [layer(known) for layer in self._layers]
+            self._layers = []
+        return self._priors
 
     def _all_dropped(self) -> bool:
         """Whether layerdrop has left out every layer, or every one of those asked for, in the last pass."""
