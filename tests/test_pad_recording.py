@@ -277,3 +277,29 @@ def test_a_hook_that_is_called_as_another_thread_adds_it_does_nothing():
     model = speech_model("wav2vec2")
     assert families._map_asked_for(model, ()) is None
     assert families._maps_refused(object())(model, ()) is None
+
+
+@pytest.mark.parametrize("kind", ["wav2vec2", "wavlm"])
+@pytest.mark.parametrize("early", [True, False])
+def test_the_prior_of_each_layer(kind, early):
+    """In the order of the layers; their mean is the prior, and `layers` chooses among them."""
+    model = speech_model(kind)
+    values, _, frames = speech_batch()
+
+    def recorded(**options):
+        with torch.no_grad(), record_significance(model, frames if early else None, **options) as record:
+            model(values)
+        return record
+
+    given = () if early else (frames,)
+    record = recorded()
+    found = record.layer_priors(*given)
+    assert found.shape == (model.config.num_hidden_layers, *frames.shape) and not found[:, ~frames].any()
+    assert torch.equal(found.mean(dim=0), record.prior(*given)) and not close(found[0], found[1])
+    for layer, alone in enumerate(found):
+        assert torch.equal(recorded(layers=(layer,)).prior(*given), alone)
+    if early:
+        with pytest.raises(ValueError, match="mask: differs from the mask given to record_significance"):
+            record.layer_priors(~frames)
+    with record_significance(model, frames) as record, pytest.raises(ValueError, match="no attention layer"):
+        record.layer_priors()
