@@ -28,11 +28,7 @@ class Vocabulary:
         return [self._numbers.get(token, 1) for token in tokens]
 
     def decode(self, logits: torch.Tensor) -> list[str]:
-        """Greedy CTC decoding of [frames, tokens]: each frame's best token, repeats merged, blanks dropped.
-
-        Repeats are merged first, so that a doubled letter with a blank between survives; s3prl drops the
-        blanks first.
-        """
+        """Greedy CTC decoding of [frames, tokens]: each frame's best token, repeats merged, then blanks dropped."""
         best = torch.unique_consecutive(logits.argmax(dim=-1))
         return [self.tokens[number] for number in best.tolist() if number != 0]
 
