@@ -1,5 +1,7 @@
 """significance of every backend against the float64 reference."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -118,3 +120,51 @@ def test_definition_leaves_masked_queries_out():
     maps = torch.tensor([[[1.0, 0.0, 0.0], [0.5, 0.5, 0.0], [0.0, 1.0, 0.0]]])
     mask = torch.tensor([[1, 1, 0]])
     assert torch.allclose(significance_from_attentions(maps, mask), torch.tensor([[0.75, 0.25, 0.0]]))
+
+
+@pytest.mark.parametrize("given_normalizer", [False, True])
+@pytest.mark.parametrize("size", [1e2, 1e4, 1e7, 1e12, 1e30])
+def test_scores_of_any_size(backend, size, given_normalizer):
+    """Powers of two, whose float32 scores are exact: what is left is the attention of the row's highest scores."""
+    generator = torch.Generator().manual_seed(0)
+    exponents = torch.randint(0, 3, (2, 1, 3, 40, 8), generator=generator)
+    query, key = (2.0**exponents) * torch.randint(0, 2, exponents.shape, generator=generator)
+    scale = 2.0 ** int(math.log2(size))
+    mask = torch.arange(40) < torch.tensor([[31]])
+    lse = row_normalizer(query, key, mask, scale) if given_normalizer else None
+    found = significance(query, key, mask, scale=scale, lse=lse, backend=backend)
+    expected = significance(query.double(), key.double(), mask, scale=scale, backend="reference")
+    assert relative_error(found, expected) <= 1e-5
+
+
+def test_many_positions_with_large_scores(backend):
+    """More scores than are kept, so that they are computed twice."""
+    generator = torch.Generator().manual_seed(0)
+    query, key = torch.randint(0, 3, (2, 1, 1, 3000, 4), generator=generator).float()
+    for scale in (1.0, 2.0**24):
+        found = significance(query, key, scale=scale, backend=backend)
+        expected = significance(query.double(), key.double(), scale=scale, backend="reference")
+        assert relative_error(found, expected) <= 1e-5
+
+
+def test_a_log_sum_exp_of_other_scores():
+    query, key, mask = make(2, 3, 50, 16)
+    lse = row_normalizer(query, key, mask, 0.25)
+    right = significance(query, key, mask, lse=lse)
+    assert torch.equal(significance(query, key, mask, lse=lse.masked_fill(~mask[:, None], torch.inf)), right)
+    for other in (lse / math.log(2), row_normalizer(query, key, mask, 1.0), lse + 90, lse * 0, -lse, lse.flip(2)):
+        with pytest.raises(ValueError, match="lse: got .* the log-sum-exp of its scaled scores"):
+            significance(query, key, mask, lse=other.nan_to_num(0))
+    for bad in (torch.nan, torch.inf, -torch.inf):
+        other = lse.masked_fill(torch.arange(50) == 0, bad)
+        with pytest.raises(ValueError, match="lse: got .*, expected finite"):
+            significance(query, key, mask, lse=other)
+
+
+def test_a_log_sum_exp_that_is_wrong_in_some_rows(backend):
+    """Nobody looks at each row: the result is of other numbers, but of numbers."""
+    query, key, mask = make(1, 2, 50, 16, "full")
+    lse = row_normalizer(query, key, mask, 0.25)
+    for offset in (-900.0, 900.0, -90.0):
+        found = significance(query, key, lse=lse + offset * (torch.arange(50) > 0), backend=backend)
+        assert found.isfinite().all() and (found >= 0).all()
