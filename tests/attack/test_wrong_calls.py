@@ -231,7 +231,7 @@ def calls():
     for wrong in masks(M):
         yield "significance", significance, {"query": QUERY, "key": QUERY, "mask": wrong}, "mask"
     lse = (QUERY @ QUERY.mT / D**0.5).logsumexp(3)
-    for wrong in (*not_this_tensor(lse), lse.half(), lse * torch.nan, lse + torch.inf, lse + 50, lse / 2 + 9, -lse - 9):
+    for wrong in (*not_this_tensor(lse), lse.half(), lse * torch.nan, lse + torch.inf):
         yield "significance", significance, {"query": QUERY, "key": QUERY, "lse": wrong}, "lse"
     for wrong in (None, [], (), 3, "maps", {}, [None], [MAPS, 3], iter([MAPS]), MAPS[0, 0], MAPS[..., :4], MAPS.long(), MAPS.numpy(),
                   [MAPS, MAPS[..., :4, :4]], [MAPS, MAPS[:1]], MAPS[:, :0], MAPS.to_sparse(), MAPS.to(torch.complex64),
