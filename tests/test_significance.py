@@ -144,8 +144,8 @@ def test_scores_of_any_size_with_their_log_sum_exp(backend, size):
     """Its rounding is an error of the row's attention, but nothing is made of it that is more than all attention."""
     query, key, mask, scale = exact_scores(size)
     lse = row_normalizer(query, key, mask, scale)
-    for given in (lse, lse * (1 - 1e-6)):
-        found = significance(query, key, mask, scale=scale, lse=given, backend=backend)
+    for known in (lse, lse * (1 - 1e-6)):
+        found = significance(query, key, mask, scale=scale, lse=known, backend=backend)
         expected = significance(query.double(), key.double(), mask, scale=scale, backend="reference")
         assert found.isfinite().all() and (found >= 0).all() and (found[~mask] == 0).all()
         assert abs(found.sum() - 1) <= 1e-5

@@ -1,4 +1,4 @@
-"""pytest plugin: the library of PAD_ATTACK_LIBRARY, with the kernels of PAD_ATTACK_INSTRUCTION_SET; see sanitizers.py."""
+"""pytest plugin of sanitizers.py: the library PAD_ATTACK_LIBRARY, and its kernels PAD_ATTACK_INSTRUCTION_SET."""
 
 import importlib.util
 import os

@@ -168,9 +168,10 @@ def check_maps(verdict: Verdict, case, what: str) -> None:
     verdict.close(found, expected, 0, torch.float32, what)
 
 
-def run(op: str, backend: str) -> None:
+def run(op: str, backend: str, numbers: range) -> Verdict:
+    """The cases of an op with these seeds."""
     verdict = Verdict()
-    for seed in seeds(op):
+    for seed in numbers:
         what = f"seed {seed}"
         if op == "loss":
             case = cases.alignment(seed, INTERPRETED)
@@ -185,14 +186,15 @@ def run(op: str, backend: str) -> None:
         else:
             check_maps(verdict, cases.significance(seed, INTERPRETED), what)
         verdict.cases += 1
-    print(f"{op}, {backend}: {verdict.cases} cases")
-    verdict.check()
+    return verdict
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("op", SHARES)
 def test_against_float64(op, backend):
-    run(op, backend)
+    verdict = run(op, backend, seeds(op))
+    print(f"{op}, {backend}: {verdict.cases} cases")
+    verdict.check()
 
 
 @pytest.mark.skipif(INTERPRETED, reason="runs there already")

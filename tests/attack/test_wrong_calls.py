@@ -70,9 +70,8 @@ def not_this_tensor(value, floating=True):
     yield from NO_TENSORS[1:]
     yield value.numpy()
     yield value.tolist()
-    for other in (value[0], value[None], value[..., None], value[:, :-1], value[..., :-1], torch.cat((value, value)), value[:0],
-                  torch.tensor(1.0), value.flatten()):  # fmt: skip
-        yield other
+    yield from (value[0], value[None], value[..., None], value[:, :-1], value[..., :-1], value[:0])
+    yield from (torch.cat((value, value)), torch.tensor(1.0), value.flatten())
     dtypes = [torch.complex64, torch.float8_e4m3fn] if value.is_floating_point() else [torch.complex64, torch.float32]
     for dtype in (*dtypes, *((torch.int64, torch.bool, torch.uint8, torch.int8) if floating else ())):
         yield value.to(dtype)
@@ -105,7 +104,8 @@ def embeddings(value):
 def masks(length):
     mask = torch.ones(B, length, dtype=torch.bool)
     yield from not_this_tensor(mask, floating=False)
-    yield from (mask.float(), mask.double(), mask.long() * 2, -mask.long(), mask.to(torch.int8) - 2, torch.full((B, length), 255, dtype=torch.uint8),
+    yield from (mask.float(), mask.double(), mask.long() * 2, -mask.long(), mask.to(torch.int8) - 2, torch.full((B,
+                length), 255, dtype=torch.uint8),
                 torch.tensor([length, 1]), mask.T, mask.sum(1))  # fmt: skip
 
 
@@ -143,20 +143,27 @@ def spans_given():
 
 
 NUMBERS = (
-    None, "0.1", b"1", [0.1], (0.1,), {}, object(), 2j, True, False, float("nan"), float("inf"), -float("inf"), -0.1, 10**400,
-    -(10**400), Fraction(10**400, 3), Decimal("NaN"), np.array([0.1]), np.array("x"), torch.tensor([0.1]), torch.tensor(-1.0),
-    torch.tensor(torch.nan), torch.tensor(1), torch.tensor(True), torch.tensor(0.5, device="meta"), torch.tensor(1j), lambda: 1,
+    None, "0.1", b"1", [0.1], (0.1,), {}, object(), 2j, True, False, float("nan"), float("inf"), -float("inf"),
+    -0.1, 10**400,
+    -(10**400), Fraction(10**400, 3), Decimal("NaN"), np.array([0.1]), np.array("x"), torch.tensor([0.1]),
+    torch.tensor(-1.0),
+    torch.tensor(torch.nan), torch.tensor(1), torch.tensor(True), torch.tensor(0.5, device="meta"),
+    torch.tensor(1j), lambda: 1,
 )  # fmt: skip
 TEMPERATURES = (*NUMBERS, 1e-39, 5e-324, 1e-300, torch.tensor(torch.inf))
 COUNTS = (
-    "3", b"3", 2.0, 2.5, -1, True, 2j, [3], (3, 3), {}, object(), 2**63, 10**400, 2**21, float("nan"), np.array([1, 2]),
+    "3", b"3", 2.0, 2.5, -1, True, 2j, [3], (3, 3), {}, object(), 2**63, 10**400, 2**21, float("nan"), np.array([1,
+                                                                                                                2]),
     torch.tensor(3), torch.tensor([1]), torch.tensor([1, 2, 3]), torch.tensor([[1, 2]]), torch.tensor([1.0, 2.0]),
     torch.tensor([True, False]), torch.tensor([1, -1]), torch.tensor([1, 2**40]), torch.tensor([1, 2]).to_sparse(),
     torch.tensor([1, 2], device="meta"), torch.tensor([1j, 2]),
 )  # fmt: skip
-SCALES = ((), [], (0,), (1, -1), (float("nan"),), (float("inf"),), ("1",), (None,), (True,), 2, 0.5, "12", {1: 2}, {1, 2},
-          (10**400,), (1j,), ((1,),), torch.tensor([1.0]), np.array([1.0]), (torch.tensor(1.0),), object())  # fmt: skip
-NAMES = ("", "Span", "span ", "spans", "none", "MEAN", "cuda", 3, None, b"span", ["span"], ("span",), {"span"}, object(), True,
+SCALES = ((), [], (0,), (1, -1), (float("nan"),), (float("inf"),), ("1",), (None,), (True,), 2, 0.5, "12", {1: 2},
+          {1, 2},
+          (10**400,), (1j,), ((1,),), torch.tensor([1.0]), np.array([1.0]), (torch.tensor(1.0),),
+          object())  # fmt: skip
+NAMES = ("", "Span", "span ", "spans", "none", "MEAN", "cuda", 3, None, b"span", ["span"], ("span",), {"span"},
+         object(), True,
          torch.ones(2), "\0", "é", str)  # fmt: skip
 LOSSES = {f"pad_loss {level}": functools.partial(pad_loss, level=level) for level in ("token", "span", "global")}
 ALIGNMENTS = {"align": align, "alignment_matrix": alignment_matrix}
@@ -233,12 +240,20 @@ def calls():
     lse = (QUERY @ QUERY.mT / D**0.5).logsumexp(3)
     for wrong in (*not_this_tensor(lse), lse.half(), lse * torch.nan, lse + torch.inf):
         yield "significance", significance, {"query": QUERY, "key": QUERY, "lse": wrong}, "lse"
-    for wrong in (None, [], (), 3, "maps", {}, [None], [MAPS, 3], iter([MAPS]), MAPS[0, 0], MAPS[..., :4], MAPS.long(), MAPS.numpy(),
-                  [MAPS, MAPS[..., :4, :4]], [MAPS, MAPS[:1]], MAPS[:, :0], MAPS.to_sparse(), MAPS.to(torch.complex64),
-                  nested(MAPS, torch.strided), [[MAPS]], MAPS.tolist(), torch.Tensor, [MAPS, MAPS.to("meta")]):  # fmt: skip
+    for wrong in (None, [], (), 3, "maps", {}, [None], [MAPS, 3], iter([MAPS]), MAPS[0, 0], MAPS[..., :4],
+                  MAPS.long(), MAPS.numpy(),
+                  [MAPS, MAPS[..., :4, :4]], [MAPS, MAPS[:1]], MAPS[:, :0], MAPS.to_sparse(),
+                  MAPS.to(torch.complex64),
+                  nested(MAPS, torch.strided), [[MAPS]], MAPS.tolist(), torch.Tensor, [MAPS,
+                                                                                       MAPS.to("meta")]):  # fmt: skip
         yield "significance_from_attentions", significance_from_attentions, {"attentions": wrong}, "attentions"
     for wrong in masks(M):
-        yield "significance_from_attentions", significance_from_attentions, {"attentions": MAPS, "mask": wrong}, "mask"
+        yield (
+            "significance_from_attentions",
+            significance_from_attentions,
+            {"attentions": MAPS, "mask": wrong},
+        )
+        "mask"
     for wrong in (None, 3.5, "gpu?", "", "cpu:x", object, object(), ["cpu"], torch.float32, 2j, "cuda:-1", "é"):
         yield "available_backends", available_backends, {"device": wrong}, "device"
 
@@ -290,8 +305,8 @@ def test_each_is_refused_by_name():
         found = outcome(function, arguments, name)
         if found:
             wrong = arguments[name]
-            shown = f"{tuple(wrong.shape)} {wrong.dtype} {wrong.layout}" if isinstance(wrong, torch.Tensor) and not wrong.is_nested \
-                else repr(wrong)[:60]  # fmt: skip
+            is_plain = isinstance(wrong, torch.Tensor) and not wrong.is_nested
+            shown = f"{tuple(wrong.shape)} {wrong.dtype} {wrong.layout}" if is_plain else repr(wrong)[:60]
             failures.append(f"{label}({name}={shown}): {found}")
     print(f"{number} wrong calls")
     assert number >= 800

@@ -26,7 +26,7 @@ FEW = {
 
 
 def build(folder: Path, sanitize: str = "", shim: bool = True) -> Path:
-    """The library in `folder`; raises RuntimeError with the compiler's output. `shim`: its CUDA sources, for the CPU."""
+    """The library in `folder`; raises RuntimeError with what the compiler says. `shim`: with the CUDA sources."""
     configure = [
         "cmake", "-S", str(ROOT), "-B", str(folder / "build"), "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release",
         f"-DPython_EXECUTABLE={sys.executable}", f"-DPAD_KERNELS_OUTPUT={folder}",
