@@ -1,6 +1,5 @@
-"""Ops from several threads at once, two models in two threads, and a fork after use: the same bits as alone."""
+"""Ops from several threads at once, and two models in two threads: the same as alone."""
 
-import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -92,22 +91,3 @@ def test_two_models_in_two_threads():
     with ThreadPoolExecutor(4) as pool:
         for place, found in zip([0, 1] * 20, pool.map(priors, [0, 1] * 20)):
             assert torch.allclose(found, expected[place], atol=1e-7)
-
-
-@pytest.mark.parametrize("threads", [1, 3])
-def test_fork_after_use(native, threads):
-    """The child has none of the parent's threads, and may not wait for them."""
-    torch.set_num_threads(threads)
-    inputs = torch.randn(8, 200, 32), torch.randn(8, 30, 32)
-    with torch.no_grad():
-        expected = pad_loss(*inputs, backend=native)
-    for _ in range(5):
-        pid = os.fork()
-        if pid == 0:
-            with torch.no_grad():
-                os._exit(0 if torch.equal(pad_loss(*inputs, backend=native), expected) else 1)
-        guard = threading.Timer(60, os.kill, [pid, 9])
-        guard.start()
-        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        guard.cancel()
-        assert status == 0

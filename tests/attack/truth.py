@@ -99,14 +99,20 @@ def similarities(each: Utterance, temperature: float, chosen: Tensor | None) -> 
     return (matrix * cosine).sum(1), matrix.detach(), logits.logsumexp(1).detach()
 
 
-def gradient_scales(each: Utterance, matrix: Tensor, shares: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """For each frame and token, the length that its gradient is left over from; `shares` [T]: of the similarities."""
+def cancellation(each: Utterance) -> Tensor:
+    """How many times longer the frames of each unit are, weighed, than what is left of them in their mean; 1 or more."""
+    left = (each.pooling @ each.speech).detach().norm(dim=1).clamp(min=EPS)
+    return ((each.pooling @ each.speech.detach().abs()).norm(dim=1) / left).clamp(min=1)
+
+
+def scales_of(each: Utterance, matrix: Tensor, shares: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+    """What a loss, and for each frame and token the length of its gradient, is left over from; `shares` [T]."""
     units = (each.pooling @ each.speech).detach()
     steepness = 2 if temperature == 0 else 2 * max(1.0, 1 / temperature)
-    weight = steepness * shares[:, None] * matrix
-    of_units = weight.sum(0) / units.norm(dim=1).clamp(min=EPS)
-    of_text = weight.sum(1) / each.text.detach().norm(dim=1).clamp(min=EPS)
-    return each.pooling.mT @ of_units, of_text
+    weight = shares[:, None] * matrix * cancellation(each)
+    of_units = steepness * weight.sum(0) / units.norm(dim=1).clamp(min=EPS)
+    of_text = steepness * weight.sum(1) / each.text.detach().norm(dim=1).clamp(min=EPS)
+    return weight.sum(), each.pooling.mT @ of_units, of_text
 
 
 def loss(case, upstream: Tensor, units: Tensor | None) -> tuple[Found, Found, Found, Tensor]:
@@ -145,8 +151,8 @@ def loss(case, upstream: Tensor, units: Tensor | None) -> tuple[Found, Found, Fo
                     max=len(each.units) - 1
                 )
             similarity, matrix, _ = similarities(each, case.temperature, chosen)
-            value, scales[b] = (q * (1 - similarity)).sum(), 1.0
-            lengths = gradient_scales(each, matrix, q, case.temperature)
+            value = (q * (1 - similarity)).sum()
+            scales[b], *lengths = scales_of(each, matrix, q, case.temperature)
         values[b] = value.detach()
         counted.append((b, each, torch.autograd.grad(value, (each.speech, each.text)), lengths))
     share = 1 / max(len(counted), 1) if case.reduction == "mean" else 1.0
