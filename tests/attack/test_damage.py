@@ -1,4 +1,3 @@
-# ruff: noqa: F811
 """Damage to every file of a checkpoint: it is named and the one before is taken, or the run ends with a line."""
 
 import shutil
@@ -11,20 +10,11 @@ pytest.importorskip("soundfile")
 
 from safetensors.torch import load_file  # noqa: E402
 from test_pad_checkpoints import DAMAGES  # noqa: E402
-from test_pad_distill import losses, models, speech  # noqa: E402, F401
+from test_pad_distill import losses  # noqa: E402
 
 from pad.distill.manifest import damage, numbered  # noqa: E402
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def command(models, speech):
-    return lambda output, *more: (
-        "distill", "--student", models["student"], "--teacher", models["teacher"], "--data", str(speech),
-        "--output", str(output), "--batch-size", "2", "--device", "cpu", "--log-every", "1", "--save-every", "1",
-        "--max-steps", "3", "--keep-checkpoints", "2", *more,
-    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -85,15 +75,15 @@ def test_files_of_the_run(forks, command, finished, tmp_path, name, kind):
 
 @pytest.mark.parametrize("kind", DAMAGES)
 @pytest.mark.parametrize("role", ["student", "teacher"])
-def test_files_of_the_models(forks, command, models, finished, tmp_path, role, kind):
+def test_files_of_the_models(forks, command, world, finished, tmp_path, role, kind):
     """Exit 2 and one line, and nothing is left; a byte of the weights, or of what nobody reads, may go unseen."""
     for number, name in enumerate(("config.json", "model.safetensors", "vocab.txt")):
-        folder = shutil.copytree(models[role], tmp_path / f"{role}{number}")
+        folder = shutil.copytree(world[role], tmp_path / f"{role}{number}")
         if not (folder / name).is_file():
             continue
         DAMAGES[kind](folder / name)
         output = tmp_path / f"run{number}"
-        arguments = [str(folder) if each == models[role] else each for each in command(output)]
+        arguments = [str(folder) if each == world[role] else each for each in command(output)]
         done = forks.run(*arguments)
         assert "Traceback" not in done.errors, (name, done.errors)
         assert done.code == 2 or kind == "a byte" or name == "vocab.txt", (name, done.output)

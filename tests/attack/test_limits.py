@@ -1,4 +1,3 @@
-# ruff: noqa: F811
 """Too little memory and too little disk: one line, exit 1, and what was saved before is whole."""
 
 import shutil
@@ -9,20 +8,11 @@ import pytest
 pytest.importorskip("transformers")
 pytest.importorskip("soundfile")
 
-from test_pad_distill import losses, models, speech  # noqa: E402, F401
+from test_pad_distill import losses  # noqa: E402
 
 from pad.distill.manifest import damage, numbered  # noqa: E402
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def command(models, speech):
-    return lambda output, *more: (
-        "distill", "--student", models["student"], "--teacher", models["teacher"], "--data", str(speech),
-        "--output", str(output), "--batch-size", "2", "--device", "cpu", "--log-every", "1", "--save-every", "1",
-        "--max-steps", "3", "--keep-checkpoints", "2", *more,
-    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")

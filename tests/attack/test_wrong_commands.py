@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from student_models import save_speech, save_teacher, save_whisper
 
 pytest.importorskip("transformers")
 pytest.importorskip("soundfile")
@@ -54,20 +53,16 @@ AUDIO = {
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory) -> dict[str, str]:
-    """A student, a teacher and speech that would do."""
-    folder = tmp_path_factory.mktemp("world")
-    world = {"student": save_whisper(folder / "student"), "teacher": save_teacher(folder / "teacher"),
-             "speech": save_speech(folder / "speech")}  # fmt: skip
+def bad(world, tmp_path_factory) -> dict[str, str]:
+    """`world`, and a folder of files that will not do."""
+    folder = tmp_path_factory.mktemp("bad")
     for name, content in (MANIFESTS | AUDIO).items():
-        path = folder / "bad" / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes(content.replace(b"SPEECH", world["speech"].encode()))
+        (folder / name).write_bytes(content.replace(b"SPEECH", world["speech"].encode()))
     for name, content in YAML.items():
-        (folder / "bad" / f"{name}.yaml").write_bytes(content.encode())
-    (folder / "bad" / "config").mkdir()
-    (folder / "bad" / "config" / "config.json").write_text('{"model_type": "nonsense"}')
-    return world | {"bad": str(folder / "bad")}
+        (folder / f"{name}.yaml").write_bytes(content.encode())
+    (folder / "config").mkdir()
+    (folder / "config" / "config.json").write_text('{"model_type": "nonsense"}')
+    return world | {"bad": str(folder)}
 
 
 def option(command: list[str], name: str, value: str) -> list[str]:
@@ -180,10 +175,10 @@ def what_is_wrong(done, arguments, folder: Path) -> str | None:
     return None
 
 
-def test_each_is_refused_in_a_line(forks, world, tmp_path):
+def test_each_is_refused_in_a_line(forks, bad, tmp_path):
     folder, failures, number = tmp_path / "here", [], 0
     folder.mkdir()
-    for label, arguments in commands(world, str(folder / "out")):
+    for label, arguments in commands(bad, str(folder / "out")):
         number += 1
         done = forks.run(*arguments, cwd=folder)
         found = what_is_wrong(done, arguments, folder)

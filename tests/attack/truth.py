@@ -100,7 +100,7 @@ def similarities(each: Utterance, temperature: float, chosen: Tensor | None) -> 
 
 
 def cancellation(each: Utterance) -> Tensor:
-    """How many times longer the frames of each unit are, weighed, than what is left of them in their mean; 1 or more."""
+    """How many times longer the weighed frames of each unit are than what is left of them in their mean; 1 or more."""
     left = (each.pooling @ each.speech).detach().norm(dim=1).clamp(min=EPS)
     return ((each.pooling @ each.speech.detach().abs()).norm(dim=1) / left).clamp(min=1)
 
