@@ -9,6 +9,7 @@
 
 #if !defined(_WIN32)
 #include <dlfcn.h>
+#include <pthread.h>
 #endif
 
 namespace pad {
@@ -67,11 +68,16 @@ Function loaded(const char* name) {
 struct OpenMP {
   void (*const parallel)(void (*)(void*), void*, unsigned, unsigned) = loaded<decltype(parallel)>("GOMP_parallel");
   int (*const thread_number)() = loaded<decltype(thread_number)>("omp_get_thread_num");
+#if !defined(_WIN32)
+  const int watches_forks = pthread_atfork(nullptr, nullptr, [] { forked = true; });
+#endif
+  // A process that was forked has none of the threads; GNU's runtime would wait for them without end.
+  static inline std::atomic<bool> forked{false};
 };
 
 const OpenMP* openmp() {
   static const OpenMP runtime;
-  return runtime.parallel && runtime.thread_number ? &runtime : nullptr;
+  return runtime.parallel && runtime.thread_number && !OpenMP::forked ? &runtime : nullptr;
 }
 
 void work_in_team(void* job) { static_cast<Job*>(job)->work(openmp()->thread_number()); }

@@ -31,6 +31,7 @@ from pad_kernels.inputs import (
 Shape = Sequence[int]
 LOWEST_TEMPERATURE = 1e-38  # its inverse is a float32
 MOST_ANCHORS = 2**20
+_LONGEST_DESCRIPTION = 120
 # Made here: torch.compile with dynamic=True takes numbers for unknown, and cannot write those into a text.
 _A_TEMPERATURE = f"0 (hard alignment) or a finite number of at least {LOWEST_TEMPERATURE}"
 _A_COUNT = f"an int from 0 to {MOST_ANCHORS}"
@@ -41,7 +42,8 @@ def describe(value: object) -> str:
     """What an error message says of a value."""
     if not isinstance(value, Tensor):
         try:
-            return reprlib.repr(value)
+            text = reprlib.repr(value)
+            return text if len(text) <= _LONGEST_DESCRIPTION else f"{text[: _LONGEST_DESCRIPTION - 3]}..."
         except ValueError:  # an int of thousands of digits
             return f"a {type(value).__name__} without a printable value"
     if value.is_nested and value.layout == torch.strided:  # has no shape

@@ -11,6 +11,7 @@ from pad_kernels.autograd import Loss, RegisteredOps
 from pad_kernels.backends.base import Backend
 from pad_kernels.inputs import (
     ANCHORS,
+    INTEGER,
     LEVELS,
     REDUCTIONS,
     LossOptions,
@@ -80,6 +81,8 @@ def pad_loss(
         others = (speech_mask, text_mask, speech_prior, text_prior, num_anchors, *(spans or ()))
         checks.refuse_functorch("pad_kernels.pad_loss", speech, text, *others)
     device, shape, text_shape = speech.device, speech.shape[:2], text.shape[:2]
+    if isinstance(num_anchors, Tensor):
+        checks.tensor("num_anchors", num_anchors, INTEGER, shape[:1], device, "integers, one for each utterance,")
     speech_mask = checks.mask("speech_mask", speech_mask, shape, device)
     text_mask = checks.mask("text_mask", text_mask, text_shape, device)
     speech_prior = checks.prior("speech_prior", speech_prior, shape, device)

@@ -208,6 +208,22 @@ def test_numbers_of_anchors(count):
     bad(lambda: select_spans(PRIOR, None, count), "num_tokens: got")
 
 
+@pytest.mark.parametrize("level", ["token", "span", "global"])
+@pytest.mark.parametrize("count", [torch.tensor([1, 2], device="meta"), torch.tensor([1, 2, 3]), torch.tensor([1])])
+def test_numbers_of_anchors_of_other_batches(level, count):
+    """No kernel may read its address."""
+    bad(lambda: pad_loss(SPEECH, TEXT, level=level, num_anchors=count), "num_anchors: got a int64 tensor")
+    bad(lambda: PADLoss(level, num_anchors=count)(SPEECH, TEXT), "num_anchors: got a int64 tensor")
+
+
+@pytest.mark.parametrize("value", [[[0.123456789] * 50] * 50, {str(n): [n] * 9 for n in range(99)}, "x" * 10**6])
+def test_messages_stay_short(value):
+    for name in ("speech", "temperature", "level", "scales"):
+        with pytest.raises(ValueError, match=f"{name}: got ") as caught:
+            pad_loss(**{"speech": SPEECH, "text": TEXT} | {name: value})
+        assert len(str(caught.value)) < 300
+
+
 @pytest.mark.parametrize("most", [torch.tensor(3), torch.tensor([3, 3]), [3], 2.0, None.__class__])
 def test_max_anchors(most):
     bad(lambda: select_spans(PRIOR, None, 3, max_anchors=most), "max_anchors: got")
@@ -266,4 +282,5 @@ def test_significance_from_attentions():
     bad(lambda: significance_from_attentions(maps[0, 0]), "attentions", "(5, 5)")
     bad(lambda: significance_from_attentions([maps, maps[..., :4, :4]]), "attentions", "(2, 3, 4, 4)")
     bad(lambda: significance_from_attentions([maps, None]), "attentions: got None")
+    bad(lambda: significance_from_attentions([maps, maps.to("meta")]), "attentions", "on meta", "device for all layers")
     bad(lambda: significance_from_attentions(maps, torch.ones(2, 4)), "mask", "(2, 4)")

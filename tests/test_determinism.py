@@ -1,5 +1,8 @@
 """The same inputs give the same bits, on every run and with any number of threads."""
 
+import os
+import threading
+
 import pytest
 import torch
 from inputs import make_inputs
@@ -54,6 +57,23 @@ def test_loss(native, level):
         return loss, *torch.autograd.grad(loss, (speech, text))
 
     assert_same_bits(run)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+def test_a_fork_after_use(native, threads):
+    """The child has none of the parent's threads, and may not wait for them."""
+    arguments = make(8, 200, 30, 32)
+    torch.set_num_threads(threads)
+    expected = pad_loss(*arguments, backend=native)
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0 if torch.equal(pad_loss(*arguments, backend=native), expected) else 1)
+    guard = threading.Timer(120, os.kill, [pid, 9])
+    guard.start()
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    guard.cancel()
+    assert status == 0
 
 
 @pytest.mark.parametrize("level", ["global", "token", "span"])

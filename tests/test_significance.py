@@ -1,5 +1,7 @@
 """significance of every backend against the float64 reference."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -118,3 +120,75 @@ def test_definition_leaves_masked_queries_out():
     maps = torch.tensor([[[1.0, 0.0, 0.0], [0.5, 0.5, 0.0], [0.0, 1.0, 0.0]]])
     mask = torch.tensor([[1, 1, 0]])
     assert torch.allclose(significance_from_attentions(maps, mask), torch.tensor([[0.75, 0.25, 0.0]]))
+
+
+@pytest.mark.parametrize("size", [1e2, 1e4, 1e7, 1e12, 1e30])
+def test_scores_of_any_size(backend, size):
+    """Powers of two, whose float32 scores are exact: what is left is the attention of the row's highest scores."""
+    query, key, mask, scale = exact_scores(size)
+    found = significance(query, key, mask, scale=scale, backend=backend)
+    expected = significance(query.double(), key.double(), mask, scale=scale, backend="reference")
+    assert relative_error(found, expected) <= 1e-5
+
+
+def exact_scores(size):
+    """query, key, mask and scale."""
+    generator = torch.Generator().manual_seed(0)
+    exponents = torch.randint(0, 3, (2, 1, 3, 40, 8), generator=generator)
+    query, key = (2.0**exponents) * torch.randint(0, 2, exponents.shape, generator=generator)
+    return query, key, torch.arange(40) < torch.tensor([[31]]), 2.0 ** int(math.log2(size))
+
+
+@pytest.mark.parametrize("size", [1e2, 1e4, 1e7, 1e12, 1e30])
+def test_scores_of_any_size_with_their_log_sum_exp(backend, size):
+    """Its rounding is an error of the row's attention, but nothing is made of it that is more than all attention."""
+    query, key, mask, scale = exact_scores(size)
+    lse = row_normalizer(query, key, mask, scale)
+    for known in (lse, lse * (1 - 1e-6)):
+        found = significance(query, key, mask, scale=scale, lse=known, backend=backend)
+        expected = significance(query.double(), key.double(), mask, scale=scale, backend="reference")
+        assert found.isfinite().all() and (found >= 0).all() and (found[~mask] == 0).all()
+        assert abs(found.sum() - 1) <= 1e-5
+        if size <= 1e4:
+            assert relative_error(found, expected) <= 2e-6 * 300 * size
+
+
+def test_many_positions_with_large_scores(backend):
+    """More scores than are kept, so that they are computed twice."""
+    generator = torch.Generator().manual_seed(0)
+    query, key = torch.randint(0, 3, (2, 1, 1, 3000, 4), generator=generator).float()
+    for scale in (1.0, 2.0**24):
+        found = significance(query, key, scale=scale, backend=backend)
+        expected = significance(query.double(), key.double(), scale=scale, backend="reference")
+        assert relative_error(found, expected) <= 1e-5
+
+
+def test_a_log_sum_exp_that_is_no_number(backend):
+    query, key, mask = make(2, 3, 50, 16)
+    lse = row_normalizer(query, key, mask, 0.25)
+    right = significance(query, key, mask, lse=lse, backend=backend)
+    other = lse.masked_fill(~mask[:, None], torch.inf)
+    assert torch.equal(significance(query, key, mask, lse=other, backend=backend), right)
+    for bad in (torch.nan, torch.inf, -torch.inf):
+        with pytest.raises(ValueError, match="lse: got .* in a real row, expected finite"):
+            significance(query, key, mask, lse=lse.masked_fill(torch.arange(50) == 0, bad), backend=backend)
+
+
+def test_a_log_sum_exp_over_more_keys(backend):
+    """As of a text whose special tokens are attended to and do not count: their share is left out."""
+    query, key, _ = make(2, 3, 50, 16, "full")
+    mask = torch.arange(50).expand(2, 50) % 7 > 0
+    every = torch.ones_like(mask)
+    attention = (query.double() @ key.double().mT / 4).softmax(3)
+    received = torch.where(mask[:, None, :, None] & mask[:, None, None], attention, 0).mean(1).sum(1)
+    found = significance(query, key, mask, lse=row_normalizer(query, key, every, 0.25), backend=backend)
+    assert relative_error(found, received / received.sum(1, keepdim=True)) <= 1e-5
+
+
+def test_a_log_sum_exp_of_other_scores(backend):
+    """The result is of other numbers, but of numbers."""
+    query, key, mask = make(1, 2, 50, 16, "full")
+    lse = row_normalizer(query, key, mask, 0.25)
+    for offset in (-900.0, 900.0, -90.0):
+        found = significance(query, key, lse=lse + offset * (torch.arange(50) > 0), backend=backend)
+        assert found.isfinite().all() and (found >= 0).all()

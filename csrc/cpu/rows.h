@@ -57,7 +57,7 @@ inline void scaled_add(OpMath<From>* to, const From* from, OpMath<From> scale, i
 
 template <class T>
 inline void fill_zero(T* to, int64_t count) {
-  std::memset(static_cast<void*>(to), 0, static_cast<size_t>(count) * sizeof(T));
+  if (count) std::memset(static_cast<void*>(to), 0, static_cast<size_t>(count) * sizeof(T));  // none: perhaps null
 }
 
 }  // namespace

@@ -90,11 +90,13 @@ struct Significance {
       }
   }
 
-  // Replaces the scores by exp(score - shift) and adds them up per query.
+  // Replaces the scores by exp(score - shift) and adds them up per query. No score is above its row's shift, but for
+  // the rounding of a log-sum-exp that is given, which large scores would magnify without end.
   static void exponentiate(S* scores, int64_t count, const V (&shift)[tile_vectors], V (&sum)[tile_vectors]) {
     for (int64_t k = 0; k < count; ++k)
       for (int v = 0; v < tile_vectors; ++v) {
-        const V value = exponential(load(scores + k * queries + v * lanes<S>) - shift[v]);
+        const V exponent = load(scores + k * queries + v * lanes<S>) - shift[v];
+        const V value = exponential(exponent > 0 ? V{} : exponent);
         sum[v] += value;
         store(scores + k * queries + v * lanes<S>, value);
       }
@@ -109,22 +111,21 @@ struct Significance {
     }
   }
 
-  // exp(score - lse) is the attention itself, block of keys by block of keys.
-  // `valid_queries`: 1 for the queries that there are, 0 for what pads the block.
-  void add_known(const Head& head, const V (&lse)[tile_vectors], const V (&valid_queries)[tile_vectors],
+  // The attention is exp(score - shift) times the query's weight, block of keys by block of keys.
+  void add_known(const Head& head, const V (&shift)[tile_vectors], const V (&weights)[tile_vectors],
                  const Scratch& scratch, S* sums) const {
     for (int64_t first = 0; first < head.count; first += block_keys) {
       const int64_t rows = minimum(block_keys, head.count - first);
       V unused[tile_vectors] = {};
       score(head, first, rows, scratch);
-      exponentiate(scratch.scores, rows, lse, unused);
-      add_columns(scratch.scores, rows, valid_queries, sums + first);
+      exponentiate(scratch.scores, rows, shift, unused);
+      add_columns(scratch.scores, rows, weights, sums + first);
     }
   }
 
   // Highest score and sum of exponentials of each query, over all keys, block by block.
-  void online_lse(const Head& head, const Scratch& scratch, V (&lse)[tile_vectors]) const {
-    V highest[tile_vectors] = {}, sum[tile_vectors] = {};
+  void online_softmax(const Head& head, const Scratch& scratch, V (&highest)[tile_vectors],
+                      V (&sum)[tile_vectors]) const {
     for (int v = 0; v < tile_vectors; ++v) highest[v] = broadcast(lowest);
     for (int64_t first = 0; first < head.count; first += block_keys) {
       const int64_t rows = minimum(block_keys, head.count - first);
@@ -135,8 +136,6 @@ struct Significance {
       for (int v = 0; v < tile_vectors; ++v) sum[v] *= exponential(before[v] - highest[v]);
       exponentiate(scratch.scores, rows, highest, sum);
     }
-    for (int v = 0; v < tile_vectors; ++v)
-      for (int i = 0; i < lanes<S>; ++i) lse[v][i] = highest[v][i] + logarithm(static_cast<S>(sum[v][i]));
   }
 
   void chunk(int64_t index) const {
@@ -160,11 +159,10 @@ struct Significance {
     for (int64_t block = blocks * (index % chunks) / chunks; block < blocks * (index % chunks + 1) / chunks; ++block) {
       const int64_t first = block * queries, used = minimum(queries, count - first);
       pack_queries(head, first, used, panel.data());
-      V weights[tile_vectors] = {}, shift[tile_vectors] = {};
+      V weights[tile_vectors] = {}, shift[tile_vectors] = {}, sum[tile_vectors] = {};
       for (int v = 0; v < tile_vectors; ++v)
         for (int i = 0; i < lanes<S>; ++i) weights[v][i] = v * lanes<S> + i < used ? S(1) : S(0);
       if (keep) {
-        V sum[tile_vectors] = {};
         for (int v = 0; v < tile_vectors; ++v) shift[v] = broadcast(lowest);
         score(head, 0, count, scratch);
         update_highest(scratch.scores, count, shift);
@@ -178,7 +176,9 @@ struct Significance {
         for (int64_t q = 0; q < queries; ++q)
           shift[q / lanes<S>][q % lanes<S>] = q < used ? lse[head.positions[first + q]] : S(0);
       } else {
-        online_lse(head, scratch, shift);
+        // Not as one log-sum-exp: large scores would swallow the logarithm.
+        online_softmax(head, scratch, shift, sum);
+        for (int v = 0; v < tile_vectors; ++v) weights[v] /= sum[v];
       }
       add_known(head, shift, weights, scratch, sums);
     }
@@ -198,6 +198,7 @@ struct Significance {
         sums[k] += static_cast<double>(parts[part * a.length + k]);
       total += sums[k];
     }
+    if (total == 0) return;  // a log-sum-exp that was given lies far above the scores
     for (int64_t k = 0; k < count; ++k) out[positions[k]] = static_cast<S>(sums[k] / total);
   }
 };

@@ -43,7 +43,7 @@ void weigh(const PositionWeights& a) {
   using A = std::conditional_t<std::is_same_v<T, double>, double, S>;
   const int64_t length = a.length;
   const Buffer<uint8_t> all(a.mask ? 0 : length);
-  if (!a.mask) std::memset(all.data(), 1, static_cast<size_t>(length));
+  if (!a.mask && length) std::memset(all.data(), 1, static_cast<size_t>(length));
   const Buffer<A> row(a.prior ? length : 0);
   const S masked = static_cast<S>(a.masked);
   double lowest = 0, highest = 0;

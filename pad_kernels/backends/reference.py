@@ -181,7 +181,9 @@ def _significance(query: Tensor, key: Tensor, mask: Tensor | None, scale: float,
         if lse is None:
             attention = scores.softmax(3)
         else:
-            attention = (scores - torch.where(real[..., 0], lse[:, :, block], 0)[..., None].to(dtype)).exp()
+            exponent = scores - torch.where(real[..., 0], lse[:, :, block], 0)[..., None].to(dtype)
+            # No score is above its row's log-sum-exp, but for rounding, which large scores would magnify without end.
+            attention = exponent.clamp(max=0).exp()
         column_sums += torch.where(real, attention, 0).sum((1, 2)) / heads
     total = column_sums.sum(1, keepdim=True)
     return column_sums / torch.where(total > 0, total, 1)

@@ -29,10 +29,22 @@ def _check(query: Tensor, key: Tensor, mask: Tensor | None, lse: Tensor | None) 
         checks.tensor("lse", lse, dtypes, shape, query.device, "a float32 or float64 tensor")
 
 
+def _check_finite(lse: Tensor, mask: Tensor | None) -> None:
+    """ValueError, where the values can be read, for a row that counts and whose log-sum-exp is no number."""
+    if not lse.numel() or not checks.values_can_be_read(lse):
+        return
+    bounds = torch.aminmax(lse if mask is None else torch.where(mask[:, None], lse, 0))
+    bad = [bound.item() for bound in bounds if not bound.isfinite()]
+    if bad:
+        raise ValueError(f"lse: got {bad[0]} in a real row, expected finite numbers")
+
+
 def _significance(
     query: Tensor, key: Tensor, mask: Tensor | None, scale: float, lse: Tensor | None, backend: str
 ) -> Tensor:
     _check(query, key, mask, lse)
+    if lse is not None:
+        _check_finite(lse, mask)
     chosen = backends.select_backend("significance", backend, query.device, query.dtype, query.shape[3])
     found: Tensor = chosen.function("significance")(query, key, mask, scale, lse)
     return found
@@ -81,12 +93,16 @@ def significance(
         query, key: [B, H, T, d] float32, float64, bfloat16 or float16, one dtype.
         mask: [B, T] bool or integers 0/1. None: all positions are real.
         scale: factor of the scores. None: 1 / sqrt(d).
-        lse: [B, H, T] log-sum-exp of each row's scaled scores over the real keys, if it is known already.
+        lse: [B, H, T] float32 or float64 natural log-sum-exp of each row's scaled scores, if it is known already: over
+            the real keys, or over more keys, whose share is then left out. Finite in the real rows.
         backend: as for `align`.
 
     Returns:
         [B, T] float32 (float64 for float64 inputs), sums to 1 over the real positions, 0 at the others; an
         utterance without a real position is 0. A constant for the gradient.
+
+    The rounding of scores of size S changes a row's attention by up to 1e-6 S of it in float32. With `lse` a row may
+    then also weigh that much more or less than the others; without it every row weighs the same.
 
     Raises:
         ValueError: an argument of wrong shape, dtype, device or value, or a backend that cannot run here.
@@ -134,10 +150,11 @@ def significance_from_attentions(attentions: Tensor | Sequence[Tensor], mask: Te
         if not square or layer.dtype not in FLOATING or layer.dim() == 4 and layer.shape[1] == 0:
             wanted = "floating-point maps of shape [B, H, T, T] or [B, T, T]"
             raise ValueError(f"attentions: got {checks.describe(layer)}, expected {wanted}")
-        if (layer.shape[0], layer.shape[-1]) != (layers[0].shape[0], layers[0].shape[-1]):
+        first = layers[0]
+        if (layer.shape[0], layer.shape[-1], layer.device) != (first.shape[0], first.shape[-1], first.device):
             raise ValueError(
-                f"attentions: got {checks.describe(layer)} after {checks.describe(layers[0])}, "
-                "expected one batch size and length for all layers"
+                f"attentions: got {checks.describe(layer)} after {checks.describe(first)}, "
+                "expected one batch size, length and device for all layers"
             )
         layer = layer.detach().to(opmath_dtype(layer.dtype))
         real = checks.mask("mask", mask, (layer.shape[0], layer.shape[-1]), layer.device)

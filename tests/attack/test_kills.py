@@ -1,11 +1,11 @@
-# ruff: noqa: F811
-"""Kills at file operations of `pad distill`: the run that resumes ends as one that was never stopped."""
+"""Kills of `pad distill`, at file operations and at any time: the run that resumes ends as one that was never stopped.
+
+PAD_ATTACK_KILLS (30) is their number.
+"""
 
 import os
 import random
 import signal
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -14,61 +14,40 @@ pytest.importorskip("transformers")
 pytest.importorskip("soundfile")
 
 from safetensors.torch import load_file  # noqa: E402
-from test_pad_distill import losses, models, run, speech  # noqa: E402, F401
+from test_pad_distill import losses  # noqa: E402
 
 from pad.distill.manifest import damage, numbered  # noqa: E402
 
 pytestmark = pytest.mark.slow
 
-KILLS = int(os.environ.get("PAD_ATTACK_KILLS", 12))
-OPTIONS = ["--log-every", "1", "--save-every", "1", "--max-steps", "4", "--keep-checkpoints", "2"]
-# Kills itself at the n-th operation on a file below the output folder.
-COMMAND = """
-import os, signal, sys
-left, folder = int(sys.argv.pop(1)), sys.argv.pop(1)
-def watch(event, arguments):
-    global left
-    if event in ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod") and folder in str(arguments[0]):
-        left -= 1
-        if left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-from pad.cli import main
-sys.addaudithook(watch)
-code = main(sys.argv[1:])
-print("operations:", -left)
-sys.exit(code)
-"""
-
-
-def child(models, data, output, at: int) -> subprocess.CompletedProcess:
-    arguments = ["distill", "--student", models["student"], "--teacher", models["teacher"], "--data", str(data),
-                 "--output", str(output), "--batch-size", "2", "--device", "cpu", "--resume", *OPTIONS]  # fmt: skip
-    return subprocess.run(
-        [sys.executable, "-c", COMMAND, str(at), str(output), *arguments], capture_output=True, text=True
-    )
+KILLS = int(os.environ.get("PAD_ATTACK_KILLS", 30))
 
 
 @pytest.fixture(scope="module")
-def whole(models, speech, tmp_path_factory):
-    """A run that was not stopped, and the number of its file operations."""
+def whole(forks, command, tmp_path_factory):
+    """A run that was not stopped, the number of its file operations, and how long it took."""
     output = tmp_path_factory.mktemp("whole") / "run"
-    done = child(models, speech, output, 0)
-    assert done.returncode == 0, done.stderr
-    return output, int(done.stdout.splitlines()[-1].split()[-1])
+    done = forks.run(*command(output, "--resume"), folder=output)
+    assert done.code == 0, done.errors
+    return output, int(done.output.splitlines()[-1].split()[-1]), done.seconds
 
 
 @pytest.mark.parametrize("number", range(KILLS))
-def test_a_run_killed_at_a_file_operation(models, speech, whole, tmp_path, number):
-    unharmed, operations = whole
-    # Half of the kills are spread over the run, the others over its last save.
-    first = 1 if number % 2 else operations * 4 // 5
-    at = random.Random(number).randint(first, operations)
-    done = child(models, speech, tmp_path / "run", at)
-    assert done.returncode == -signal.SIGKILL, (at, operations, done.stderr)
-    assert run(models, speech, tmp_path / "run", *OPTIONS, "--resume") == 0
-    assert losses(tmp_path / "run") == losses(unharmed)
-    ours, theirs = (load_file(folder / "student" / "model.safetensors") for folder in (tmp_path / "run", unharmed))
-    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
-    assert not list((tmp_path / "run").rglob(".*"))
-    checkpoints = numbered(tmp_path / "run" / "checkpoints")
-    assert [step for step, _ in checkpoints] == [3, 4] and all(damage(path) is None for _, path in checkpoints)
+def test_a_run_that_is_killed_and_resumed(forks, command, whole, tmp_path, number):
+    unharmed, operations, seconds = whole
+    output, draw = tmp_path / "run", random.Random(number)
+    if number % 3 == 2:
+        killed = forks.run(*command(output, "--resume"), after=draw.uniform(0.1, 0.9) * seconds)
+        assert killed.code in (-signal.SIGKILL, 0), killed.errors
+    else:  # half of them in the last save
+        at = draw.randint(1 if number % 3 else operations * 4 // 5, operations)
+        killed = forks.run(*command(output, "--resume"), operation=at, folder=output)
+        assert killed.code == -signal.SIGKILL, (at, operations, killed.errors)
+    done = forks.run(*command(output, "--resume"))
+    assert done.code == 0 and "Traceback" not in done.errors, done.errors
+    assert losses(output) == losses(unharmed)
+    ours, theirs = (load_file(folder / "student" / "model.safetensors") for folder in (output, unharmed))
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    assert not list(output.rglob(".*"))
+    checkpoints = numbered(output / "checkpoints")
+    assert [step for step, _ in checkpoints] == [2, 3] and all(damage(path) is None for _, path in checkpoints)

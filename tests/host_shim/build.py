@@ -25,12 +25,12 @@ FEW = {
 }
 
 
-def build(folder: Path, sanitize: str = "") -> Path:
-    """The library in `folder`; raises RuntimeError with the compiler's output."""
+def build(folder: Path, sanitize: str = "", shim: bool = True) -> Path:
+    """The library in `folder`; raises RuntimeError with what the compiler says. `shim`: with the CUDA sources."""
     configure = [
         "cmake", "-S", str(ROOT), "-B", str(folder / "build"), "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release",
         f"-DPython_EXECUTABLE={sys.executable}", f"-DPAD_KERNELS_OUTPUT={folder}",
-        f"-DPAD_KERNELS_HOST_SHIM={FOLDER}", f"-DPAD_KERNELS_SANITIZE={sanitize}",
+        f"-DPAD_KERNELS_SANITIZE={sanitize}", f"-DPAD_KERNELS_HOST_SHIM={FOLDER}" if shim else "-DPAD_KERNELS_CUDA=0",
         "-DCMAKE_INTERPROCEDURAL_OPTIMIZATION=OFF",  # which would take longer than it saves
     ]  # fmt: skip
     # cmake and ninja from this environment first

@@ -138,7 +138,9 @@ def column_kernel(
             PRECISION,
         )
         # A row that does not count has an infinite normaliser.
-        found += tl.sum(tl.exp2(score * scale - (normal * factor)[None, :]), 1)
+        exponent = score * scale - (normal * factor)[None, :]
+        # No score is above its row's normaliser, but for rounding, which large scores would magnify without end.
+        found += tl.sum(tl.exp2(tl.where(exponent > 0, 0.0, exponent)), 1)
     tl.store(sums + place + column, tl.where(real, found, 0.0), mask=column < length)
 
 
