@@ -108,6 +108,7 @@ def distill(config: DistillConfig) -> Path:
         try:
             trainer.train(resume_from_checkpoint=checkpoint)
             check_finite(model, trainer.args, trainer.state.global_step)
+            teacher.write_cache()
         except Diverged as error:
             if main:
                 write_json(output / "log.json", trainer.state.log_history)
