@@ -207,7 +207,10 @@ def teacher_cache(content: dict) -> str:
     kinds = content["kinds"].values()
 
     def times(what: str) -> list[str]:
-        return [f"{found[what]['median']:.3g} ({found[what]['min']:.3g})" for found in kinds]
+        values = [[found[what][key] for key in ("median", "min")] for found in kinds]
+        return [
+            "{} ({})".format(*(f"{value:,.0f}" if value >= 10 else f"{value:.2g}" for value in pair)) for pair in values
+        ]
 
     rows = [
         ["write a text, us", *times("write_us")],
