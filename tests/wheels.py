@@ -17,7 +17,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 RUNNER = ("pytest", "hypothesis", "numpy")
-TESTS = ("test_spans.py", "test_weights.py", "test_instruction_sets.py")
+TESTS = ("test_spans.py", "test_weights.py", "test_checks.py", "test_instruction_sets.py")
 ONLY = "not alignment_kernels or float32"
 DEFAULT = ("2.6.0", "2.9.1", "2.11.0", "2.13.0")
 

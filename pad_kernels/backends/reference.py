@@ -242,8 +242,15 @@ class ReferenceBackend(Backend):
         """Start and end [B, max_anchors * len(scales)] int32 of the spans around each anchor frame."""
         device = inputs.frame_prior.device
         if widest_dtype(device) != torch.float64:  # widths round as on other devices: on the CPU
-            tensors = (tensor.cpu() if isinstance(tensor, Tensor) else tensor for tensor in inputs)
-            start, end = self.select_spans(SpanInputs(*tensors))
+            start, end = self.select_spans(
+                inputs._replace(
+                    frame_prior=inputs.frame_prior.cpu(),
+                    frame_mask=inputs.frame_mask.cpu(),
+                    num_tokens=inputs.num_tokens.cpu(),
+                    num_anchors=inputs.num_anchors.cpu(),
+                    xi=None if inputs.xi is None else inputs.xi.cpu(),
+                )
+            )
             return start.to(device), end.to(device)
         frame_mask, num_tokens, max_anchors = inputs.frame_mask, inputs.num_tokens, inputs.max_anchors
         batch, frames = inputs.frame_prior.shape
