@@ -108,7 +108,6 @@ def distill(config: DistillConfig) -> Path:
         try:
             trainer.train(resume_from_checkpoint=checkpoint)
             check_finite(model, trainer.args, trainer.state.global_step)
-            teacher.write_cache()
         except Diverged as error:
             if main:
                 write_json(output / "log.json", trainer.state.log_history)
@@ -129,6 +128,7 @@ def distill(config: DistillConfig) -> Path:
             report.save(output / "left_out.json")
         if report.total:
             print(report)
+    teacher.write_cache()
     return folder
 
 
