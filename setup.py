@@ -3,6 +3,8 @@
 A machine without a C++ compiler still gets a working package: the reason why the native backend is
 missing is kept in `pad_kernels/_build.txt`, where `python -m pad_kernels.info` finds it. The git revision is kept in
 `pad/_revision.txt`, where `pad.versions` finds it; an editable install asks the checkout instead.
+
+PAD_KERNELS_NATIVE=0 leaves the library out: the wheel then is one of plain Python, for every system.
 """
 
 import os
@@ -16,6 +18,7 @@ from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
 SOURCE = Path(__file__).parent.resolve()
+NATIVE = os.environ.get("PAD_KERNELS_NATIVE", "1") != "0"
 
 
 def first_error(output):
@@ -31,14 +34,17 @@ def first_error(output):
     return lines[-1] if lines else "the build stopped without a message"
 
 
-class BuildWithRevision(build_py):
-    """Notes beside the Python sources which revision they are."""
+class BuildWithNotes(build_py):
+    """Notes beside the Python sources which revision they are, and that there is no library where there is none."""
 
     def run(self):
         super().run()
         if not self.editable_mode:
             revision = runpy.run_path(str(SOURCE / "pad" / "versions.py"))["git_revision"](SOURCE / "pad")
             (Path(self.build_lib) / "pad" / "_revision.txt").write_text(revision + "\n", encoding="utf-8")
+            if not NATIVE:
+                note = "pad_kernels: native backend not built: it was left out of this package, as asked"
+                (Path(self.build_lib) / "pad_kernels" / "_build.txt").write_text(note + "\n", encoding="utf-8")
 
 
 class CMakeBuild(build_ext):
@@ -95,6 +101,6 @@ class CMakeBuild(build_ext):
 
 
 setup(
-    ext_modules=[Extension("pad_kernels._native", sources=[])],
-    cmdclass={"build_ext": CMakeBuild, "build_py": BuildWithRevision},
+    ext_modules=[Extension("pad_kernels._native", sources=[])] if NATIVE else [],
+    cmdclass={"build_ext": CMakeBuild, "build_py": BuildWithNotes},
 )

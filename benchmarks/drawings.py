@@ -202,6 +202,32 @@ def scaling(content: dict) -> str:
     )
 
 
+def teacher_cache(content: dict) -> str:
+    """What a large cache of a teacher's outputs costs, by the way it is kept."""
+    kinds = content["kinds"].values()
+
+    def times(what: str) -> list[str]:
+        values = [[found[what][key] for key in ("median", "min")] for found in kinds]
+        return [
+            "{} ({})".format(*(f"{value:,.0f}" if value >= 10 else f"{value:.2g}" for value in pair)) for pair in values
+        ]
+
+    rows = [
+        ["write a text, us", *times("write_us")],
+        ["open, ms", *times("open_warm_ms")],
+        ["open, not in memory, ms", *times("open_cold_ms")],
+        ["read a text, us", *times("read_warm_us")],
+        ["read a text, not in memory, us", *times("read_cold_us")],
+        ["files", *(f"{found['files']:,}" for found in kinds)],
+        ["on disk, GB", *(f"{found['bytes_on_disk'] / 1e9:.2f}" for found in kinds)],
+    ]
+    return (
+        f"{table(['', *content['kinds']], rows)}\n\nMedian (best) of rounds in which the two took turns; "
+        f"{content['texts']:,} texts of {content['tokens']} tokens, {content['width']} wide, {content['dtype']}, with "
+        f"priors; {_machine(content)}, shared with other work."
+    )
+
+
 def gpu_status(losses: dict | None) -> str:
     """Whether anything ran on a GPU, and where to read of it."""
     if losses is None:

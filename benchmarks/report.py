@@ -64,6 +64,7 @@ SECTIONS = {
     "gpu-static-native": Section(gpu_static.native, ("gpu_static.json",)),
     "support": Section(info.support_table, ()),
     "scaling": Section(drawings.scaling, ("scaling_cpu.json",)),
+    "teacher-cache": Section(drawings.teacher_cache, ("teacher_cache.json",)),
 }
 
 

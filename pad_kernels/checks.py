@@ -26,6 +26,7 @@ from pad_kernels.inputs import (
     SpanSelection,
     Temperature,
     opmath_dtype,
+    widest_dtype,
 )
 
 Shape = Sequence[int]
@@ -298,7 +299,7 @@ def span_inputs(
         max_anchors = wanted
     count("max_anchors", max_anchors)
     if xi is not None:
-        xi = per_utterance("xi", xi, batch, device, torch.float64)
+        xi = per_utterance("xi", xi, batch, device, widest_dtype(device))
     return SpanInputs(
         frame_prior, frame_mask, num_tokens, num_anchors, max_anchors, selection.scales, xi, selection.anchors
     )
@@ -381,5 +382,5 @@ def select_spans_op(inputs: SpanInputs) -> None:
     count("max_anchors", inputs.max_anchors)
     scales(inputs.scales)
     if inputs.xi is not None:
-        exactly("xi", inputs.xi, torch.float64, batch, device)
+        exactly("xi", inputs.xi, widest_dtype(device), batch, device)
     choice("anchors", inputs.anchors, ANCHORS)

@@ -25,7 +25,8 @@ def _version(package: str) -> str:
 
 
 def _devices() -> list[torch.device]:
-    return [torch.device("cpu")] + ([torch.device("cuda")] if torch.cuda.is_available() else [])
+    others = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    return [torch.device(name) for name in ("cpu", *(name for name, is_there in others.items() if is_there))]
 
 
 def report() -> dict[str, Any]:
@@ -59,7 +60,8 @@ def report() -> dict[str, Any]:
             "native_instruction_set": library.instruction_set() or "none",
             "threads": torch.get_num_threads(),
         },
-        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+        + ["Apple (mps)"] * torch.backends.mps.is_available(),
         "cuda_kernels": library.cuda_targets() or "none",
         "default_backend": os.environ.get(backends.ENVIRONMENT_VARIABLE) or "auto",
         "backends": reasons,

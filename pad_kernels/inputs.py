@@ -27,6 +27,11 @@ def opmath_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def widest_dtype(device: torch.device) -> torch.dtype:
+    """float64, or float32 on a device that has no float64."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 class AlignmentInputs(NamedTuple):
     """The alignment's inputs, masks and priors folded into weights."""
 
@@ -73,7 +78,7 @@ class SpanInputs(NamedTuple):
     num_anchors: Tensor  # [B] int64
     max_anchors: int  # the anchors that the result has room for
     scales: list[float]
-    xi: Tensor | None  # [B] float64, frames per token; None: real frames over real tokens
+    xi: Tensor | None  # [B] float64 (MPS: float32), frames per token; None: real frames over real tokens
     anchors: str  # one of ANCHORS
 
 

@@ -5,7 +5,7 @@ import importlib.metadata
 import warnings
 from pathlib import Path
 
-_NO_COMPILER = "no C++ compiler was found"
+_NO_MISTAKE = ("no C++ compiler was found", "as asked")
 
 
 def _shadowed(package: Path) -> Path | None:
@@ -32,7 +32,7 @@ def missing_library(package: Path, failure: ImportError) -> tuple[str, bool]:
     note = package / "_build.txt"
     reason = note.read_text(encoding="utf-8").strip() if note.exists() else f"pad_kernels: {failure}"
     if "not built" in reason:
-        return reason, _NO_COMPILER not in reason
+        return reason, not any(words in reason for words in _NO_MISTAKE)
     return f"pad_kernels: the compiled library could not be loaded: {failure}", note.exists()
 
 

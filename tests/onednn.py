@@ -3,6 +3,7 @@ there of an illegal instruction. `python tests/onednn.py` prints the setting tha
 """
 
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,9 @@ PRODUCT = "import torch; x = torch.ones(2, 64, 64, dtype=torch.bfloat16); x @ x"
 def amx_is_broken() -> bool:
     """Whether the processor's list has AMX and a bfloat16 product kills its process."""
     processor = Path("/proc/cpuinfo")
-    if VARIABLE in os.environ or not processor.exists() or "amx_bf16" not in processor.read_text():
+    if VARIABLE in os.environ or platform.machine() not in ("x86_64", "AMD64"):
+        return False
+    if not processor.exists() or "amx_bf16" not in processor.read_text():
         return False
     return subprocess.run([sys.executable, "-c", PRODUCT], stderr=subprocess.DEVNULL).returncode < 0
 

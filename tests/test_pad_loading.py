@@ -1,7 +1,6 @@
 """Checkpoints that are not whole or not where they seem, the teachers people have, and their tokenizers."""
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,7 @@ pytest.importorskip("transformers")
 pytest.importorskip("soundfile")
 
 import soundfile  # noqa: E402
-from safetensors.torch import load, load_file, save_file  # noqa: E402
+from safetensors.torch import load_file, save_file  # noqa: E402
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors  # noqa: E402
 from transformers import (  # noqa: E402
     AutoModel,
@@ -317,84 +316,6 @@ def test_lowercase_is_a_setting_of_distill(tmp_path, recording, capsys):
     assert "its tokenizer knows 0 of 2 tokens of the transcripts" in capsys.readouterr().err
     assert main([*arguments, "--lowercase"]) == 0
     assert "--lowercase lowers them" not in capsys.readouterr().out
-
-
-class TestTeacherCache:
-    """Entries in a folder that are of something else, or damaged, are computed again."""
-
-    TEXT = "good morning"
-
-    def run(self, folder: Path, cache: Path, layer: int = -1, prior: bool = True):
-        model, tokenizer = load_teacher(str(folder))
-        calls: list[int] = []
-        model.register_forward_hook(lambda *_: calls.append(1))
-        text, mask = tokenize(tokenizer, [self.TEXT])
-        inputs = (text["input_ids"], text["attention_mask"], mask)
-        expected = Teacher(model, tokenizer, prior, layer)(*inputs)
-        calls.clear()
-        found = Teacher(model, tokenizer, prior, layer, str(cache))(*inputs)
-        for one, other in zip(found, expected):
-            assert one is other is None or torch.allclose(one, other, atol=1e-6)
-        return len(calls)
-
-    def test_what_the_outputs_depend_on(self, tmp_path):
-        folder, cache = save_teacher(tmp_path / "teacher"), tmp_path / "cache"
-        assert [self.run(folder, cache), self.run(folder, cache)] == [1, 0]
-        assert [self.run(folder, cache, layer=1), self.run(folder, cache, prior=False)] == [1, 1]
-        shutil.copytree(folder, tmp_path / "elsewhere")
-        assert self.run(tmp_path / "elsewhere", cache) == 0
-        config = json.loads((folder / "config.json").read_text())
-        for change in ({"layer_norm_eps": 0.1}, {"num_attention_heads": 2}, {"hidden_act": "relu"}):
-            (folder / "config.json").write_text(json.dumps({**config, **change}))
-            assert self.run(folder, cache) == 1, change
-        (folder / "config.json").write_text(json.dumps(config))
-
-        def one_number(weights):
-            weights["embeddings.word_embeddings.weight"][5, 3] += 1
-            return weights
-
-        change_weights(folder, one_number)
-        assert self.run(folder, cache) == 1
-
-    def test_which_tokens_count(self, tmp_path):
-        model, tokenizer = load_teacher(str(save_teacher(tmp_path / "teacher")))
-        teacher = Teacher(model, tokenizer, True, cache=str(tmp_path / "cache"))
-        text, mask = tokenize(tokenizer, [self.TEXT])
-        other = mask & (torch.arange(mask.shape[1]) != 1)
-        priors = [teacher(text["input_ids"], text["attention_mask"], one)[1] for one in (mask, other, mask)]
-        assert priors[1][0, 1] == 0 < priors[0][0, 1] and torch.equal(priors[0], priors[2])
-
-    def test_precision(self, tmp_path):
-        model, tokenizer = load_teacher(str(save_teacher(tmp_path / "teacher")))
-        teacher = Teacher(model, tokenizer, False, cache=str(tmp_path / "cache"))
-        text, mask = tokenize(tokenizer, [self.TEXT])
-        inputs = (text["input_ids"], text["attention_mask"], mask)
-        with torch.autocast("cpu", torch.bfloat16):
-            rough, _ = teacher(*inputs)
-        exact, _ = teacher(*inputs)
-        assert torch.equal(exact, Teacher(model, tokenizer, False)(*inputs)[0]) and not torch.equal(rough, exact)
-
-    @pytest.mark.parametrize("damage", ["another entry", "another width", "no prior", "a byte", "half", "empty"])
-    def test_an_entry_that_does_not_fit(self, tmp_path, damage):
-        folder, cache = save_teacher(tmp_path / "teacher"), tmp_path / "cache"
-        self.run(folder, cache)
-        (path,) = cache.rglob("*.safetensors")
-        content = path.read_bytes()
-        entry, expected = load(content), load(content)
-        if damage == "another entry":
-            wide = save_teacher(tmp_path / "wide", intermediate_dropout=0.0, layer_norm_eps=0.3)
-            self.run(wide, tmp_path / "other")
-            shutil.copy(next((tmp_path / "other").rglob("*.safetensors")), path)
-        elif damage in ("another width", "no prior"):
-            entry["embeddings"] = torch.zeros(entry["embeddings"].shape[0], 32)
-            entry = {name: tensor for name, tensor in entry.items() if damage == "another width" or name != "prior"}
-            save_file(entry, path)
-        else:
-            flipped = content[:-5] + bytes([content[-5] ^ 1]) + content[-4:]
-            path.write_bytes({"a byte": flipped, "half": content[: len(content) // 2], "empty": b""}[damage])
-        assert [self.run(folder, cache), self.run(folder, cache)] == [1, 0]
-        (again,) = cache.rglob("*.safetensors")
-        assert again == path and all(torch.equal(tensor, expected[name]) for name, tensor in load_file(path).items())
 
 
 @pytest.mark.parametrize("gpus", [2, 8])

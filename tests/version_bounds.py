@@ -30,6 +30,7 @@ TESTS = (
     "tests/test_pad_families.py",
     "tests/test_pad_recording.py",
     "tests/test_pad_loading.py",
+    "tests/test_pad_teacher_cache.py",
     "tests/test_pad_attention.py",
 )
 UNDER_TRITON = "tests/triton_interpreted.py"

@@ -4,6 +4,8 @@
 
 #if defined(__AVX2__) || defined(__AVX512F__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 namespace pad {
@@ -16,6 +18,9 @@ constexpr int vector_registers = 32;
 #elif defined(__AVX2__)
 constexpr int vector_bytes = 32;
 constexpr int vector_registers = 16;
+#elif defined(__aarch64__)
+constexpr int vector_bytes = 16;
+constexpr int vector_registers = 32;
 #else
 constexpr int vector_bytes = 16;
 constexpr int vector_registers = 16;
@@ -55,6 +60,10 @@ inline Vector<OpMath<T>> load(const T* data) {
     __m128i half;
     std::memcpy(&half, data, sizeof(half));
     return bit_cast<Vector<float>>(_mm256_cvtph_ps(half));
+#elif defined(__aarch64__)
+    float16x4_t half;
+    std::memcpy(&half, data, sizeof(half));
+    return bit_cast<Vector<float>>(vcvt_f32_f16(half));
 #else
     Vector<float> value;
     for (int i = 0; i < lanes<float>; ++i) value[i] = to_opmath(data[i]);
@@ -81,6 +90,9 @@ inline void store(T* data, Vector<OpMath<T>> value) {
     std::memcpy(data, &half, sizeof(half));
 #elif defined(__AVX2__)
     const __m128i half = _mm256_cvtps_ph(bit_cast<__m256>(value), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    std::memcpy(data, &half, sizeof(half));
+#elif defined(__aarch64__)
+    const float16x4_t half = vcvt_f16_f32(bit_cast<float32x4_t>(value));
     std::memcpy(data, &half, sizeof(half));
 #else
     for (int i = 0; i < lanes<float>; ++i) data[i] = from_opmath<float16>(value[i]);

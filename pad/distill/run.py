@@ -128,6 +128,7 @@ def distill(config: DistillConfig) -> Path:
             report.save(output / "left_out.json")
         if report.total:
             print(report)
+    teacher.write_cache()
     return folder
 
 

@@ -71,6 +71,11 @@ class Teacher:
         embeddings = _padded([embedding for embedding, _ in found], text_ids.shape[1])
         return embeddings, _padded([prior for _, prior in found], text_ids.shape[1]) if self.with_prior else None
 
+    def write_cache(self) -> None:
+        """Write what a cache in a folder has not written yet, as happens when the process ends; raises OSError."""
+        if self._cache is not None:
+            self._cache.write()
+
     @torch.no_grad()
     def centre(self, transcripts: Sequence[str], device, batch_size: int = 64) -> torch.Tensor:
         """Subtract the mean token embedding [D] of these transcripts, which is returned, from all later outputs.

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 
 from pad.errors import UserError
-from pad.files import whole_file
-
-Entry = tuple[torch.Tensor, torch.Tensor | None]  # embeddings [N, D], prior [N]
+from pad.step.teacher_shards import Entry, Shards
 
 
 class Key(NamedTuple):
@@ -30,6 +28,8 @@ class TeacherCache(Protocol):
 
     def put(self, key: Key, embeddings: torch.Tensor, prior: torch.Tensor | None) -> None: ...
 
+    def write(self) -> None: ...
+
 
 class _Memory(dict):
     def get(self, key, device):
@@ -39,46 +39,56 @@ class _Memory(dict):
     def put(self, key, embeddings, prior):
         self[key] = (embeddings, prior)
 
+    def write(self):
+        """There is nothing to write."""
+
 
 class _Folder:
-    """One safetensors file per text, named by a digest of the teacher and the key; processes may share it.
+    """Shards in a folder for each teacher, named by a digest of it; entries are named by a digest of it and the key.
 
-    A file says which key it is of and what its tensors hash to: one that is damaged, or of another teacher, width or
-    text, counts as missing, and is computed and written again.
+    Earlier versions kept one file for each text. These are read where no shard has the text, and stay as they are.
     """
 
     def __init__(self, folder: Path, teacher: str, with_prior: bool):
         self.folder, self.teacher, self.with_prior = folder, teacher, with_prior
-
-    def _name(self, key: Key) -> str:
-        return hashlib.sha256(f"{self.teacher} {key}".encode()).hexdigest()
-
-    def _path(self, name: str) -> Path:
-        return self.folder / name[:2] / f"{name[2:]}.safetensors"
+        self._shards = Shards(folder / hashlib.sha256(teacher.encode()).hexdigest()[:16], with_prior)
+        self._has_files = any(folder.glob("[0-9a-f][0-9a-f]/*.safetensors"))
 
     def get(self, key, device):
-        name = self._name(key)
-        try:
-            with safe_open(self._path(name), framework="pt") as file:
-                said = file.metadata() or {}
-                entry = {tensor: file.get_tensor(tensor) for tensor in file.keys()}
-        except (OSError, SafetensorError, ValueError):
-            return None
-        if said.get("key") != name or said.get("content") != _content(entry):
-            return None
-        if ("prior" in entry) != self.with_prior or any(len(tensor) != len(key.ids) for tensor in entry.values()):
-            return None
-        return entry["embeddings"].to(device), entry["prior"].to(device) if self.with_prior else None
+        name = name_of(self.teacher, key)
+        entry = self._shards.get(name, len(key.ids))
+        if entry is None and self._has_files:
+            entry = self._read_file(name.hex(), len(key.ids))
+        return None if entry is None else tuple(None if tensor is None else tensor.to(device) for tensor in entry)
 
     def put(self, key, embeddings, prior):
-        name = self._name(key)
-        entry = {"embeddings": embeddings} if prior is None else {"embeddings": embeddings, "prior": prior}
-        entry = {tensor: value.contiguous().cpu() for tensor, value in entry.items()}
+        entry = tuple(None if tensor is None else tensor.detach().cpu() for tensor in (embeddings, prior))
+        self._shards.put(name_of(self.teacher, key), entry)
+
+    def write(self):
+        self._shards.write()
+
+    def _read_file(self, name: str, length: int) -> Entry | None:
+        """The entry of this name in a file of its own."""
+        path = self.folder / name[:2] / f"{name[2:]}.safetensors"
         try:
-            with whole_file(self._path(name), cache=True) as file:
-                file.write(save(entry, {"key": name, "content": _content(entry)}))
-        except OSError as error:
-            raise OSError(f"teacher_cache: cannot write to {self.folder}: {error.strerror}") from error
+            with safe_open(path, framework="pt") as file:
+                said = file.metadata() or {}
+                found = {tensor: file.get_tensor(tensor) for tensor in file.keys()}
+        except FileNotFoundError:
+            return None
+        except (OSError, SafetensorError, ValueError):
+            said, found = {}, {}
+        fits = said.get("key") == name and said.get("content") == _content(found)
+        if not fits or ("prior" in found) != self.with_prior or any(len(value) != length for value in found.values()):
+            warnings.warn(f"teacher_cache: {path} is damaged and computed again", stacklevel=2)
+            return None
+        return found["embeddings"], found.get("prior")
+
+
+def name_of(teacher: str, key: Key) -> bytes:
+    """The name of an entry in a folder: a digest of the teacher and the key."""
+    return hashlib.sha256(f"{teacher} {key}".encode()).digest()
 
 
 def open_cache(where: str, model, settings: str, with_prior: bool) -> TeacherCache | None:
@@ -92,7 +102,10 @@ def open_cache(where: str, model, settings: str, with_prior: bool) -> TeacherCac
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"teacher_cache: cannot make the folder {folder}: {error}") from error
-    return _Folder(folder, f"{_fingerprint(model)} {settings}", with_prior)
+    try:
+        return _Folder(folder, f"{_fingerprint(model)} {settings}", with_prior)
+    except OSError as error:
+        raise UserError(f"teacher_cache: cannot read {folder}: {error}; expected a folder") from error
 
 
 def _fingerprint(model) -> str:

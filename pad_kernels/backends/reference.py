@@ -21,6 +21,7 @@ from pad_kernels.inputs import (
     SpanInputs,
     Temperature,
     opmath_dtype,
+    widest_dtype,
 )
 from pad_kernels.ops.weights import normalize
 
@@ -241,6 +242,18 @@ class ReferenceBackend(Backend):
 
     def select_spans(self, inputs: SpanInputs) -> tuple[Tensor, Tensor]:
         """Start and end [B, max_anchors * len(scales)] int32 of the spans around each anchor frame."""
+        device = inputs.frame_prior.device
+        if widest_dtype(device) != torch.float64:  # widths round as on other devices: on the CPU
+            start, end = self.select_spans(
+                inputs._replace(
+                    frame_prior=inputs.frame_prior.cpu(),
+                    frame_mask=inputs.frame_mask.cpu(),
+                    num_tokens=inputs.num_tokens.cpu(),
+                    num_anchors=inputs.num_anchors.cpu(),
+                    xi=None if inputs.xi is None else inputs.xi.cpu(),
+                )
+            )
+            return start.to(device), end.to(device)
         frame_mask, num_tokens, max_anchors = inputs.frame_mask, inputs.num_tokens, inputs.max_anchors
         batch, frames = inputs.frame_prior.shape
         if batch == 0 or frames == 0 or max_anchors == 0:
@@ -252,6 +265,7 @@ class ReferenceBackend(Backend):
         xi = inputs.xi
         if xi is None:
             xi = real.double() / num_tokens.clamp(min=1).double()
+        xi = xi.double()
         anchor = _anchors(inputs, count, xi)[..., None]
         # A width beyond twice the frames covers them all.
         width = torch.stack([(scale * xi + 0.5).floor() for scale in inputs.scales], 1).clamp(1, 2 * frames + 1)
