@@ -43,6 +43,7 @@ COMMANDS = (DISTILL, EVALUATE, ALIGN, DEMO, INFO)
 
 _MOST_DIGITS = 2**18  # a command line holds no more; what is too large is then said as of any number
 _SECONDS_TO_END = 1.0
+_LONGEST_REASON = 1000  # characters; a path alone may have thousands
 _DESCRIPTION = """PAD distillation: a text encoder teaches a speech encoder.
 
 pad COMMAND --help lists the options of a command; pad --version shows the version."""
@@ -217,6 +218,9 @@ def _after_broken_pipe(command: Command | None, error: BrokenPipeError) -> int:
 
 
 def _fail(command: Command | None, reason: str, code: int) -> int:
+    if len(reason) > _LONGEST_REASON:
+        half = _LONGEST_REASON // 2
+        reason = f"{reason[:half]} ... {reason[-half:]}"
     print(f"pad{f' {command.name}' if command else ''}: {reason}", file=sys.stderr)
     return code
 

@@ -69,8 +69,16 @@ def test_paths_that_are_too_long(tmp_path, capsys, name):
         ["evaluate", "--student", "s", "--ic", str(tmp_path / name), "--output", str(tmp_path / "o")],
         ["evaluate", "--student", "s", "--ic", "d", "--output", str(tmp_path / name)],
     ):
-        one_line(capsys, main(command))
+        assert len(one_line(capsys, main(command))) < 1200
         assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("output, reason", [("/proc/pad/demo", "output: cannot write to"), ("a/b/demo", "student: ")])
+def test_a_demo_that_cannot_begin_leaves_no_folders(tmp_path, capsys, output, reason):
+    """Their parents are new; the student is nowhere."""
+    code = main(["demo", "--student", str(tmp_path / "nowhere"), "--output", str(tmp_path / output)])
+    assert reason in one_line(capsys, code)
+    assert not list(tmp_path.iterdir())
 
 
 YAML = {
