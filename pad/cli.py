@@ -158,8 +158,9 @@ def _ends_orderly() -> Iterator[None]:
 
 
 def _ran_out_of_memory(error: BaseException) -> bool:
-    """Whether this is torch's error for memory that it did not get, on a CPU or on a GPU."""
-    return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+    """Whether this is torch's error for memory that it did not get, on a CPU or on a GPU; or Python's for a thread."""
+    reasons = ("can't allocate memory", "can't start new thread")
+    return type(error).__name__ == "OutOfMemoryError" or any(reason in str(error) for reason in reasons)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -124,6 +124,16 @@ def test_home_in_a_settings_file(tmp_path, monkeypatch):
     assert [config.output, config.teacher_cache] == [f"{tmp_path}/out", str(tmp_path)]
 
 
+@pytest.mark.parametrize("reason", ["[enforce fail] can't allocate memory: you tried", "can't start new thread"])
+def test_memory_that_is_missing_is_a_line(capsys, monkeypatch, reason):
+    def fail(command, config):
+        raise RuntimeError(reason)
+
+    monkeypatch.setattr("pad.cli._run", fail)
+    assert main(["info"]) == 1
+    assert capsys.readouterr().err == f"pad info: error: out of memory: {reason}\n"
+
+
 def test_values_in_messages_are_short():
     deep: list = []
     for _ in range(100_000):
