@@ -7,6 +7,7 @@ import errno
 import inspect
 import os
 import re
+import resource
 import select
 import signal
 import sys
@@ -159,7 +160,9 @@ def _ends_orderly() -> Iterator[None]:
 
 def _ran_out_of_memory(error: BaseException) -> bool:
     """Whether this is torch's error for memory that it did not get, on a CPU or on a GPU; or Python's for a thread."""
-    reasons = ("can't allocate memory", "can't start new thread")
+    reasons = ["can't allocate memory", "can't start new thread"]
+    if resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY:
+        reasons.append("could not create a primitive")  # oneDNN's word for it, and for other things
     return type(error).__name__ == "OutOfMemoryError" or any(reason in str(error) for reason in reasons)
 
 
