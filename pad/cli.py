@@ -7,6 +7,7 @@ import errno
 import inspect
 import os
 import re
+import resource
 import select
 import signal
 import sys
@@ -43,6 +44,7 @@ COMMANDS = (DISTILL, EVALUATE, ALIGN, DEMO, INFO)
 
 _MOST_DIGITS = 2**18  # a command line holds no more; what is too large is then said as of any number
 _SECONDS_TO_END = 1.0
+_LONGEST_REASON = 1000  # characters; a path alone may have thousands
 _DESCRIPTION = """PAD distillation: a text encoder teaches a speech encoder.
 
 pad COMMAND --help lists the options of a command; pad --version shows the version."""
@@ -157,8 +159,11 @@ def _ends_orderly() -> Iterator[None]:
 
 
 def _ran_out_of_memory(error: BaseException) -> bool:
-    """Whether this is torch's error for memory that it did not get, on a CPU or on a GPU."""
-    return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+    """Whether this is torch's error for memory that it did not get, on a CPU or on a GPU; or Python's for a thread."""
+    reasons = ["can't allocate memory", "can't start new thread"]
+    if resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY:
+        reasons.append("could not create a primitive")  # oneDNN's word for it, and for other things
+    return type(error).__name__ == "OutOfMemoryError" or any(reason in str(error) for reason in reasons)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -217,6 +222,9 @@ def _after_broken_pipe(command: Command | None, error: BrokenPipeError) -> int:
 
 
 def _fail(command: Command | None, reason: str, code: int) -> int:
+    if len(reason) > _LONGEST_REASON:
+        half = _LONGEST_REASON // 2
+        reason = f"{reason[:half]} ... {reason[-half:]}"
     print(f"pad{f' {command.name}' if command else ''}: {reason}", file=sys.stderr)
     return code
 

@@ -69,8 +69,16 @@ def test_paths_that_are_too_long(tmp_path, capsys, name):
         ["evaluate", "--student", "s", "--ic", str(tmp_path / name), "--output", str(tmp_path / "o")],
         ["evaluate", "--student", "s", "--ic", "d", "--output", str(tmp_path / name)],
     ):
-        one_line(capsys, main(command))
+        assert len(one_line(capsys, main(command))) < 1200
         assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("output, reason", [("/proc/pad/demo", "output: cannot write to"), ("a/b/demo", "student: ")])
+def test_a_demo_that_cannot_begin_leaves_no_folders(tmp_path, capsys, output, reason):
+    """Their parents are new; the student is nowhere."""
+    code = main(["demo", "--student", str(tmp_path / "nowhere"), "--output", str(tmp_path / output)])
+    assert reason in one_line(capsys, code)
+    assert not list(tmp_path.iterdir())
 
 
 YAML = {
@@ -114,6 +122,16 @@ def test_home_in_a_settings_file(tmp_path, monkeypatch):
     config.check()
     assert [config.student, config.teacher, config.data] == [f"{tmp_path}/s", "bert", f"{tmp_path}/d.tsv"]
     assert [config.output, config.teacher_cache] == [f"{tmp_path}/out", str(tmp_path)]
+
+
+@pytest.mark.parametrize("reason", ["[enforce fail] can't allocate memory: you tried", "can't start new thread"])
+def test_memory_that_is_missing_is_a_line(capsys, monkeypatch, reason):
+    def fail(command, config):
+        raise RuntimeError(reason)
+
+    monkeypatch.setattr("pad.cli._run", fail)
+    assert main(["info"]) == 1
+    assert capsys.readouterr().err == f"pad info: error: out of memory: {reason}\n"
 
 
 def test_values_in_messages_are_short():

@@ -7,7 +7,8 @@ import random
 import shutil
 import tempfile
 import time
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -56,8 +57,10 @@ def run_demo(config: DemoConfig) -> dict:
             "To install it: pip install '.[demo]'"
         )
     recipe = DemoRecipe.of(scratch, config.quick, config.seed)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
+    with (
+        _parents_made(folder),
+        tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary,
+    ):
         place, results = Path(temporary), Path(temporary) / "results"
         results.mkdir()
         name = config.student
@@ -72,6 +75,26 @@ def run_demo(config: DemoConfig) -> dict:
         results.rename(folder)
     print(summary(report, folder))
     return report
+
+
+@contextmanager
+def _parents_made(folder: Path) -> Iterator[None]:
+    """Make the folders around the output; after an error those that are new and empty go again."""
+    new = [parent for parent in folder.absolute().parents if not parent.exists()]
+    try:
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder.parent):
+                pass
+        except OSError as error:
+            expected = "expected a folder that can be made and written"
+            raise UserError(f"output: cannot write to {folder}: {error.strerror or error}; {expected}") from error
+        yield
+    except BaseException:
+        for parent in new:
+            with suppress(OSError):
+                parent.rmdir()
+        raise
 
 
 def _recordings(folder: str | None, recipe: DemoRecipe) -> dict[str, list]:

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -106,6 +107,7 @@ class Forks:
         pid = int(self.server.stdout.readline())
         if after is not None:
             time.sleep(after)
-            os.kill(pid, 9)  # ours until the server has waited for it, which it tells below
+            with suppress(ProcessLookupError):  # it has ended before
+                os.kill(pid, 9)
         code = int(self.server.stdout.readline())
         return Ended(code, *(x.read_text(errors="replace") for x in (stdout, stderr)), time.monotonic() - start)

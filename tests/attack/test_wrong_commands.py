@@ -86,7 +86,7 @@ def commands(world: dict[str, str], out: str):
             yield f"distill --{name}", option(distill, name, value)
     for name in ("learning-rate", "max-grad-norm", "weight-decay", "temperature", "max-seconds", "prior-exponent"):
         for value in NOT_NUMBERS:
-            if not (name == "max-seconds" and value == "inf"):
+            if not (name == "max-seconds" and value in ("inf", "1e400")):
                 yield f"distill --{name}", option(distill, name, value)
     for name in ("preset", "anchors", "device", "precision", "on-error", "report-to"):
         for value in NOT_CHOICES:
@@ -132,7 +132,8 @@ def commands(world: dict[str, str], out: str):
         yield "distill --teacher-layer", option(distill, "teacher-layer", value)
     for value in NO_FOLDERS[:9]:
         yield "align --audio", option(align, "audio", value)
-        yield "align --words", option(align, "words", value)
+        if value != "/dev/null":  # no words
+            yield "align --words", option(align, "words", value)
         yield "evaluate --ic", option(evaluate, "ic", value)
     for name in ("linear-map", "teacher-mean"):
         for value in ("nowhere", f"{world['bad']}/text.wav", world["speech"]):

@@ -140,7 +140,7 @@ def column_kernel(
         # A row that does not count has an infinite normaliser.
         exponent = score * scale - (normal * factor)[None, :]
         # No score is above its row's normaliser, but for rounding, which large scores would magnify without end.
-        found += tl.sum(tl.exp2(tl.where(exponent > 0, 0.0, exponent)), 1)
+        found += tl.sum(tl.exp2(tl.minimum(exponent, 0.0, propagate_nan=tl.PropagateNan.ALL)), 1)
     tl.store(sums + place + column, tl.where(real, found, 0.0), mask=column < length)
 
 
