@@ -15,13 +15,13 @@ from .cases import DTYPES, Case, Inputs
 
 # Kernels of pad_kernels that read every real frame and token once, and those that write the gradient of the speech.
 READING = {
-    "global": re.compile(r"\b(difference_kernel|pooled_difference_kernel)\b"),
+    "global": re.compile(r"\b(distance_kernel|pooled_difference_kernel)\b"),
     "token": re.compile(r"\b(score_kernel|forward_kernel)\b"),
     "span": re.compile(r"\b(pool_kernel|forward_kernel)\b"),
 }
 WRITING = {
     "global": re.compile(r"\bgradient_kernel\b"),
-    "token": re.compile(r"\b(soft_unit_kernel|gather_kernel)\b"),
+    "token": re.compile(r"\b(soft_unit_kernel|hard_kernel|gather_kernel)\b"),
     "span": re.compile(r"\b(spread_kernel|gather_kernel)\b"),
 }
 

@@ -57,10 +57,11 @@ SECTIONS = {
     "gpu-goals": Section(
         drawings.gpu_goals, ("align_cuda.json", "significance_cuda.json", "step_cuda.json"), ("compiled_cuda.json",)
     ),
-    "gpu-static-errors": Section(gpu_static.errors, ("gpu_static.json",)),
+    "gpu-static-errors": Section(gpu_static.errors, ("gpu_static_fit.json",)),
     "gpu-static-bars": Section(gpu_static.bars, ("gpu_static.json",)),
     "gpu-static-calls": Section(gpu_static.calls, ("gpu_static.json",)),
     "gpu-static-kernels": Section(gpu_static.kernels, ("gpu_static.json",)),
+    "gpu-static-resources": Section(gpu_static.resources, ("gpu_static.json",)),
     "gpu-static-native": Section(gpu_static.native, ("gpu_static.json",)),
     "support": Section(info.support_table, ()),
     "scaling": Section(drawings.scaling, ("scaling_cpu.json",)),

@@ -9,8 +9,15 @@ pytest.importorskip("triton")
 
 from benchmarks.gpu_static import __main__ as command  # noqa: E402
 from benchmarks.gpu_static import counting, gates, model, operators, prediction, recording, tracing  # noqa: E402
-from benchmarks.gpu_static.cases import SMALL, Call  # noqa: E402
-from benchmarks.gpu_static.compiling import Compiled, blocks_per_sm, instructions  # noqa: E402
+from benchmarks.gpu_static.cases import SMALL, Call, make_arguments  # noqa: E402
+from benchmarks.gpu_static.compiling import (  # noqa: E402
+    Compiled,
+    blocks_per_sm,
+    code_of,
+    instructions,
+    on_target,
+    refilled_while_read,
+)
 from benchmarks.gpu_static.recording import Launch  # noqa: E402
 
 CONSTANTS = model.Constants(memory_latency=1000, level2_latency=300, step=5, alu=1, reduction=100, matrix_share=0.5)
@@ -165,13 +172,77 @@ def test_a_bar_that_is_open_and_one_that_holds_now_are_both_said(monkeypatch, ca
     assert "FAILS: one" in capsys.readouterr().out
 
 
+FINE = Compiled(64, 0, 0, 0, 4, 10, {}, {}, 0, {}, {}, {})
+REFILLED = """
+    %a = ttg.local_alloc : () -> !ttg.memdesc<PLACESx64x64xbf16, #shared, #smem, mutable>
+    %b = ttg.memdesc_index %a[%i] : view
+    %c = ttg.async_copy_global_to_local %p, %b : copy
+    %d = ttg.memdesc_index %a[%j] : view
+    %e = ttg.async_copy_global_to_local %q, %d : copy
+    %f = ttg.memdesc_trans %d : view
+    %g = ttng.warp_group_dot %f, %f, %sum {inputPrecision = 0 : i32, isAsync = true} : product
+    %h = ttng.warp_group_dot_wait %g {pendings = PENDING : i32} : wait
+"""
+
+
+@pytest.mark.parametrize("places, pending, expected", [(1, 1, True), (2, 1, False), (1, 0, False)])
+def test_a_buffer_that_is_refilled_while_it_is_read_is_seen(places, pending, expected):
+    """Two loads under way into fewer places, and a product that nobody waits for before the next load."""
+    text = REFILLED.replace("PLACES", str(places)).replace("PENDING", str(pending))
+    assert refilled_while_read(text) is expected
+
+
+@pytest.mark.parametrize("bad, target, expected", [
+    ({}, "sm_90", ""), ({"spills": 8}, "sm_90", "SPILLS 8 BYTES"), ({"spills": 8}, "sm_80", ""),
+    ({"spills": 80}, "sm_80", "SPILLS 80 BYTES"), ({"refused": "no"}, "sm_100", "no"),
+    ({"shared": 200 * 1024}, "sm_90", ""), ({"shared": 200 * 1024}, "sm_80", "MORE THAN 166912 BYTES"),
+    ({"refilled": True}, "sm_90", "A BUFFER IS REFILLED WHILE IT IS READ"),
+])  # fmt: skip
+def test_what_a_chip_cannot_do_with(bad, target, expected):
+    assert Compiled(**(vars(FINE) | bad)).problem(target) == expected
+
+
+def test_amd_is_compiled_for_as_it_is_launched():
+    options = (("maxnreg", 64), ("num_stages", 4), ("num_warps", 8))
+    launch = recording.Specialisation("m", "k", (), (("HARD", True), ("PRECISION", "tf32")), (), options)
+    assert on_target(launch, "sm_90") == launch
+    amd = on_target(launch, "gfx942")
+    assert dict(amd.constants) == {"HARD": True, "PRECISION": "ieee"}
+    assert dict(amd.options) == {"num_stages": 2, "num_warps": 8}
+
+
+def test_results_are_kept_by_all_code_of_a_kernel():
+    from pad_kernels.backends.triton.scores import score_kernel
+
+    code = code_of(score_kernel)
+    assert all(f"def {name}(" in code for name in ("score_kernel", "merge", "reduce_batch", "upper_bits", "eights"))
+    assert "def hard_kernel(" not in code
+
+
+@pytest.mark.parametrize("name", ["token soft", "span hard"])
+def test_one_compiled_kernel_serves_every_width_and_reduction(name):
+    from pad_kernels import pad_loss
+
+    found = {}
+    for width in (64, 200, 768):
+        for reduction in ("none", "sum", "mean"):
+            call, launches = Call(name, SMALL, "bfloat16", True), []
+            with recording.as_on_a_gpu(), recording.kernels_not_started(launches):
+                speech, text, *others = make_arguments(call, call.shape[0], "meta", width)
+                speech, text = speech.requires_grad_(), text.requires_grad_()
+                options = dict(level=call.level, temperature=call.temperature, reduction=reduction)
+                loss = pad_loss(speech, text, *others, **options)
+                torch.autograd.grad(loss, (speech, text), torch.empty_like(loss))
+            found[width, reduction] = {launch.specialisation for launch in launches}
+    assert len({frozenset(kernels) for kernels in found.values()}) == 1
+
+
 def test_spills_and_refusals_are_bars():
-    fine = Compiled(64, 0, 0, 0, 4, 10, {}, {}, 0, {}, {}, {})
     wanted = recording.Specialisation("m", "kernel", (("x", "*bf16"),), (), (), ())
-    (bar,) = gates.of_resources({wanted: fine}, "sm_90")
+    (bar,) = gates.of_resources({wanted: FINE}, "sm_90")
     assert bar.holds and "kernel, bf16, sm_90" in bar.name
     for bad in ({"spills": 8}, {"stack": 16}, {"refused": "no"}):
-        (bar,) = gates.of_resources({wanted: Compiled(**(vars(fine) | bad))}, "sm_90")
+        (bar,) = gates.of_resources({wanted: Compiled(**(vars(FINE) | bad))}, "sm_90")
         assert not bar.holds
 
 

@@ -2,6 +2,7 @@
 
 import sys
 
+import numpy
 import pytest
 import torch
 from conftest import _Dirty
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from inputs import KINDS, Inputs, make_inputs, make_mask, relative_error
 from test_alignment import BAR, NANS, check_nan, check_units, random_grad, strided, truth
 from test_significance import make, row_normalizer
+from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
 from pad_kernels import pad_loss
 from pad_kernels.backends.reference import BACKEND as reference
@@ -30,6 +32,27 @@ def fresh_memory_is_nan():
     for name, module in list(sys.modules.items()):
         if name.startswith("pad_kernels.backends.triton.") and hasattr(module, "torch"):
             patch.setattr(module, "torch", _Dirty())
+    yield
+    patch.undo()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def operands_are_cut_to_tf32():
+    """The interpreter multiplies float32 as it is; a GPU cuts the operands of a tf32 product to 11 bits."""
+    multiply = InterpreterBuilder.create_dot
+
+    def cut(operand):
+        if operand.data.dtype != numpy.float32:
+            return operand
+        return TensorHandle((operand.data.view(numpy.int32) & -8192).view(numpy.float32), operand.dtype)
+
+    def create_dot(self, left, right, sum, input_precision, *options):
+        if str(input_precision).endswith("TF32"):
+            left, right = cut(left), cut(right)
+        return multiply(self, left, right, sum, input_precision, *options)
+
+    patch = pytest.MonkeyPatch()
+    patch.setattr(InterpreterBuilder, "create_dot", create_dot)
     yield
     patch.undo()
 
@@ -212,6 +235,18 @@ def test_small_gradients_in_float16(spans):
 @pytest.mark.parametrize("where", NANS)
 def test_nan_is_seen(where, units, temperature):
     check_nan(where, units, temperature, lambda *inputs: backend.alignment_forward(AlignmentInputs(*inputs)))
+
+
+@SPANS
+def test_float32_keeps_its_digits_at_a_low_temperature(spans):
+    """Three tf32 products; with one the errors are 1e-3."""
+    check(make_inputs(1, 70, 20, 768, kind="full", units=40 if spans else None, seed=5), 0.02)
+
+
+def test_float32_is_never_a_single_tf32_product():
+    inputs = make_inputs(1, 64, 16, 768, kind="full", seed=5)
+    found, expected = (x.alignment_forward(inputs.at(0.0)).similarity for x in (backend, reference))
+    assert relative_error(found, expected.double()) <= 1e-6
 
 
 @SPANS

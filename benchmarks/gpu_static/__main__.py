@@ -24,17 +24,14 @@ OTHER_WIDTHS = (200, 520)
 TARGETS = ("sm_90", "sm_100")
 
 
-def resources(known, scratch: Path, options: argparse.Namespace) -> list[gates.Bar]:
-    """Registers of every kernel of the table, and of those of other widths, on each target."""
+def resources(known, scratch: Path, options: argparse.Namespace) -> dict[str, dict]:
+    """Every kernel of the table, and those of other widths, compiled for each target."""
     wanted = [launch.specialisation for one in known.values() for launch in prediction.triton_launches(one)]
     for width in options.widths:
         for call in cases.all_calls(("gpu",), options.dtypes):
             if call.backward and options.calls in call.label:
                 wanted += [x.specialisation for x in prediction.triton_launches(prediction.record(call, width=width))]
-    bars = []
-    for target in options.targets:
-        bars += gates.of_resources(compile_all(wanted, target, scratch, options.jobs), target)
-    return bars
+    return {target: dict(compile_all(wanted, target, scratch, options.jobs)) for target in options.targets}
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -88,9 +85,9 @@ def run(options: argparse.Namespace, scratch: Path) -> int:
     predicted = {call: prediction.predict(call, one, chip, constants) for call, one in known.items()}
     print_calls(predicted, options.kernels)
     bars = gates.of_times(predicted) + gates.of_launches(known)
-    bars += resources(known, scratch, options)
-    compared = measured.compare(known, chip, constants)
-    print_errors(compared)
+    taken = resources(known, scratch, options)
+    for target, compiled in taken.items():
+        bars += gates.of_resources(compiled, target)
     status = print_bars(bars, options.known_open)
     if options.check:
         return status
@@ -100,13 +97,12 @@ def run(options: argparse.Namespace, scratch: Path) -> int:
     file = {
         "machine": machine.describe(accelerator.Cpu(), torch.get_num_threads()) | {"command": command(options)},
         "model": content.of_model(chip, constants),
-        "errors": content.of_errors(compared),
-        "compared": content.of_compared(compared),
         "calls": [
             content.of_call(one, baseline.predict(call, chip, constants), measurements.get(call))
             for call, one in predicted.items()
         ],
         "native": native.kernels(scratch, options.jobs),
+        "resources": content.of_resources(taken),
         "bars": content.of_bars(bars, gates.known_open()),
     }
     results.write_json(options.output, file)
@@ -140,16 +136,6 @@ def print_calls(predicted, wanted: str) -> None:
                 taken = (f"{launch.programs} programs, {compiled.blocks_per_sm} per SM, {estimate.waves:.2f} waves, "
                          f"{compiled.registers} registers, {compiled.shared} B shared; ")  # fmt: skip
             print(f"    {launch.name:22} {estimate.microseconds:6.1f} us  {taken}{bounds}")
-
-
-def print_errors(compared) -> None:
-    """How far the predictions are off where there is a measurement."""
-    errors = content.of_errors(compared)
-    for name in ("kernels", "whole calls"):
-        if name in errors:
-            one = errors[name]
-            print(f"predicted against measured on an H100, {one['count']} {name}: median error "
-                  f"{100 * one['median']:.0f} %, {100 * one['within_25_percent']:.0f} % within 25 %")  # fmt: skip
 
 
 def print_bars(bars: list[gates.Bar], known_open_allowed: bool) -> int:

@@ -1,5 +1,6 @@
 """A Triton kernel compiled for a chip that need not be there, and what its machine code says."""
 
+import contextlib
 import hashlib
 import importlib
 import json
@@ -9,13 +10,35 @@ import re
 import subprocess
 import tempfile
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 from benchmarks.gpu_static.recording import Specialisation
 
-TARGETS = {"sm_80": 80, "sm_90": 90, "sm_100": 100}
+
+@dataclass(frozen=True)
+class Target:
+    """A chip that kernels are compiled for."""
+
+    backend: str
+    arch: int | str
+    lanes: int  # of a warp
+    shared: int  # bytes that a program may have
+    # Bytes that a thread may spill. On the chips that the tiles were chosen on, none; the assemblers of the others
+    # spill a few with registers to spare.
+    spills: int = 0
+
+
+TARGETS = {
+    "sm_80": Target("cuda", 80, 32, 163 * 1024, 64),
+    "sm_90": Target("cuda", 90, 32, 227 * 1024),
+    "sm_100": Target("cuda", 100, 32, 227 * 1024),
+    "gfx942": Target("hip", "gfx942", 64, 64 * 1024, 64),
+}
+TIMED = "sm_90"  # the target whose machine code is listed, for a prediction of times
 INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)")
 MATRIX = ("HGMMA", "HMMA", "IMMA", "QGMMA", "UTCHMMA", "UTCQMMA")
 
@@ -39,6 +62,18 @@ class Compiled:
     hot_loads: dict[str, int]
     hot_stores: dict[str, int]
     refused: str = ""  # why it does not compile
+    refilled: bool = False  # whether a product may read a buffer that is being refilled
+
+    def problem(self, target: str) -> str:
+        """Why the target cannot do with this, or nothing."""
+        chip = TARGETS[target]
+        if self.refused:
+            return self.refused
+        if self.spills > chip.spills:
+            return f"SPILLS {self.spills} BYTES"
+        if self.refilled:
+            return "A BUFFER IS REFILLED WHILE IT IS READ"
+        return f"MORE THAN {chip.shared} BYTES" if self.shared > chip.shared else ""
 
     @property
     def blocks_per_sm(self) -> int:
@@ -57,23 +92,97 @@ def _failed(reason: str) -> Compiled:
     return Compiled(0, 0, 0, 0, 1, 0, {}, {}, 0, {}, {}, {}, reason)
 
 
+def on_target(wanted: Specialisation, target: str) -> Specialisation:
+    """A launch on an NVIDIA chip as it is on the target: what `common.launch` chooses by the kind of the chip."""
+    from pad_kernels.backends.triton import common
+
+    if TARGETS[target].backend != "hip":
+        return wanted
+    constants = tuple((key, common.precision(amd=True) if key == "PRECISION" else value)
+                      for key, value in wanted.constants)  # fmt: skip
+    options = tuple((key, common.stages_of(value, amd=True) if key == "num_stages" else value)
+                    for key, value in wanted.options if key != "maxnreg")  # fmt: skip
+    return replace(wanted, constants=constants, options=options)
+
+
+def kernel_of(wanted: Specialisation) -> Any:
+    """The kernel that a specialisation is of."""
+    return getattr(importlib.import_module(wanted.module), wanted.kernel)
+
+
+def code_of(kernel: Any) -> str:
+    """The source of a kernel, of the functions that it calls, and the constants that these name, wherever they stand
+    in a file."""
+    import triton
+
+    found: dict[str, str] = {}
+    left = [kernel]
+    while left:
+        function = left.pop()
+        if function.fn.__qualname__ in found:
+            continue
+        found[function.fn.__qualname__] = function.src
+        for name in function.fn.__code__.co_names:
+            value = function.fn.__globals__.get(name)
+            if isinstance(value, triton.runtime.JITFunction):
+                left.append(value)
+            elif isinstance(value, triton.language.constexpr):
+                found[name] = repr(value.value)
+    return "".join(found[name] for name in sorted(found))
+
+
 def compile_one(job: tuple[Specialisation, str]) -> Compiled:
     """Compile for a target such as "sm_90"; what the compiler refuses is said in `refused`."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    wanted, target = job
-    kernel = getattr(importlib.import_module(wanted.module), wanted.kernel)
+    wanted, target = on_target(*job), TARGETS[job[1]]
+    kernel = kernel_of(wanted)
     source = ASTSource(
         kernel, dict(wanted.signature), {(kernel.arg_names.index(key),): value for key, value in wanted.constants},
         {(i,): [["tt.divisibility", 16]] for i in wanted.aligned},
     )  # fmt: skip
+    chip = GPUTarget(target.backend, target.arch, target.lanes)
     try:
-        compiled = triton.compile(source, target=GPUTarget("cuda", TARGETS[target], 32), options=dict(wanted.options))
+        compiled = triton.compile(source, target=chip, options=dict(wanted.options))
     except Exception as failure:
         return _failed(f"{type(failure).__name__}: {str(failure).strip()[:300]}")
-    return read(compiled.asm["cubin"], compiled.asm["ptx"], compiled.metadata.shared, wanted.option("num_warps", 4))
+    warps, shared = wanted.option("num_warps", 4), compiled.metadata.shared
+    if target.backend == "hip":
+        return read_amd(compiled.asm["amdgcn"], shared, warps)
+    found = read(compiled.asm["cubin"], compiled.asm["ptx"], shared, warps, listed=job[1] == TIMED)
+    return replace(found, refilled=refilled_while_read(compiled.asm["ttgir"]))
+
+
+def refilled_while_read(ttgir: str) -> bool:
+    """Whether an asynchronous product that is not waited for at once reads a buffer with fewer places than loads are
+    under way: the next load overwrites what is being read. Triton 3.4 to 3.7 compile a loop so where a loaded tile is
+    used otherwise too."""
+    allocation = r"(%\S+) = ttg\.local_alloc : \(\) -> !ttg\.memdesc<(\d+)x\d+x"
+    places = {m[1]: int(m[2]) for m in re.finditer(allocation, ttgir)}
+    origin = {m[1]: m[2] for m in re.finditer(r"(%\w+) = ttg\.memdesc_(?:index|trans|reshape) (%\w+)", ttgir)}
+
+    def buffer(name: str) -> str:
+        while name in origin:
+            name = origin[name]
+        return name
+
+    loads = Counter(buffer(m[1]) for m in re.finditer(r"async_copy_global_to_local %\S+, (%\w+)", ttgir))
+    for product in re.finditer(r"warp_group_dot (%\w+), (%\w+), [^\n]*isAsync = true", ttgir):
+        wait = re.search(r"warp_group_dot_wait [^\n]*pendings = (\d+)", ttgir[product.end() :])
+        if wait and int(wait[1]):
+            for operand in map(buffer, product.groups()):
+                if operand in places and places[operand] < loads[operand]:
+                    return True
+    return False
+
+
+def read_amd(assembly: str, shared: int, warps: int) -> Compiled:
+    """What the assembly of one kernel for an AMD chip says."""
+    registers = int(re.search(r"\.vgpr_count:\s*(\d+)", assembly)[1])
+    spills = 4 * sum(int(re.search(rf"\.{kind}_spill_count:\s*(\d+)", assembly)[1]) for kind in ("vgpr", "sgpr"))
+    return Compiled(registers, spills, 0, shared, warps, 0, {}, {}, 0, {}, {}, {})
 
 
 def tools() -> Path:
@@ -88,13 +197,13 @@ def _run(*command) -> str:
     return done.stdout + done.stderr
 
 
-def read(binary: bytes, ptx: str, shared: int, warps: int) -> Compiled:
-    """What the machine code of one kernel says."""
+def read(binary: bytes, ptx: str, shared: int, warps: int, listed: bool = True) -> Compiled:
+    """What the machine code of one kernel says; of its instructions nothing unless it is listed."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "kernel"
         file.write_bytes(binary)
         usage = _run(tools() / "cuobjdump", "-res-usage", file)
-        code = _run(tools() / "cuobjdump", "-sass", file)
+        code = _run(tools() / "cuobjdump", "-sass", file) if listed else ""
         registers, stack = (int(re.search(rf"{name}:(\d+)", usage)[1]) for name in ("REG", "STACK"))
         spills = 0
         if stack:
@@ -164,27 +273,35 @@ def sources(*reading: str) -> str:
     return digest.hexdigest()
 
 
-def compile_all(wanted: list[Specialisation], target: str, scratch: Path, jobs: int = 2) -> dict:
-    """Each specialisation compiled, in `jobs` processes; results are kept in the folder `scratch`."""
+def compile_all(
+    wanted: list[Specialisation], target: str, scratch: Path, jobs: int = 2
+) -> Iterator[tuple[Specialisation, Compiled]]:
+    """Each specialisation compiled, in order, in `jobs` processes; results are kept in the folder `scratch`, by the
+    code of the kernel and of what it calls."""
+    import triton
+
     scratch.mkdir(parents=True, exist_ok=True)
-    code = sources(__file__)
+    own = Path(__file__).read_bytes()
+    codes = {(one.module, one.kernel): code_of(kernel_of(one)) for one in wanted}
 
     def file(one: Specialisation) -> Path:
-        return scratch / (hashlib.sha256(f"{code} {target} {one}".encode()).hexdigest()[:32] + ".json")
+        known = f"{triton.__version__} {codes[one.module, one.kernel]} {target} {on_target(one, target)}"
+        return scratch / (hashlib.sha256(own + known.encode()).hexdigest()[:32] + ".json")
 
-    wanted = list(dict.fromkeys(wanted))
-    missing = [one for one in wanted if not file(one).exists()]
-    if missing:
-        os.environ["TRITON_CACHE_DIR"] = str(scratch / "triton")
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(min(jobs, len(missing)), mp_context=context) as pool:
-            for one, found in zip(missing, pool.map(compile_one, [(one, target) for one in missing])):
-                partial = file(one).with_suffix(f".{os.getpid()}")
-                partial.write_text(json.dumps(asdict(found)), encoding="utf-8")
-                partial.rename(file(one))
-    names = [field.name for field in fields(Compiled)]
-    found = {}
-    for one in wanted:
-        content = json.loads(file(one).read_text(encoding="utf-8"))
-        found[one] = Compiled(**{name: content[name] for name in names})
-    return found
+    files = {one: file(one) for one in wanted}
+    missing = {one: None for one, place in files.items() if not place.exists()}
+    names = {field.name for field in fields(Compiled)}
+    with contextlib.ExitStack() as stack:
+        new: Iterator[Compiled] = iter(())
+        if missing:
+            os.environ["TRITON_CACHE_DIR"] = str(scratch / "triton")
+            context = multiprocessing.get_context("spawn")
+            pool = stack.enter_context(ProcessPoolExecutor(min(jobs, len(missing)), mp_context=context))
+            new = pool.map(compile_one, [(one, target) for one in missing])
+        for one, place in files.items():
+            if one in missing:
+                partial = place.with_suffix(f".{os.getpid()}")
+                partial.write_text(json.dumps(asdict(next(new))), encoding="utf-8")
+                partial.rename(place)
+            content = json.loads(place.read_text(encoding="utf-8"))
+            yield one, Compiled(**{name: content[name] for name in names})

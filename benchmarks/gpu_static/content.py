@@ -1,4 +1,4 @@
-"""The results file: every call with its kernels, the bars, and how far off predictions are where one was measured."""
+"""The results files: every call with its kernels and the bars; and how far off predictions are of what was measured."""
 
 from dataclasses import asdict
 
@@ -9,6 +9,8 @@ from benchmarks.gpu_static.model import Chip, Constants, Estimate
 from benchmarks.gpu_static.operators import Operator
 from benchmarks.gpu_static.prediction import Predicted
 from benchmarks.gpu_static.recording import Launch
+
+TAKEN = ("registers", "spills", "stack", "shared")  # what a kernel takes of a chip
 
 
 def of_call(predicted: Predicted, eager: float | None, known: measured.Measured | None) -> dict:
@@ -56,6 +58,19 @@ def of_kernel(launch: Launch | Operator, traced, compiled: Compiled | None, esti
     }
 
 
+def of_resources(taken: dict[str, dict]) -> list[dict]:
+    """Of each kernel and dtype, what its specialisations take at most of each target."""
+    found: dict[tuple[str, str, str], dict] = {}
+    for target, compiled in taken.items():
+        for wanted, one in compiled.items():
+            most = found.setdefault((wanted.kernel, wanted.dtype, target), dict.fromkeys(TAKEN, 0))
+            for name in most:
+                most[name] = max(most[name], getattr(one, name))
+    return [
+        {"kernel": kernel, "dtype": dtype, "target": target} | most for (kernel, dtype, target), most in found.items()
+    ]
+
+
 def _rounded(value: float | None) -> float | None:
     return None if value is None else float(f"{value:.4g}")
 
@@ -96,3 +111,8 @@ def of_compared(found: list[measured.Compared]) -> list[dict]:
 def of_model(chip: Chip, constants: Constants) -> dict:
     """What the predictions stand on."""
     return {"chip": asdict(chip), "constants": asdict(constants)}
+
+
+def of_fit(chip: Chip, constants: Constants, found: list[measured.Compared]) -> dict:
+    """The fitted model, and how far off it is for what was measured."""
+    return {"model": of_model(chip, constants), "errors": of_errors(found), "compared": of_compared(found)}

@@ -19,7 +19,7 @@ def _shape(call: dict) -> str:
 
 def calls(content: dict) -> str:
     """Every call: floor, predicted time, measured time where there is one, and eager PyTorch's predicted time."""
-    header = ["call", "launches", "floor, us", "predicted, us", "measured, us", "eager, predicted us"]
+    header = ["call", "launches", "floor, us", "predicted, us", "measured (earlier kernels), us", "eager, predicted us"]
     parts = []
     for size, dtype in dict.fromkeys((one["call"]["size"], one["call"]["dtype"]) for one in content["calls"]):
         found = _calls(content, size, dtype)
@@ -31,9 +31,9 @@ def calls(content: dict) -> str:
             rows.append([label, counts, *(number(one[name]) for name in times)])
         parts.append(f"{_shape(found[0])} {dtype}, ragged 40-100 %:\n\n{table(header, rows)}")
     return "\n\n".join(parts) + (
-        "\n\nLaunches: of the forward + the backward pass, PyTorch's own included. Measured: GPU time on an NVIDIA "
-        "H100, of the version that benchmarks/results holds; at the span level with spans given, where the prediction "
-        "includes their choice. All else is predicted."
+        "\n\nLaunches: of the forward + the backward pass, PyTorch's own included. Measured: GPU time of an earlier "
+        "set of kernels on an NVIDIA H100; at the span level with spans given, where the prediction includes their "
+        "choice. All else is predicted."
     )
 
 
@@ -65,6 +65,23 @@ def _kernel(one: dict) -> list[str]:
         f"{one['spills']} / {one['stack']}", str(one["shared"]), _counted(one["hot_loads"]),
         _counted(one["hot_stores"]), _counted(one["matrix"]), *moved,
     ]  # fmt: skip
+
+
+def resources(content: dict) -> str:
+    """What each kernel takes at most of each chip that it was compiled for."""
+    targets = list(dict.fromkeys(one["target"] for one in content["resources"]))
+    kernels: dict[tuple[str, str], dict] = {}
+    for one in content["resources"]:
+        kernels.setdefault((one["kernel"], one["dtype"]), {})[one["target"]] = one
+    rows = [
+        [kernel, dtype, *(f"{one['registers']}, {one['spills']}, {one['shared']}" if one else "-"
+                          for one in map(found.get, targets))]
+        for (kernel, dtype), found in sorted(kernels.items())
+    ]  # fmt: skip
+    version = content["machine"]["versions"]["triton"]
+    return table(["kernel", "dtype", *targets], rows) + (
+        f"\n\nRegisters, spilled bytes, and bytes of shared memory: the most of all variants, with Triton {version}."
+    )
 
 
 def native(content: dict) -> str:

@@ -2,6 +2,7 @@
 
 Prints the constants, to be written into model.py by hand, and how far off the model is for each size when it is fitted
 to the other sizes. Each constant is held near a plausible value, so that it does not make up for what another lacks.
+How far off each kernel is goes to benchmarks/results/gpu_static_fit.json. The kernels must be those that were measured.
 """
 
 import argparse
@@ -10,6 +11,9 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
+import torch
+
+from benchmarks import accelerator, machine, results
 from benchmarks.gpu_static import cases, content, measured, model, prediction
 from benchmarks.gpu_static.cases import Call
 from benchmarks.gpu_static.prediction import Known
@@ -55,6 +59,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], prog="python -m benchmarks.gpu_static.fit")
     parser.add_argument("--scratch", type=Path, required=True, help="where compiled and counted results are kept")
     parser.add_argument("--seconds", type=float, default=600, help="of each fit, at most (default: 600)")
+    parser.add_argument("--output", type=Path, default=results.FOLDER / "gpu_static_fit.json")
     options = parser.parse_args()
     known = prediction.gather(
         [call for call in cases.all_calls() if call in measured.measured_calls()], options.scratch
@@ -62,7 +67,11 @@ def main() -> None:
     found = fit(known, model.Constants(), options.seconds)
     for name in PLAUSIBLE:
         print(f"    {name}: float = {getattr(found, name):.3g}")
-    print(content.of_errors(measured.compare(known, model.Chip(), found))["kernels"])
+    compared = measured.compare(known, model.Chip(), found)
+    print(content.of_errors(compared)["kernels"])
+    described = machine.describe(accelerator.Cpu(), torch.get_num_threads())
+    file = {"machine": described | {"command": "python -m benchmarks.gpu_static.fit"}}
+    results.write_json(options.output, file | content.of_fit(model.Chip(), found, compared))
     for size in cases.SHAPES:
         others = {call: one for call, one in known.items() if call.size != size}
         left_out = {call: one for call, one in known.items() if call.size == size}

@@ -69,9 +69,7 @@ def of_resources(compiled: dict[Specialisation, Compiled], target: str) -> list[
     """Neither spills nor a stack frame; a kernel's worst specialisation stands for it."""
     worst: dict[str, tuple[int, str]] = {}
     for wanted, one in compiled.items():
-        kinds = [kind for _, kind in wanted.signature if kind.startswith("*")]
-        dtype = next((name for name in ("bf16", "fp16") if f"*{name}" in kinds), "fp32")
-        name = f"registers: {wanted.kernel}, {dtype}, {target}"
+        name = f"registers: {wanted.kernel}, {wanted.dtype}, {target}"
         size = 1 << 20 if one.refused else max(one.spills, one.stack)
         worst[name] = max(worst.get(name, (0, "")), (size, one.refused))
     return [Bar(name, size, 0, "bytes spilled or stacked") for name, (size, _) in worst.items()]

@@ -68,7 +68,7 @@ def gather(calls: list[Call], scratch: Path, target: str = "sm_90", jobs: int = 
     """Record, compile and run in the interpreter."""
     found = {call: record(call) for call in calls}
     wanted = [launch.specialisation for known in found.values() for launch in triton_launches(known)]
-    compiled = compiling.compile_all(wanted, target, scratch, jobs)
+    compiled = dict(compiling.compile_all(wanted, target, scratch, jobs))
     whole = {call: replace(call, backward=True) for call in calls}
     # A forward pass that launches what the pass with gradients begins with needs no run of its own.
     sources = {call: whole[call] if whole[call] in found and _begins(found[whole[call]], found[call]) else call

@@ -45,6 +45,12 @@ class Specialisation:
         """An option of the compiler's."""
         return dict(self.options).get(name, default)
 
+    @property
+    def dtype(self) -> str:
+        """That of the inputs, as far as the signature says."""
+        kinds = {kind for _, kind in self.signature}
+        return next((name for name in ("bf16", "fp16") if f"*{name}" in kinds), "fp32")
+
 
 @dataclass(frozen=True)
 class Launch:

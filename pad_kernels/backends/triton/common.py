@@ -9,11 +9,23 @@ NO_UNIT = tl.constexpr(2**31 - 1)
 
 
 @triton.jit
+def upper_bits(value):
+    """A float32 rounded to the bits of tf32, so that what is left over is exact."""
+    return ((value.to(tl.int32, bitcast=True) + 4096) & -8192).to(tl.float32, bitcast=True)
+
+
+@triton.jit
 def product(left, right, sum, PRECISION: tl.constexpr):
-    """sum + left @ right in float32; PRECISION says how float32 operands are multiplied, never as plain tf32."""
+    """sum + left @ right in float32. PRECISION: how float32 operands are multiplied; "tf32" as three products of
+    their upper and lower bits, never as a single one."""
     if INTERPRETED and left.dtype == tl.bfloat16:
         left, right = left.to(tl.float32), right.to(tl.float32)
-    if left.dtype == tl.float32:
+    if left.dtype == tl.float32 and PRECISION == "tf32":
+        left_upper, right_upper = upper_bits(left), upper_bits(right)
+        sum = tl.dot(left - left_upper, right_upper, sum, input_precision="tf32")
+        sum = tl.dot(left_upper, right - right_upper, sum, input_precision="tf32")
+        return tl.dot(left_upper, right_upper, sum, input_precision="tf32")
+    elif left.dtype == tl.float32:
         return tl.dot(left, right, sum, input_precision=PRECISION)
     else:
         return tl.dot(left, right, sum)
@@ -21,8 +33,20 @@ def product(left, right, sum, PRECISION: tl.constexpr):
 
 # The interpreter's product of bfloat16 is wrong: it reads the bits as integers.
 INTERPRETED = tl.constexpr(not isinstance(product, triton.runtime.JITFunction))
-# Three tf32 products keep 22 bits; AMD's compiler has no such mode.
-PRECISION = "ieee" if torch.version.hip else "tf32x3"
+AMD = torch.version.hip is not None
+
+
+def precision(amd: bool = AMD) -> str:
+    """How float32 is multiplied: three tf32 products keep 22 bits; AMD's compiler has no such type."""
+    return "ieee" if amd else "tf32"
+
+
+def stages_of(stages: int, amd: bool = AMD) -> int:
+    """How many steps of a loop are under way at once: AMD's compiler fails on some kernels with more than two."""
+    return min(stages, 2) if amd else stages
+
+
+PRECISION = precision()
 
 
 @triton.jit
@@ -35,17 +59,19 @@ def narrowed(value, kind: tl.constexpr):
     return value.to(kind)
 
 
-def launch(kernel, programs, *arguments, warps, stages, **constants):
+def launch(kernel, programs, *arguments, warps, stages, registers=0, **constants):
     """Run `programs` programs on the current stream of the device of the first tensor."""
+    if registers and not AMD:
+        constants["maxnreg"] = registers
     for argument in arguments:
         if isinstance(argument, torch.Tensor):
             device = argument.device
             break
     if device.type != "cuda" or device.index == torch.cuda.current_device():
-        kernel[(programs,)](*arguments, **constants, num_warps=warps, num_stages=stages)
+        kernel[(programs,)](*arguments, **constants, num_warps=warps, num_stages=stages_of(stages))
         return
     with torch.cuda.device(device):
-        kernel[(programs,)](*arguments, **constants, num_warps=warps, num_stages=stages)
+        kernel[(programs,)](*arguments, **constants, num_warps=warps, num_stages=stages_of(stages))
 
 
 def rows(tensor):

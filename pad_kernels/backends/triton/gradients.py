@@ -1,11 +1,9 @@
 """Backward of the alignment.
 
 Soft: the weights of both gradients are found once from the cosines that the forward pass kept, then each gradient is
-a product of weights and rows. Hard: a token's gradient needs its unit alone, and a unit's the tokens that chose it.
-Where units are spans, the gradient of the units is spread to the frames by a last kernel.
+a product of weights and rows. Hard: hard_gradients.py. Where units are spans, a last kernel spreads the gradient of
+the units to the frames.
 """
-
-from typing import NamedTuple
 
 import torch
 import triton
@@ -24,31 +22,11 @@ from pad_kernels.backends.triton.common import (
     strides_in_eights,
 )
 from pad_kernels.backends.triton.configurations import ceil_div, round_up
+from pad_kernels.backends.triton.hard_gradients import fill_hard
 from pad_kernels.backends.triton.scores import as_read, is_empty, score
 from pad_kernels.backends.triton.spread import spread_to_frames
+from pad_kernels.backends.triton.token_gradients import TokenGradient, token_gradients
 from pad_kernels.inputs import AlignmentInputs, Gradients, Needed, Saved
-
-
-class TokenGradient(NamedTuple):
-    """The gradient of each similarity: given [B, N], or upstream * -grad_scale * weight as the loss has it."""
-
-    given: Tensor | None
-    upstream: Tensor | None = None
-    upstream_stride: int = 0
-    grad_scale: Tensor | None = None
-    weight: Tensor | None = None
-
-
-@triton.jit
-def token_gradients(given, upstream, upstream_stride, grad_scale, weight, utterance, token, tokens, valid):
-    """The gradients of some tokens' similarities, 0 where not valid."""
-    if given is not None:
-        return tl.load(given + utterance * tokens + token, mask=valid, other=0.0).to(tl.float32)
-    else:
-        factor = -tl.load(upstream + utterance * upstream_stride).to(tl.float32)
-        if grad_scale is not None:
-            factor *= tl.load(grad_scale)
-        return factor * tl.load(weight + utterance * tokens + token, mask=valid, other=0.0)
 
 
 @triton.jit
@@ -72,7 +50,7 @@ def direction(rows, inverse):
     return (rows.to(tl.float32) * inverse[:, None]).to(tl.float16)
 
 
-@triton.jit(do_not_specialize=["unit_count", "tokens", "unit_tiles"])
+@triton.jit(do_not_specialize=["upstream_stride", "unit_count", "tokens", "unit_tiles"])
 def soft_weights_kernel(
     given, upstream, upstream_stride, grad_scale, weight,
     cosine, unit_prior, unit_inverse, text_inverse, similarity, unit, log_normalizer,
@@ -93,7 +71,7 @@ def soft_weights_kernel(
     text_weights += utterance * tokens * unit_pitch
     prior = tl.load(unit_prior + place, mask=in_units, other=0.0)
     valid_unit = prior > 0
-    inverse = tl.load(unit_inverse + place, mask=valid_unit, other=0.0)
+    inverse = tl.where(valid_unit, tl.load(unit_inverse + place, mask=in_units, other=0.0), 0.0)
     kind: tl.constexpr = unit_weights.dtype.element_ty
     largest = 1.0
     if kind == tl.float16:
@@ -102,42 +80,67 @@ def soft_weights_kernel(
         )
     along = tl.zeros([UNITS], tl.float32)
     aligned = tl.zeros([TOKENS], tl.int32)
+    some = tl.max(valid_unit.to(tl.int32), 0) > 0
     for first in range(0, tokens, TOKENS):
         token = first + tl.arange(0, TOKENS)
         in_tile = token < tokens
         at = utterance * tokens + token
-        valid = tl.load(unit + at, mask=in_tile, other=-1) >= 0
-        aligned = tl.maximum(aligned, valid.to(tl.int32))
-        grad = token_gradients(given, upstream, upstream_stride, grad_scale, weight, utterance, token, tokens, valid)
-        mean = tl.load(similarity + at, mask=valid, other=0.0)
-        normalizer = tl.load(log_normalizer + at, mask=valid, other=0.0)
-        text_scale = tl.load(text_inverse + at, mask=valid, other=0.0)
-        both = valid_unit[:, None] & valid[None, :]
-        at_both = row[:, None] * token_pitch + token[None, :]
-        phi = tl.load(cosine + at_both, mask=both, other=0.0).to(tl.float32)
-        logit = phi * inverse_temperature + tl.log(tl.where(valid_unit, prior, 1.0))[:, None]
-        posterior = tl.exp(logit - normalizer[None, :])
-        found = tl.where(both, posterior * (1 + (phi - mean[None, :]) * inverse_temperature), 0.0)
-        along += tl.sum(found * phi * grad[None, :], 1)
-        tl.store(text_along + (utterance * unit_tiles + unit_tile) * tokens + token, tl.sum(found * phi, 0),
-                 mask=in_tile)  # fmt: skip
-        if kind == tl.float16:
-            of_unit = found * (grad / largest)[None, :]
-            of_text = found
+        at_text = text_weights + token[:, None] * unit_pitch + row[None, :]
+        in_text = in_tile[:, None] & (row < unit_pitch)[None, :]
+        at_along = text_along + (utterance * unit_tiles + unit_tile) * tokens + token
+        if some:
+            # All at once, without waiting for what says which of it counts; where nothing does it is not defined.
+            valid = tl.load(unit + at, mask=in_tile, other=-1) >= 0
+            grad = token_gradients(
+                given, upstream, upstream_stride, grad_scale, weight, utterance, token, tokens, in_tile
+            )
+            mean = tl.load(similarity + at, mask=in_tile, other=0.0)
+            normalizer = tl.load(log_normalizer + at, mask=in_tile, other=0.0)
+            text_scale = tl.load(text_inverse + at, mask=in_tile, other=0.0)
+            at_both = row[:, None] * token_pitch + token[None, :]
+            in_both = in_units[:, None] & (token < token_pitch)[None, :]
+            phi = tl.load(cosine + at_both, mask=in_both, other=0.0).to(tl.float32)
+            aligned = tl.maximum(aligned, valid.to(tl.int32))
+            grad, text_scale = tl.where(valid, grad, 0.0), tl.where(valid, text_scale, 0.0)
+            both = valid_unit[:, None] & valid[None, :]
+            phi = tl.where(both, phi, 0.0)
+            logit = phi * inverse_temperature + tl.log(tl.where(valid_unit, prior, 1.0))[:, None]
+            posterior = tl.exp(logit - normalizer[None, :])
+            found = tl.where(both, posterior * (1 + (phi - mean[None, :]) * inverse_temperature), 0.0)
+            along += tl.sum(found * phi * grad[None, :], 1)
+            tl.store(at_along, tl.sum(found * phi, 0), mask=in_tile)
+            if kind == tl.float16:
+                of_unit = found * (grad / largest)[None, :]
+                of_text = found
+            else:
+                of_unit = found * (grad * text_scale)[None, :]
+                of_text = found * inverse[:, None]
+            tl.store(unit_weights + at_both, narrowed(of_unit, kind), mask=in_both)
+            tl.store(at_text, tl.trans(narrowed(of_text, kind)), mask=in_text)
         else:
-            of_unit = found * (grad * text_scale)[None, :]
-            of_text = found * inverse[:, None]
-        tl.store(unit_weights + at_both, narrowed(of_unit, kind),
-                 mask=in_units[:, None] & (token < token_pitch)[None, :])  # fmt: skip
-        tl.store(text_weights + token[:, None] * unit_pitch + row[None, :], tl.trans(narrowed(of_text, kind)),
-                 mask=in_tile[:, None] & (row < unit_pitch)[None, :])  # fmt: skip
+            tl.store(at_along, tl.zeros([TOKENS], tl.float32), mask=in_tile)
+            tl.store(at_text, tl.zeros([TOKENS, UNITS], kind), mask=in_text)
     # Where there is no token no norm was found.
     inverse = tl.where(tl.max(aligned, 0) > 0, inverse, 0.0)
     tl.store(unit_scale + place, inverse * largest, mask=in_units)
     tl.store(unit_along + place, along * direction_weight(inverse), mask=in_units)
 
 
-@triton.jit(do_not_specialize=["unit_count", "tokens", "token_tiles", "along_tiles"])
+@triton.jit(
+    do_not_specialize=[
+        "upstream_stride",
+        "unit_batch",
+        "unit_row",
+        "text_batch",
+        "text_row",
+        "unit_count",
+        "tokens",
+        "width",
+        "token_tiles",
+        "along_tiles",
+        "steps",
+    ]
+)
 def soft_text_kernel(
     given, upstream, upstream_stride, grad_scale, weight,
     units, text, unit_prior, unit_inverse, text_inverse, unit, text_weights, text_along, grad_text,
@@ -182,118 +185,63 @@ def soft_text_kernel(
              mask=in_tile[:, None] & (column < width)[None, :])  # fmt: skip
 
 
-@triton.jit
-def next_with(unit, chosen, after, tokens, TOKENS: tl.constexpr):
-    """The first token after `after` that has chosen the same unit, or the number of tokens."""
-    found = tokens
-    for first in range(0, tokens, TOKENS):
-        token = first + tl.arange(0, TOKENS)
-        same = tl.load(unit + token, mask=token < tokens, other=-1) == chosen
-        found = tl.minimum(found, tl.min(tl.where(same & (token > after), token, tokens), 0))
-    return found
-
-
-@triton.jit(do_not_specialize=["tokens", "unit_count"])
-def hard_kernel(
-    given, upstream, upstream_stride, grad_scale, weight,
-    units, text, unit_inverse, text_inverse, similarity, unit, unit_weight, grad_text, grad_units,
-    unit_batch, unit_row, text_batch, text_row, unit_count, tokens, width, TOKENS: tl.constexpr, WIDTH: tl.constexpr,
-):  # fmt: skip
-    """A token: g (unit / |unit| - similarity text / |text|) / |text|; and where it is the first to choose its unit, the
-    gradient of that unit, summed over the tokens in order, with spans over the sum of their priors."""
-    unit_batch, unit_row, text_batch, text_row = strides_in_eights(unit_batch, unit_row, text_batch, text_row)
-    width = eights(width)
-    program = tl.program_id(0)
-    token = program % tokens
-    utterance = (program // tokens).to(tl.int64)
-    units += utterance * unit_batch
-    text += utterance * text_batch
-    unit += utterance * tokens
-    chosen = tl.load(unit + token)
-    valid = chosen >= 0
-    grad = token_gradients(given, upstream, upstream_stride, grad_scale, weight, utterance, token, tokens, valid)
-    cosine = tl.load(similarity + utterance * tokens + token, mask=valid, other=0.0)
-    of_unit = tl.load(unit_inverse + utterance * unit_count + chosen, mask=valid, other=0.0)
-    of_text = tl.load(text_inverse + utterance * tokens + token, mask=valid, other=0.0)
-    first_to_choose = valid & (next_with(unit, chosen, -1, tokens, TOKENS) == token)
-    for first in range(0, width, WIDTH):
-        column = first + tl.arange(0, WIDTH)
-        inside = column < width
-        own = tl.load(units + chosen * unit_row + column, mask=inside & valid, other=0.0).to(tl.float32)
-        if grad_text is not None:
-            part = tl.load(text + token.to(tl.int64) * text_row + column, mask=inside & valid, other=0.0)
-            found = own * (of_unit * of_text) - part.to(tl.float32) * (cosine * direction_weight(of_text))
-            place = (utterance * tokens + token) * width + column
-            tl.store(grad_text + place, narrowed(found * grad, grad_text.dtype.element_ty), mask=inside)
-        if grad_units is not None:
-            if first_to_choose:
-                found = tl.zeros([WIDTH], tl.float32)
-                along = 0.0
-                other = token
-                while other < tokens:
-                    other_grad = token_gradients(
-                        given, upstream, upstream_stride, grad_scale, weight, utterance, other, tokens, True
-                    )
-                    part = tl.load(text + other.to(tl.int64) * text_row + column, mask=inside, other=0.0)
-                    at = utterance * tokens + other
-                    found += part.to(tl.float32) * (other_grad * tl.load(text_inverse + at))
-                    along += other_grad * tl.load(similarity + at)
-                    other = next_with(unit, chosen, other, tokens, TOKENS)
-                found = found * of_unit - own * (along * direction_weight(of_unit))
-                if unit_weight is not None:
-                    found *= tl.load(unit_weight + utterance * unit_count + chosen)
-                place = (utterance * unit_count + chosen) * width + column
-                tl.store(grad_units + place, narrowed(found, grad_units.dtype.element_ty), mask=inside)
-
-
-@triton.jit(do_not_specialize=["unit_count", "tokens", "unit_tiles"])
+@triton.jit(
+    do_not_specialize=[
+        "unit_batch",
+        "unit_row",
+        "text_batch",
+        "text_row",
+        "unit_count",
+        "tokens",
+        "width",
+        "unit_tiles",
+        "steps",
+    ]
+)
 def soft_unit_kernel(
     units, text, unit_prior, text_inverse, unit, unit_weights, unit_scale, unit_along, unit_weight, grad_units,
     unit_batch, unit_row, text_batch, text_row, unit_count, tokens, width, unit_tiles, steps, token_pitch,
-    TOKENS: tl.constexpr, UNITS: tl.constexpr, WIDTH: tl.constexpr, GROUP: tl.constexpr, PRECISION: tl.constexpr,
+    TOKENS: tl.constexpr, UNITS: tl.constexpr, WIDTH: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """The gradient of a tile of units at GROUP steps of columns, zero where a unit takes no part; that of spans
-    divided by the sum of their priors, which their frames share."""
+    """The gradient of a tile of units at a group of columns, zero where a unit takes no part; that of spans divided by
+    the sum of their priors, which their frames share."""
     unit_batch, unit_row, text_batch, text_row = strides_in_eights(unit_batch, unit_row, text_batch, text_row)
     width = eights(width)
     program = tl.program_id(0)
     step = program % steps
     unit_tile = program // steps % unit_tiles
     utterance = (program // steps // unit_tiles).to(tl.int64)
+    column = step * WIDTH + tl.arange(0, WIDTH)
     row = unit_tile * UNITS + tl.arange(0, UNITS)
     in_units = row < unit_count
     place = utterance * unit_count + row
     valid_unit = tl.load(unit_prior + place, mask=in_units, other=0.0) > 0
-    along = tl.load(unit_along + place, mask=valid_unit, other=0.0)
-    scale = tl.load(unit_scale + place, mask=valid_unit, other=0.0)
-    if unit_weight is not None:
-        spread = tl.load(unit_weight + place, mask=valid_unit, other=0.0)
-        along *= spread
-        scale *= spread
-    units += utterance * unit_batch
-    text += utterance * text_batch
     unit_weights += utterance * unit_count * token_pitch
     grad_units += utterance * unit_count * width
-    some = tl.max(valid_unit.to(tl.int32), 0) > 0
-    for first_column in range(step * GROUP * WIDTH, tl.minimum((step + 1) * GROUP * WIDTH, width), WIDTH):
-        column = first_column + tl.arange(0, WIDTH)
-        found = tl.zeros([UNITS, WIDTH], tl.float32)
-        if some:
-            own = load_rows(units, row, unit_row, valid_unit, column, width)
-            for first in range(0, tokens, TOKENS):
-                token = first + tl.arange(0, TOKENS)
-                at = utterance * tokens + token
-                valid = tl.load(unit + at, mask=token < tokens, other=-1) >= 0
-                part = load_rows(text, token, text_row, valid, column, width)
-                if part.dtype == tl.float16:
-                    part = direction(part, tl.load(text_inverse + at, mask=valid, other=0.0))
-                pointers = unit_weights + row[:, None] * token_pitch + token[None, :]
-                factor = tl.load(pointers, mask=valid_unit[:, None] & (token < token_pitch)[None, :], other=0.0)
-                found = product(factor, part, found, PRECISION)
-            found = found * scale[:, None] - own.to(tl.float32) * along[:, None]
-            found = tl.where(valid_unit[:, None], found, 0.0)
-        tl.store(grad_units + row[:, None] * width + column[None, :], narrowed(found, grad_units.dtype.element_ty),
-                 mask=in_units[:, None] & (column < width)[None, :])  # fmt: skip
+    found = tl.zeros([UNITS, WIDTH], tl.float32)
+    if tl.max(valid_unit.to(tl.int32), 0) > 0:
+        # Asked for now, so that it is there when the product is.
+        own = load_rows(units + utterance * unit_batch, row, unit_row, valid_unit, column, width)
+        for first in range(0, tokens, TOKENS):
+            token = first + tl.arange(0, TOKENS)
+            at = utterance * tokens + token
+            valid = tl.load(unit + at, mask=token < tokens, other=-1) >= 0
+            part = load_rows(text + utterance * text_batch, token, text_row, valid, column, width)
+            if part.dtype == tl.float16:
+                part = direction(part, tl.load(text_inverse + at, mask=valid, other=0.0))
+            pointers = unit_weights + row[:, None] * token_pitch + token[None, :]
+            factor = tl.load(pointers, mask=valid_unit[:, None] & (token < token_pitch)[None, :], other=0.0)
+            found = product(factor, part, found, PRECISION)
+        along = tl.load(unit_along + place, mask=valid_unit, other=0.0)
+        scale = tl.load(unit_scale + place, mask=valid_unit, other=0.0)
+        if unit_weight is not None:
+            spread = tl.load(unit_weight + place, mask=valid_unit, other=0.0)
+            along *= spread
+            scale *= spread
+        found = found * scale[:, None] - own.to(tl.float32) * along[:, None]
+        found = tl.where(valid_unit[:, None], found, 0.0)
+    tl.store(grad_units + row[:, None] * width + column[None, :], narrowed(found, grad_units.dtype.element_ty),
+             mask=in_units[:, None] & (column < width)[None, :])  # fmt: skip
 
 
 def gradients(grad, scored, text, saved, spans, frame_prior, temperature, needed) -> Gradients:
@@ -306,8 +254,7 @@ def gradients(grad, scored, text, saved, spans, frame_prior, temperature, needed
     if needed.speech:
         # What is spread to frames is rounded once more: bfloat16 alone has the range for that.
         narrow = dtype if spans is None or dtype == torch.bfloat16 else torch.float32
-        make = torch.zeros if temperature == 0 else torch.empty
-        grad_units = make(batch, count, width, dtype=narrow, device=text.device)
+        grad_units = torch.empty(batch, count, width, dtype=narrow, device=text.device)
     if any(needed) and temperature == 0:
         fill_hard(grad, scored, text, saved, grad_text, grad_units)
     elif any(needed):
@@ -316,20 +263,6 @@ def gradients(grad, scored, text, saved, spans, frame_prior, temperature, needed
         grad_units = spread_to_frames(grad_units, frame_prior, *spans, dtype)
     nothing = text.new_empty(0)
     return nothing if grad_units is None else grad_units, nothing if grad_text is None else grad_text
-
-
-def fill_hard(grad, scored, text, saved, grad_text, grad_units):
-    """Fill the gradient of the text, and of the units that were chosen; either may be None."""
-    units = scored.units
-    similarity, unit, _ = saved
-    batch, count, width = units.shape
-    tokens = text.shape[1]
-    blocks = configurations.HARD
-    launch(
-        hard_kernel, batch * tokens, *grad, units, text, scored.unit_inverse, scored.text_inverse, similarity, unit,
-        scored.unit_weight, grad_text, grad_units, *units.stride()[:2], *text.stride()[:2], count, tokens, width,
-        TOKENS=blocks.tokens, WIDTH=blocks.width, warps=blocks.warps, stages=blocks.stages,
-    )  # fmt: skip
 
 
 def fill_soft(grad, scored, text, saved, temperature, grad_text, grad_units):
@@ -354,7 +287,8 @@ def fill_soft(grad, scored, text, saved, temperature, grad_text, grad_units):
         soft_weights_kernel, batch * along_tiles, *grad, scored.cosine, scored.unit_prior, scored.unit_inverse,
         scored.text_inverse, *saved, unit_weights, text_weights, unit_scale, unit_along, text_along,
         count, tokens, along_tiles, token_pitch, unit_pitch, 1 / temperature,
-        TOKENS=blocks.tokens, UNITS=blocks.units, warps=blocks.warps, stages=blocks.stages,
+        TOKENS=blocks.tokens, UNITS=blocks.units,
+        warps=blocks.warps, stages=blocks.stages, registers=blocks.registers,
     )  # fmt: skip
     if grad_text is not None:
         blocks = configurations.by_tokens(configurations.TEXT_GRADIENT, text.dtype, tokens)
@@ -368,12 +302,12 @@ def fill_soft(grad, scored, text, saved, temperature, grad_text, grad_units):
         )  # fmt: skip
     if grad_units is not None:
         blocks = configurations.by_tokens(configurations.UNIT_GRADIENT, text.dtype, tokens)
-        unit_tiles, steps = ceil_div(count, blocks.units), ceil_div(width, blocks.width * blocks.group)
+        unit_tiles, steps = ceil_div(count, blocks.units), ceil_div(width, blocks.width)
         launch(
             soft_unit_kernel, batch * unit_tiles * steps, units, text, scored.unit_prior, scored.text_inverse, unit,
             unit_weights, unit_scale, unit_along, scored.unit_weight, grad_units, *strides,
             count, tokens, width, unit_tiles, steps, token_pitch,
-            TOKENS=blocks.tokens, UNITS=blocks.units, WIDTH=blocks.width, GROUP=blocks.group, PRECISION=PRECISION,
+            TOKENS=blocks.tokens, UNITS=blocks.units, WIDTH=blocks.width, PRECISION=PRECISION,
             warps=blocks.warps, stages=blocks.stages,
         )  # fmt: skip
 

@@ -1,24 +1,22 @@
 """The losses in few launches: one prepares weights and spans, one to three align or pool, and the last reduces.
 
-Forward: prepare, (pool the spans,) score, merge and reduce; global: prepare, difference, distance and reduce.
-Backward: soft weights, text and units, or a fill and the hard gradients, (spread to the frames); global: one.
+Forward: prepare, (pool the spans,) score and reduce; global: prepare, difference and reduce.
+Backward: soft weights, text and units, or the hard gradients, (spread to the frames); global: one.
 """
 
-import torch
 from torch import Tensor
 
 from pad_kernels.backends.triton import pooling
 from pad_kernels.backends.triton.common import rows
-from pad_kernels.backends.triton.gradients import TokenGradient, gradients
-from pad_kernels.backends.triton.scores import Scored, is_empty, merge, score
+from pad_kernels.backends.triton.gradients import gradients
+from pad_kernels.backends.triton.scores import Scored, is_empty, outcome, score, unfinished
+from pad_kernels.backends.triton.token_gradients import TokenGradient
 from pad_kernels.inputs import Gradients, LossInputs, LossSaved, Needed, Saved
 
 
 def finished(inputs: LossInputs) -> Tensor:
-    """A zero that the reduction counts up: made with the weights, or now."""
-    if inputs.scratch is not None:
-        return inputs.scratch
-    return torch.zeros(1, dtype=torch.int32, device=inputs.speech.device)
+    """Zeros that programs count up as they end: made with the weights, or now."""
+    return unfinished(inputs.speech.shape[0], inputs.speech.device) if inputs.scratch is None else inputs.scratch
 
 
 def local_loss_forward(inputs: LossInputs) -> tuple[Tensor, LossSaved] | None:
@@ -27,23 +25,22 @@ def local_loss_forward(inputs: LossInputs) -> tuple[Tensor, LossSaved] | None:
         return None
     spans = (x if x is None else x.contiguous() for x in (inputs.start, inputs.end))
     token_prior = inputs.token_prior.contiguous()
+    filled = outcome(inputs.text, finished(inputs), inputs.reduction)
     scored = score(
         rows(inputs.speech), rows(inputs.text), inputs.frame_prior.contiguous(), token_prior, *spans,
-        inputs.temperature, keep=inputs.differentiable and inputs.temperature > 0,
+        inputs.temperature, inputs.differentiable and inputs.temperature > 0, filled, inputs.reduction,
     )  # fmt: skip
-    *aligned, loss, grad_scale = merge(scored, token_prior, inputs.reduction, finished(inputs))
     # Frames are kept as the speech itself.
-    own = (None if inputs.start is None else scored.units, *scored[1:-1])
-    return loss, LossSaved((None, *aligned), 1.0 if grad_scale is None else grad_scale, own)
+    own = (None if inputs.start is None else scored.units, *scored[1:])
+    return filled.loss, LossSaved((None, *filled[:3]), filled.grad_scale, own)
 
 
 def local_loss_backward(grad: Tensor, inputs: LossInputs, saved: LossSaved, needed: Needed) -> Gradients:
     """Gradients of speech and text."""
     units, *others = saved.own
-    scored = Scored(rows(inputs.speech) if units is None else units, *others, None)
-    grad_scale = saved.grad_scale if isinstance(saved.grad_scale, Tensor) else None
+    scored = Scored(rows(inputs.speech) if units is None else units, *others)
     token_prior = inputs.token_prior.contiguous()
-    of_tokens = TokenGradient(None, grad, grad.stride(0) if grad.dim() else 0, grad_scale, token_prior)
+    of_tokens = TokenGradient(None, grad, grad.stride(0) if grad.dim() else 0, saved.grad_scale, token_prior)
     spans = None if inputs.start is None else (inputs.start.contiguous(), inputs.end.contiguous())
     frame_prior = inputs.frame_prior.contiguous()
     return gradients(
@@ -55,9 +52,8 @@ def global_loss_forward(inputs: LossInputs) -> tuple[Tensor, LossSaved] | None:
     """The loss of the global level; None where there is no utterance."""
     if inputs.speech.shape[0] == 0:
         return None
-    found, totals = pooling.difference(inputs.pooling())
-    loss, grad_scale = pooling.distance(found, totals, inputs.reduction, finished(inputs))
-    return loss, LossSaved((found, totals), 1.0 if grad_scale is None else grad_scale)
+    found, totals, loss, grad_scale = pooling.distance(inputs.pooling(), finished(inputs), inputs.reduction)
+    return loss, LossSaved((found, totals), grad_scale)
 
 
 def global_loss_backward(grad: Tensor, inputs: LossInputs, saved: LossSaved, needed: Needed) -> Gradients:

@@ -21,7 +21,7 @@ def span_weights(frame_prior, frame, frames, first, past):
     return weight, tl.where(inside & (prior >= 0)[None, :], 1.0, 0.0), prior
 
 
-@triton.jit(do_not_specialize=["frames", "units", "unit_tiles"])
+@triton.jit(do_not_specialize=["speech_batch", "speech_row", "frames", "units", "width", "unit_tiles", "steps"])
 def pool_kernel(
     speech, frame_prior, start, end, pooled, remainder, unit_prior, unit_weight,
     speech_batch, speech_row, frames, units, width, unit_tiles, steps,
@@ -44,22 +44,22 @@ def pool_kernel(
 
     # Weights are divided by their sum at the end; in float16, whose range a prior may leave, before.
     kind: tl.constexpr = speech.dtype.element_ty
-    total = tl.zeros([UNITS], tl.float32)
-    real = tl.zeros([UNITS], tl.float32)
     divisor = tl.full([UNITS], 1.0, tl.float32)
     if kind == tl.float16:
+        totals = tl.zeros([UNITS, FRAMES], tl.float32)
         for begin in range(low, high, FRAMES):
             frame = begin + tl.arange(0, FRAMES)
-            weight = span_weights(frame_prior, frame, high, first, past)[0]
-            total += tl.sum(weight, 1)
+            totals += span_weights(frame_prior, frame, high, first, past)[0]
+        total = tl.sum(totals, 1)
         divisor = tl.where(total > 0, total, 1.0)
-        total = tl.zeros([UNITS], tl.float32)
+    totals = tl.zeros([UNITS, FRAMES], tl.float32)
+    reals = tl.zeros([UNITS, FRAMES], tl.float32)
     found = tl.zeros([UNITS, WIDTH], tl.float32)
     for begin in range(low, high, FRAMES):
         frame = begin + tl.arange(0, FRAMES)
         weight, counted, prior = span_weights(frame_prior, frame, high, first, past)
-        total += tl.sum(weight, 1)
-        real += tl.sum(counted, 1)
+        totals += weight
+        reals += counted
         values = load_rows(speech, frame, speech_row, prior > 0, column, width)
         if kind == tl.float32:
             found = product(weight, values, found, PRECISION)
@@ -68,6 +68,7 @@ def pool_kernel(
             high_part = narrowed(weight, kind)
             low_part = narrowed(weight - high_part.to(tl.float32), kind)
             found = product(low_part, values, product(high_part, values, found, PRECISION), PRECISION)
+    total, real = tl.sum(totals, 1), tl.sum(reals, 1)
     inverse = 1 / tl.where(total > 0, total, 1.0)
     found *= (divisor * inverse)[:, None]
 

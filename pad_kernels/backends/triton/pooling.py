@@ -8,16 +8,18 @@ from torch import Tensor
 from pad_kernels.backends.triton import configurations
 from pad_kernels.backends.triton.common import launch, narrowed, rows
 from pad_kernels.backends.triton.configurations import ceil_div
-from pad_kernels.backends.triton.scores import reduce_batch, reduction_buffers
-from pad_kernels.inputs import Gradients, Needed, Pooled, PoolingInputs
+from pad_kernels.backends.triton.scores import is_last, reduce_batch, reduction_buffers, unfinished
+from pad_kernels.inputs import REDUCTIONS, Gradients, Needed, Pooled, PoolingInputs
 
 
 @triton.jit
-def weighted_mean(values, weights, row_stride, count, column, width, ROWS: tl.constexpr, WIDTH: tl.constexpr):
+def weighted_mean(
+    values, weights, row_stride, count, column, width, ROWS: tl.constexpr, WIDTH: tl.constexpr, STAGES: tl.constexpr
+):
     """sum w v / sum w at some columns, and sum w; rows of weight 0 are not read."""
     found = tl.zeros([ROWS, WIDTH], tl.float32)
     total = tl.zeros([ROWS], tl.float32)
-    for first in tl.range(0, count, ROWS, num_stages=3):
+    for first in tl.range(0, count, ROWS, num_stages=STAGES):
         row = first + tl.arange(0, ROWS)
         weight = tl.load(weights + row, mask=row < count, other=0.0)
         there = (weight != 0)[:, None] & (column < width)[None, :]
@@ -28,50 +30,45 @@ def weighted_mean(values, weights, row_stride, count, column, width, ROWS: tl.co
     return tl.sum(found, 0) / tl.where(sum == 0, 1.0, sum), sum
 
 
-@triton.jit(do_not_specialize=["frames", "tokens"])
-def difference_kernel(
+@triton.jit(do_not_specialize=["batch", "frames", "tokens", "steps", "reduction"])
+def distance_kernel(
     speech, text, frame_weights, token_weights, difference, totals,
-    speech_batch, speech_row, text_batch, text_row, frames, tokens, width, steps,
-    ROWS: tl.constexpr, WIDTH: tl.constexpr,
+    distance, counts, finished, loss, grad_scale,
+    speech_batch, speech_row, text_batch, text_row, batch, frames, tokens, width, steps, reduction,
+    ROWS: tl.constexpr, WIDTH: tl.constexpr, STAGES: tl.constexpr, COLUMNS: tl.constexpr, BATCH: tl.constexpr,
 ):  # fmt: skip
-    """An utterance at a group of columns: the difference of both means, 0 where a side has no weight."""
+    """An utterance at a group of columns: the difference of both means, 0 where a side has no weight. The last of an
+    utterance to end sums its distance; for a loss the last of all gives that of the batch."""
     program = tl.program_id(0)
     step = program % steps
     utterance = (program // steps).to(tl.int64)
     column = step * WIDTH + tl.arange(0, WIDTH)
     of_speech, speech_total = weighted_mean(
         speech + utterance * speech_batch, frame_weights + utterance * frames, speech_row, frames, column, width,
-        ROWS, WIDTH,
+        ROWS, WIDTH, STAGES,
     )  # fmt: skip
     of_text, text_total = weighted_mean(
-        text + utterance * text_batch, token_weights + utterance * tokens, text_row, tokens, column, width, ROWS, WIDTH
-    )
-    empty = (speech_total == 0) | (text_total == 0)
-    found = tl.where(empty, 0.0, of_speech - of_text)
+        text + utterance * text_batch, token_weights + utterance * tokens, text_row, tokens, column, width,
+        ROWS, WIDTH, STAGES,
+    )  # fmt: skip
+    counted = (speech_total != 0) & (text_total != 0)
+    found = tl.where(counted, of_speech - of_text, 0.0)
     tl.store(difference + utterance * width + column, found, mask=column < width)
     if step == 0:
         tl.store(totals + utterance * 2, speech_total)
         tl.store(totals + utterance * 2 + 1, text_total)
-
-
-@triton.jit(do_not_specialize=["batch"])
-def distance_kernel(
-    difference, totals, distance, counts, finished, loss, grad_scale, batch, width,
-    REDUCTION: tl.constexpr, WIDTH: tl.constexpr, BATCH: tl.constexpr,
-):  # fmt: skip
-    """An utterance's distance; with REDUCTION the loss of the batch too, by the last utterance to end."""
-    utterance = tl.program_id(0).to(tl.int64)
-    found = tl.zeros([WIDTH], tl.float32)
-    for first in range(0, width, WIDTH):
-        column = first + tl.arange(0, WIDTH)
-        found += tl.abs(tl.load(difference + utterance * width + column, mask=column < width, other=0.0))
-    sum = tl.sum(found, 0)
-    if REDUCTION is None:
-        tl.store(distance + utterance, sum)
-    else:
-        counted = (tl.load(totals + utterance * 2) > 0) & (tl.load(totals + utterance * 2 + 1) > 0)
-        sum = tl.where(counted, sum, 0.0)
-        reduce_batch(sum, counted, utterance, distance, counts, finished, loss, grad_scale, batch, REDUCTION, BATCH)
+    if is_last(finished + 1 + utterance, steps):
+        sums = tl.zeros([COLUMNS], tl.float32)
+        for first in range(0, width, COLUMNS):
+            place = first + tl.arange(0, COLUMNS)
+            part = tl.load(difference + utterance * width + place, mask=place < width, other=0.0, cache_modifier=".cg")
+            sums += tl.abs(part)
+        sum = tl.sum(sums, 0)
+        if loss is None:
+            tl.store(distance + utterance, sum)
+        else:
+            sum = tl.where(counted, sum, 0.0)
+            reduce_batch(sum, counted, utterance, distance, counts, finished, loss, grad_scale, batch, reduction, BATCH)
 
 
 @triton.jit
@@ -88,7 +85,7 @@ def store_gradient(
     tl.store(out + place, narrowed(found, out.dtype.element_ty), mask=inside)
 
 
-@triton.jit(do_not_specialize=["frames", "tokens", "frame_tiles", "tiles"])
+@triton.jit(do_not_specialize=["upstream_stride", "frames", "tokens", "frame_tiles", "tiles", "steps"])
 def gradient_kernel(
     upstream, upstream_stride, grad_scale, difference, totals, frame_weights, token_weights, grad_speech, grad_text,
     frames, tokens, width, frame_tiles, tiles, steps, ROWS: tl.constexpr, WIDTH: tl.constexpr,
@@ -118,43 +115,36 @@ def gradient_kernel(
         )  # fmt: skip
 
 
-def difference(inputs: PoolingInputs):
-    """Differences [B, D] of the weighted means, and the sums of the weights [B, 2]."""
+def distance(inputs: PoolingInputs, finished, reduction=None):
+    """Differences [B, D] of the weighted means, and the sums of the weights [B, 2]; then the distances [B], or with a
+    reduction the loss and its grad_scale. finished: as in `Outcome`."""
     speech, text = rows(inputs.speech), rows(inputs.text)
     batch, frames, width = speech.shape
     found = torch.empty(batch, width, dtype=torch.float32, device=speech.device)
     totals = torch.empty(batch, 2, dtype=torch.float32, device=speech.device)
+    counts = loss = grad_scale = None
+    if reduction is None:
+        distances = torch.empty(batch, dtype=torch.float32, device=speech.device)
+    else:
+        distances, counts, loss, grad_scale = reduction_buffers(batch, reduction, speech.device)
     blocks = configurations.by_itemsize(configurations.POOL_ROWS, speech.dtype)
+    whole = configurations.POOL_DISTANCE
     steps = ceil_div(width, blocks.width)
     if batch:
         launch(
-            difference_kernel, batch * steps, speech, text, *weights_of(inputs), found, totals,
-            *speech.stride()[:2], *text.stride()[:2], frames, text.shape[1], width, steps,
-            ROWS=blocks.units, WIDTH=blocks.width, warps=blocks.warps, stages=blocks.stages,
+            distance_kernel, batch * steps, speech, text, *weights_of(inputs), found, totals,
+            distances, counts, finished, loss, grad_scale,
+            *speech.stride()[:2], *text.stride()[:2], batch, frames, text.shape[1], width, steps,
+            REDUCTIONS.index(reduction or "none"), ROWS=blocks.units, WIDTH=blocks.width, STAGES=blocks.stages,
+            COLUMNS=whole.width, BATCH=whole.group,
+            warps=blocks.warps, stages=blocks.stages, registers=blocks.registers,
         )  # fmt: skip
-    return found, totals
+    return (found, totals, distances) if reduction is None else (found, totals, loss, grad_scale)
 
 
 def weights_of(inputs: PoolingInputs):
     """The weights of frames and tokens as the kernels read them."""
     return inputs.frame_weights.contiguous(), inputs.token_weights.contiguous()
-
-
-def distance(found, totals, reduction=None, finished=None):
-    """Distances [B]; with a reduction the loss and its grad_scale, as `merge` has them."""
-    batch, width = found.shape
-    counts = loss = grad_scale = None
-    if reduction is None:
-        distances = torch.empty(batch, dtype=torch.float32, device=found.device)
-    else:
-        distances, counts, loss, grad_scale = reduction_buffers(batch, reduction, found.device)
-    blocks = configurations.POOL_DISTANCE
-    if batch:
-        launch(
-            distance_kernel, batch, found, totals, distances, counts, finished, loss, grad_scale, batch, width,
-            REDUCTION=reduction, WIDTH=blocks.width, BATCH=blocks.group, warps=blocks.warps, stages=blocks.stages,
-        )  # fmt: skip
-    return distances if reduction is None else (loss, grad_scale)
 
 
 def gradients(upstream, grad_scale, inputs: PoolingInputs, found, totals, needed: Needed) -> Gradients:
@@ -179,8 +169,8 @@ def gradients(upstream, grad_scale, inputs: PoolingInputs, found, totals, needed
 
 def pooled_distance_forward(inputs: PoolingInputs) -> Pooled:
     """Distances [B] of the weighted means, their differences [B, D], and the sums of the weights [B, 2]."""
-    found, totals = difference(inputs)
-    return Pooled(distance(found, totals), found, totals)
+    found, totals, distances = distance(inputs, unfinished(inputs.speech.shape[0], inputs.speech.device))
+    return Pooled(distances, found, totals)
 
 
 def pooled_distance_backward(grad: Tensor, inputs: PoolingInputs, saved: Pooled, needed: Needed) -> Gradients:

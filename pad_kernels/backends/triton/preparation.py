@@ -53,6 +53,7 @@ def prepare_kernel(
     """An utterance. num_tokens: None for the real tokens; num_anchors: None for anchor_count, below 0 the tokens."""
     utterance = tl.program_id(0).to(tl.int64)
     if finished is not None:
+        tl.store(finished + 1 + utterance, 0)
         if utterance == 0:
             tl.store(finished, 0)
     count = 0
@@ -124,10 +125,13 @@ def prepare_kernel(
             needed = 0
             if ANCHORS == "topk":
                 found = tl.minimum(wanted, positive)
+                # The first block stays in registers, or each bit would wait for memory.
+                held, _ = frame_weight(speech_mask, speech_prior, utterance, tl.arange(0, BLOCK), frames)
+                held = held.to(tl.int32, bitcast=True)
                 for bit in range(0, 31):
                     candidate = threshold | (1 << (30 - bit))
-                    above = 0
-                    for begin in range(0, frames, BLOCK):
+                    above = tl.sum((held >= candidate).to(tl.int32), 0)
+                    for begin in range(BLOCK, frames, BLOCK):
                         frame = begin + tl.arange(0, BLOCK)
                         weight, real = frame_weight(speech_mask, speech_prior, utterance, frame, frames)
                         above += tl.sum((weight.to(tl.int32, bitcast=True) >= candidate).to(tl.int32), 0)
@@ -203,7 +207,7 @@ class Preparation(NamedTuple):
     text_prior: Tensor | None = None
     frame_weights: Tensor | None = None  # out
     token_weights: Tensor | None = None  # out
-    finished: Tensor | None = None  # out: a zero
+    finished: Tensor | None = None  # out: zeros [1 + B]
     masked: float = 0.0  # the weight of a masked frame
     anchors: str | None = None  # None: no spans
     scales: tuple[float, ...] = ()
@@ -253,10 +257,10 @@ def loss_weights(request: LossRequest) -> LossWeights | None:
     wanted = None if selection is None else selection.num_anchors
     if batch * frames * tokens == 0 or isinstance(wanted, Tensor) or wanted == 0:
         return None
-    memory = torch.empty(batch * (frames + tokens) + 1, dtype=torch.float32, device=device)
+    memory = torch.empty(batch * (frames + tokens + 1) + 1, dtype=torch.float32, device=device)
     frame_weights = memory[: batch * frames].view(batch, frames)
-    token_weights = memory[batch * frames : -1].view(batch, tokens)
-    finished = memory[-1:].view(torch.int32)
+    token_weights = memory[batch * frames : batch * (frames + tokens)].view(batch, tokens)
+    finished = memory[-1 - batch :].view(torch.int32)
     given = Preparation(
         batch, frames, tokens, speech.mask, speech.prior, text.mask, text.prior, frame_weights, token_weights,
         finished, MASKED_IN_SPANS if request.in_spans else 0.0,

@@ -1,5 +1,5 @@
-"""Forward of the alignment: one program scores a tile of units against a tile of tokens; a second kernel merges the
-tiles of an utterance in order, and gives the loss where it is asked for."""
+"""Forward of the alignment: one program scores a tile of units against a tile of tokens; the last one to end of an
+utterance merges its tiles in order, and the last of all gives the loss where it is asked for."""
 
 from typing import NamedTuple
 
@@ -12,6 +12,7 @@ from pad_kernels.backends.triton import configurations
 from pad_kernels.backends.triton.common import (
     NO_UNIT,
     PRECISION,
+    eights,
     highest_score,
     launch,
     load_rows,
@@ -24,7 +25,9 @@ from pad_kernels.backends.triton.common import (
 )  # fmt: skip
 from pad_kernels.backends.triton.configurations import ceil_div, round_up
 from pad_kernels.backends.triton.pooled_units import pool_units
-from pad_kernels.inputs import AlignmentInputs, Saved
+from pad_kernels.inputs import REDUCTIONS, AlignmentInputs, Saved
+
+MEAN, NONE = (tl.constexpr(REDUCTIONS.index(name)) for name in ("mean", "none"))
 
 
 class Scored(NamedTuple):
@@ -36,23 +39,150 @@ class Scored(NamedTuple):
     unit_inverse: Tensor
     text_inverse: Tensor
     cosine: Tensor | None
-    states: tuple[Tensor, ...]
 
 
-@triton.jit(do_not_specialize=["tokens", "unit_count", "token_tiles", "unit_tiles"])
+class Outcome(NamedTuple):
+    """What merging the tiles of an utterance writes, in the order of `merge`; None for what is not asked for."""
+
+    similarity: Tensor | None = None
+    unit: Tensor | None = None
+    log_normalizer: Tensor | None = None
+    distance: Tensor | None = None
+    counts: Tensor | None = None
+    finished: Tensor | None = None  # zeros [1 + B] int32: utterances, and tiles of each utterance, that have ended
+    loss: Tensor | None = None
+    grad_scale: Tensor | None = None
+
+
+NOTHING = Outcome()
+
+
+@triton.jit
+def is_last(finished, programs):
+    """Whether this program is the last of those that count `finished` up; it may then read, past its own cache
+    (".cg"), what the others have written."""
+    tl.debug_barrier()
+    before = tl.atomic_add(finished, 1)
+    tl.debug_barrier()
+    return before == programs - 1
+
+
+@triton.jit
+def reduce_batch(
+    found, counted, utterance, distance, counts, finished, loss, grad_scale, batch, reduction, BATCH: tl.constexpr
+):
+    """Each utterance's distance, and by whoever comes last the loss: their sum or mean, in order, and what each
+    counts. reduction: a place in REDUCTIONS."""
+    tl.store(distance + utterance, found)
+    tl.store(counts + utterance, counted.to(tl.int32))
+    if is_last(finished, batch):
+        sum = tl.zeros([BATCH], tl.float32)
+        number = tl.zeros([BATCH], tl.int32)
+        for first in range(0, batch, BATCH):
+            place = first + tl.arange(0, BATCH)
+            sum += tl.load(distance + place, mask=place < batch, other=0.0, cache_modifier=".cg")
+            number += tl.load(counts + place, mask=place < batch, other=0, cache_modifier=".cg")
+        factor = 1.0
+        if reduction == MEAN:
+            factor = 1.0 / tl.maximum(tl.sum(number, 0), 1).to(tl.float32)
+        if reduction != NONE:
+            tl.store(loss, tl.sum(sum, 0) * factor)
+        tl.store(grad_scale, factor)
+
+
+@triton.jit
+def merge(
+    highest, total, weighted, best, token_weight, similarity, unit, log_normalizer,
+    distance, counts, finished, loss, grad_scale, utterance, batch, tokens, unit_tiles, reduction,
+    HARD: tl.constexpr, TOKENS: tl.constexpr, TILES: tl.constexpr, BATCH: tl.constexpr,
+):  # fmt: skip
+    """An utterance: the states of its unit tiles as one, tile by tile in order; for a loss its distance too, and by the
+    last utterance to end, the loss of the batch."""
+    lost = tl.zeros([TOKENS], tl.float32)
+    aligned = tl.zeros([TOKENS], tl.int32)
+    for token_first in range(0, tokens, TOKENS):
+        token = token_first + tl.arange(0, TOKENS)
+        in_tile = token < tokens
+        row = utterance * tokens + token
+        weight = tl.load(token_weight + row, mask=in_tile, other=0).to(tl.float32)
+        top = tl.full([TOKENS], -float("inf"), tl.float32)
+        chosen = tl.full([TOKENS], NO_UNIT, tl.int32)
+        sum = tl.zeros([TOKENS], tl.float32)
+        weighted_sum = tl.zeros([TOKENS], tl.float32)
+        for first in range(0, unit_tiles, TILES):
+            tile = first + tl.arange(0, TILES)
+            state = (utterance * unit_tiles + tile)[:, None] * tokens + token[None, :]
+            there = (tile < unit_tiles)[:, None] & in_tile[None, :]
+            score = tl.load(highest + state, mask=there, cache_modifier=".cg", other=-float("inf"))
+            candidate = tl.load(best + state, mask=there, cache_modifier=".cg", other=NO_UNIT)
+            here = highest_score(score)
+            candidate = lowest_index(candidate, score, here)
+            # Neither comparison holds for a NaN that is there already: it stays.
+            better = (here > top) | ((here != here) & (top == top))
+            chosen = tl.where(better, candidate, chosen)
+            higher = tl.where(better, here, top)
+            if not HARD:
+                reference = tl.where(higher == -float("inf"), 0.0, higher)
+                factor = tl.exp(score - reference[None, :])
+                kept = tl.exp(top - reference)
+                sum = sum * kept + tl.sum(
+                    factor * tl.load(total + state, mask=there, other=0.0, cache_modifier=".cg"), 0
+                )
+                part = tl.sum(factor * tl.load(weighted + state, mask=there, other=0.0, cache_modifier=".cg"), 0)
+                weighted_sum = weighted_sum * kept + part
+            top = higher
+        valid = (weight > 0) & (top != -float("inf"))
+        result = top
+        if not HARD:
+            sum = tl.where(valid, sum, 1.0)
+            result = weighted_sum / sum
+            tl.store(log_normalizer + row, tl.where(valid, top + tl.log(sum), 0.0), mask=in_tile)
+        else:
+            tl.store(log_normalizer + row, tl.zeros([TOKENS], tl.float32), mask=in_tile)
+        result = tl.where(valid, result, 0.0)
+        tl.store(similarity + row, result, mask=in_tile)
+        tl.store(unit + row, tl.where(valid, chosen, -1).to(tl.int64), mask=in_tile)
+        lost += weight * (1 - result)
+        aligned = tl.maximum(aligned, valid.to(tl.int32))
+    if loss is not None:
+        counted = tl.max(aligned, 0) > 0
+        found = tl.where(counted, tl.sum(lost, 0), 0.0)
+        reduce_batch(found, counted, utterance, distance, counts, finished, loss, grad_scale, batch, reduction, BATCH)
+
+
+@triton.jit(
+    do_not_specialize=[
+        "unit_batch",
+        "unit_row",
+        "text_batch",
+        "text_row",
+        "batch",
+        "unit_count",
+        "tokens",
+        "width",
+        "token_tiles",
+        "unit_tiles",
+        "reduction",
+    ]
+)
 def score_kernel(
     units, remainder, text, unit_prior, token_weight, unit_inverse, text_inverse, kept, highest, total, weighted, best,
-    unit_batch, unit_row, text_batch, text_row, unit_count, tokens, width, token_pitch,
-    token_tiles, unit_tiles, inverse_temperature, one,
+    similarity, unit_found, log_normalizer, distance, counts, finished, loss, grad_scale,
+    unit_batch, unit_row, text_batch, text_row, batch, unit_count, tokens, width, token_pitch,
+    token_tiles, unit_tiles, reduction, inverse_temperature, one,
     HARD: tl.constexpr, TOKENS: tl.constexpr, UNITS: tl.constexpr, WIDTH: tl.constexpr, PRECISION: tl.constexpr,
+    MERGED_TOKENS: tl.constexpr, TILES: tl.constexpr, BATCH: tl.constexpr,
 ):  # fmt: skip
-    """The softmax's state of each token over one tile of units, [batch, unit tile, token] each."""
+    """The softmax's state of each token over one tile of units, [batch, unit tile, token] each; the last tile of an
+    utterance to end merges them. Neighbours are of different utterances, so that each part of the chip has some of
+    the short ones."""
     unit_batch, unit_row, text_batch, text_row = strides_in_eights(unit_batch, unit_row, text_batch, text_row)
+    width = eights(width)
     program = tl.program_id(0)
-    token = program % token_tiles * TOKENS + tl.arange(0, TOKENS)
-    unit_tile = program // token_tiles % unit_tiles
+    utterance = (program % batch).to(tl.int64)
+    token = program // batch % token_tiles * TOKENS + tl.arange(0, TOKENS)
+    unit_tile = program // batch // token_tiles
     unit = unit_tile * UNITS + tl.arange(0, UNITS)
-    utterance = (program // token_tiles // unit_tiles).to(tl.int64)
     in_tile = token < tokens
     in_units = unit < unit_count
     prior = tl.load(unit_prior + utterance * unit_count + unit, mask=in_units, other=0.0)
@@ -111,96 +241,18 @@ def score_kernel(
         if not HARD:
             tl.store(total + state, nothing, mask=in_tile)
             tl.store(weighted + state, nothing, mask=in_tile)
+    if similarity is not None:
+        if is_last(finished + 1 + utterance, token_tiles * unit_tiles):
+            merge(
+                highest, total, weighted, best, token_weight, similarity, unit_found, log_normalizer,
+                distance, counts, finished, loss, grad_scale, utterance, batch, tokens, unit_tiles, reduction,
+                HARD, MERGED_TOKENS, TILES, BATCH,
+            )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["batch", "tokens", "unit_tiles"])
-def merge_kernel(
-    highest, total, weighted, best, token_weight, similarity, unit, log_normalizer,
-    distance, counts, finished, loss, grad_scale, batch, tokens, unit_tiles,
-    HARD: tl.constexpr, REDUCTION: tl.constexpr, TOKENS: tl.constexpr, TILES: tl.constexpr, BATCH: tl.constexpr,
-):  # fmt: skip
-    """An utterance: the states of its unit tiles as one, tile by tile in order; with REDUCTION its distance too, and
-    by the last utterance to end, the loss of the batch."""
-    utterance = tl.program_id(0).to(tl.int64)
-    lost = tl.zeros([TOKENS], tl.float32)
-    aligned = tl.zeros([TOKENS], tl.int32)
-    for token_first in range(0, tokens, TOKENS):
-        token = token_first + tl.arange(0, TOKENS)
-        in_tile = token < tokens
-        row = utterance * tokens + token
-        weight = tl.load(token_weight + row, mask=in_tile, other=0).to(tl.float32)
-        top = tl.full([TOKENS], -float("inf"), tl.float32)
-        chosen = tl.full([TOKENS], NO_UNIT, tl.int32)
-        sum = tl.zeros([TOKENS], tl.float32)
-        weighted_sum = tl.zeros([TOKENS], tl.float32)
-        for first in range(0, unit_tiles, TILES):
-            tile = first + tl.arange(0, TILES)
-            state = (utterance * unit_tiles + tile)[:, None] * tokens + token[None, :]
-            there = (tile < unit_tiles)[:, None] & in_tile[None, :]
-            score = tl.load(highest + state, mask=there, other=-float("inf"))
-            candidate = tl.load(best + state, mask=there, other=NO_UNIT)
-            here = highest_score(score)
-            candidate = lowest_index(candidate, score, here)
-            # Neither comparison holds for a NaN that is there already: it stays.
-            better = (here > top) | ((here != here) & (top == top))
-            chosen = tl.where(better, candidate, chosen)
-            higher = tl.where(better, here, top)
-            if not HARD:
-                reference = tl.where(higher == -float("inf"), 0.0, higher)
-                factor = tl.exp(score - reference[None, :])
-                kept = tl.exp(top - reference)
-                sum = sum * kept + tl.sum(factor * tl.load(total + state, mask=there, other=0.0), 0)
-                part = tl.sum(factor * tl.load(weighted + state, mask=there, other=0.0), 0)
-                weighted_sum = weighted_sum * kept + part
-            top = higher
-        valid = (weight > 0) & (top != -float("inf"))
-        result = top
-        if not HARD:
-            sum = tl.where(valid, sum, 1.0)
-            result = weighted_sum / sum
-            tl.store(log_normalizer + row, tl.where(valid, top + tl.log(sum), 0.0), mask=in_tile)
-        else:
-            tl.store(log_normalizer + row, tl.zeros([TOKENS], tl.float32), mask=in_tile)
-        result = tl.where(valid, result, 0.0)
-        tl.store(similarity + row, result, mask=in_tile)
-        tl.store(unit + row, tl.where(valid, chosen, -1).to(tl.int64), mask=in_tile)
-        lost += weight * (1 - result)
-        aligned = tl.maximum(aligned, valid.to(tl.int32))
-    if REDUCTION is not None:
-        counted = tl.max(aligned, 0) > 0
-        found = tl.where(counted, tl.sum(lost, 0), 0.0)
-        reduce_batch(found, counted, utterance, distance, counts, finished, loss, grad_scale, batch, REDUCTION, BATCH)
-
-
-@triton.jit
-def reduce_batch(
-    found, counted, utterance, distance, counts, finished, loss, grad_scale, batch,
-    REDUCTION: tl.constexpr, BATCH: tl.constexpr,
-):  # fmt: skip
-    """The loss from each utterance's distance, summed in order by whoever comes last, and what each counts."""
-    if REDUCTION == "none":
-        tl.store(loss + utterance, found)
-    else:
-        tl.store(distance + utterance, found)
-        tl.store(counts + utterance, counted.to(tl.int32))
-        tl.debug_barrier()
-        if tl.atomic_add(finished, 1) == batch - 1:
-            tl.debug_barrier()
-            sum = tl.zeros([BATCH], tl.float32)
-            number = tl.zeros([BATCH], tl.int32)
-            for first in range(0, batch, BATCH):
-                place = first + tl.arange(0, BATCH)
-                sum += tl.load(distance + place, mask=place < batch, other=0.0, cache_modifier=".cg")
-                number += tl.load(counts + place, mask=place < batch, other=0, cache_modifier=".cg")
-            factor = 1.0
-            if REDUCTION == "mean":
-                factor = 1.0 / tl.maximum(tl.sum(number, 0), 1).to(tl.float32)
-            tl.store(loss, tl.sum(sum, 0) * factor)
-            tl.store(grad_scale, factor)
-
-
-def score(speech, text, frame_prior, token_weight, start, end, temperature, keep):
-    """Score all units against all tokens; `keep`: the cosines [B, U, N] too, for the backward pass."""
+def score(speech, text, frame_prior, token_weight, start, end, temperature, keep, outcome=NOTHING, reduction="none"):
+    """Score all units against all tokens, and fill the outcome that is asked for; `keep`: the cosines [B, U, N] too,
+    for the backward pass."""
     batch, tokens = text.shape[:2]
     units, remainder, unit_prior, unit_weight = speech, None, frame_prior, None
     if start is not None:
@@ -208,6 +260,7 @@ def score(speech, text, frame_prior, token_weight, start, end, temperature, keep
     count, width = units.shape[1:]
     table = configurations.SCORE if start is None else configurations.SCORE_SPANS
     blocks = configurations.by_tokens(table, speech.dtype, tokens)
+    merged = configurations.MERGE
     token_tiles, unit_tiles = ceil_div(tokens, blocks.tokens), ceil_div(count, blocks.units)
     hard = temperature == 0
 
@@ -225,44 +278,38 @@ def score(speech, text, frame_prior, token_weight, start, end, temperature, keep
     launch(
         score_kernel, batch * token_tiles * unit_tiles,
         units, remainder, text, unit_prior, token_weight, unit_inverse, text_inverse, kept,
-        highest, total, weighted, best, *units.stride()[:2], *text.stride()[:2],
-        count, tokens, width, token_pitch, token_tiles, unit_tiles, 0.0 if hard else 1 / temperature, 1.0,
+        highest, total, weighted, best, *outcome, *units.stride()[:2], *text.stride()[:2],
+        batch, count, tokens, width, token_pitch, token_tiles, unit_tiles, REDUCTIONS.index(reduction),
+        0.0 if hard else 1 / temperature, 1.0,
         HARD=hard, TOKENS=blocks.tokens, UNITS=blocks.units, WIDTH=blocks.width, PRECISION=PRECISION,
-        warps=blocks.warps, stages=blocks.stages,
+        MERGED_TOKENS=merged.tokens, TILES=merged.units, BATCH=merged.group,
+        warps=blocks.warps, stages=blocks.stages, registers=blocks.registers,
     )  # fmt: skip
-    states = highest, total, weighted, best
-    return Scored(units, unit_prior, unit_weight, unit_inverse, text_inverse, kept, states)
+    return Scored(units, unit_prior, unit_weight, unit_inverse, text_inverse, kept)
 
 
-def merge(scored, token_weight, reduction=None, finished=None):
-    """Similarity, best unit and log-normaliser [B, N]; with a reduction the loss and its grad_scale too, else None.
-
-    finished: a zero (int32), counted up while the loss is reduced.
-    """
-    highest = scored.states[0]
-    batch, unit_tiles, tokens = highest.shape
-    similarity, log_normalizer = (torch.empty(batch, tokens, dtype=torch.float32, device=highest.device) for _ in "12")
-    unit = torch.empty(batch, tokens, dtype=torch.int64, device=highest.device)
+def outcome(text, finished, reduction=None):
+    """An outcome to be filled: of each token [B, N], and with a reduction the loss and its grad_scale."""
+    (batch, tokens), device = text.shape[:2], text.device
+    similarity, log_normalizer = torch.empty(2, batch, tokens, dtype=torch.float32, device=device)
+    unit = torch.empty(batch, tokens, dtype=torch.int64, device=device)
     distance = counts = loss = grad_scale = None
     if reduction is not None:
-        distance, counts, loss, grad_scale = reduction_buffers(batch, reduction, highest.device)
-    blocks = configurations.MERGE
-    launch(
-        merge_kernel, batch, *scored.states, token_weight, similarity, unit, log_normalizer,
-        distance, counts, finished, loss, grad_scale, batch, tokens, unit_tiles,
-        HARD=scored.states[1] is None, REDUCTION=reduction, TOKENS=blocks.tokens, TILES=blocks.units,
-        BATCH=blocks.group, warps=blocks.warps, stages=blocks.stages,
-    )  # fmt: skip
-    return similarity, unit, log_normalizer, loss, grad_scale
+        distance, counts, loss, grad_scale = reduction_buffers(batch, reduction, device)
+    return Outcome(similarity, unit, log_normalizer, distance, counts, finished, loss, grad_scale)
 
 
 def reduction_buffers(batch, reduction, device):
-    """Distances, counts, loss and grad_scale that `reduce_batch` writes; None for what it does not."""
-    if reduction == "none":
-        return None, None, torch.empty(batch, dtype=torch.float32, device=device), None
-    loss, grad_scale = torch.empty(2, dtype=torch.float32, device=device)
+    """Distances, counts, loss and grad_scale, which `reduce_batch` writes; unreduced, the loss is the distances."""
     distance = torch.empty(batch, dtype=torch.float32, device=device)
-    return distance, torch.empty(batch, dtype=torch.int32, device=device), loss, grad_scale
+    loss, grad_scale = torch.empty(2, dtype=torch.float32, device=device)
+    counts = torch.empty(batch, dtype=torch.int32, device=device)
+    return distance, counts, distance if reduction == "none" else loss, grad_scale
+
+
+def unfinished(batch, device):
+    """Zeros that programs count up as they end: one for the batch, and one for each utterance."""
+    return torch.zeros(1 + batch, dtype=torch.int32, device=device)
 
 
 def alignment_forward(inputs: AlignmentInputs) -> Saved:
@@ -272,7 +319,9 @@ def alignment_forward(inputs: AlignmentInputs) -> Saved:
         similarity = torch.zeros(text.shape[:2], dtype=torch.float32, device=text.device)
         return Saved(similarity, torch.full_like(similarity, -1, dtype=torch.int64), torch.zeros_like(similarity))
     inputs = as_read(inputs)
-    return Saved(*merge(score(*inputs, keep=False), inputs.token_mask)[:3])
+    filled = outcome(text, unfinished(text.shape[0], text.device))
+    score(*inputs, keep=False, outcome=filled)
+    return Saved(*filled[:3])
 
 
 def is_empty(speech, text, start):

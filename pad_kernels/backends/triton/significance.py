@@ -85,13 +85,15 @@ def normalizer_kernel(
             WHOLE,
             PRECISION,
         )
-        score = tl.where(real[None, :], score * scale, -float("inf"))
+        score = score * scale + tl.where(real, 0.0, -float("inf"))[None, :]
         higher = tl.maximum(highest, tl.max(score, 1))
         reference = tl.where(higher > -float("inf"), higher, 0.0)
         total = total * tl.exp2(highest - reference) + tl.sum(tl.exp2(score - reference[:, None]), 1)
         highest = higher
     place = (utterance * heads + head) * length + row
-    tl.store(normalizer + place, highest + tl.log2(tl.where(total > 0, total, 1.0)), mask=row < length)
+    # What an infinite normaliser leaves of a row is nothing.
+    found = tl.where(present, highest + tl.log2(tl.where(total > 0, total, 1.0)), float("inf"))
+    tl.store(normalizer + place, found, mask=row < length)
 
 
 @triton.jit(do_not_specialize=["length", "tiles"])
@@ -101,7 +103,8 @@ def column_kernel(
     OWN: tl.constexpr, OTHER: tl.constexpr, WIDTH: tl.constexpr, WHOLE: tl.constexpr, COUNT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Sum over the real queries of 2^(scale q k - factor normalizer), for a tile of keys."""
+    """Sum over the real queries of 2^(scale q k - factor normalizer), for a tile of keys; the normaliser of the other
+    queries is infinite."""
     program = tl.program_id(0)
     column = program % tiles * OWN + tl.arange(0, OWN)
     head = (program // tiles % heads).to(tl.int64)
@@ -119,7 +122,7 @@ def column_kernel(
     for first in range(0, past, OTHER):
         row = first + tl.arange(0, OTHER)
         present = tl.load(mask + row, mask=row < length, other=0) != 0
-        normal = tl.load(normalizer + place + row, mask=present, other=float("inf"))
+        normal = tl.load(normalizer + place + row, mask=row < length, other=float("inf"))
         score = scores(
             own,
             key,
@@ -196,7 +199,8 @@ def significance(query, key, mask, scale, lse):
         normalizer = torch.empty(batch, heads, length, dtype=torch.float32, device=query.device)
         launch(normalizer_kernel, programs, query, key, mask, normalizer, *strides, *sizes, scale, **constants)
     else:
-        normalizer, factor = lse.to(torch.float32).contiguous(), 1 / math.log(2)
+        present = mask.view(torch.bool)[:, None]
+        normalizer, factor = torch.where(present, lse.to(torch.float32), math.inf).contiguous(), 1 / math.log(2)
     sums = torch.empty(batch, heads, length, dtype=torch.float32, device=query.device)
     launch(column_kernel, programs, query, key, mask, normalizer, sums, *strides, *sizes, scale, factor, **constants)
     blocks = configurations.NORMALIZE

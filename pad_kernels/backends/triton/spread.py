@@ -9,7 +9,7 @@ from pad_kernels.backends.triton.common import PRECISION, eights, launch, load_r
 from pad_kernels.backends.triton.configurations import ceil_div
 
 
-@triton.jit(do_not_specialize=["frames", "units", "frame_tiles"])
+@triton.jit(do_not_specialize=["frames", "units", "width", "frame_tiles", "steps"])
 def spread_kernel(
     grad_units, frame_prior, start, end, out, frames, units, width, frame_tiles, steps,
     FRAMES: tl.constexpr, UNITS: tl.constexpr, WIDTH: tl.constexpr, GROUP: tl.constexpr, SCAN: tl.constexpr,

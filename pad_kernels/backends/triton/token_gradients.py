@@ -1,0 +1,27 @@
+"""The gradient of each token's similarity, as it is given or as the loss has it."""
+
+from typing import NamedTuple
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+
+class TokenGradient(NamedTuple):
+    """The gradient of each similarity: given [B, N], or upstream * -grad_scale * weight as the loss has it."""
+
+    given: Tensor | None
+    upstream: Tensor | None = None
+    upstream_stride: int = 0
+    grad_scale: Tensor | None = None
+    weight: Tensor | None = None
+
+
+@triton.jit
+def token_gradients(given, upstream, upstream_stride, grad_scale, weight, utterance, token, tokens, valid):
+    """The gradients of some tokens' similarities, 0 where not valid."""
+    if given is not None:
+        return tl.load(given + utterance * tokens + token, mask=valid, other=0.0).to(tl.float32)
+    else:
+        factor = -tl.load(upstream + utterance * upstream_stride).to(tl.float32) * tl.load(grad_scale)
+        return factor * tl.load(weight + utterance * tokens + token, mask=valid, other=0.0)
