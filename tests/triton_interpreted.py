@@ -98,7 +98,7 @@ def turn(*places: int) -> torch.dtype:
 
 
 def check_shape(dtype, shape, spans, temperature):
-    check(make_inputs(*shape, units=2 * shape[2] + 1 if spans else None, dtype=dtype), temperature)
+    check(make_inputs(*shape, units=min(2 * shape[2] + 1, 140) if spans else None, dtype=dtype), temperature)
 
 
 def check_masks(dtype, kind, spans, temperature):
@@ -161,15 +161,16 @@ def test_one_gradient_alone(which, spans, temperature):
     assert alone[4 - which].numel() == 0
 
 
-@pytest.mark.parametrize("how", ["transposed", "channels_first", "sliced", "last_dimension"])
 @TEMPERATURES
 @SPANS
-def test_layouts(how, spans, temperature):
+def test_layouts(spans, temperature):
     inputs = make_inputs(3, 40, 11, 24, units=15 if spans else None)
-    moved = inputs._replace(speech=strided(inputs.speech, how), text=strided(inputs.text, how))
     grad = random_grad(inputs)
-    for one, other in zip(run(inputs, temperature, grad), run(moved, temperature, grad.t().contiguous().t())):
-        assert torch.equal(one, other)
+    expected = run(inputs, temperature, grad)
+    for how in ("transposed", "channels_first", "sliced", "last_dimension"):
+        moved = inputs._replace(speech=strided(inputs.speech, how), text=strided(inputs.text, how))
+        for one, other in zip(expected, run(moved, temperature, grad.t().contiguous().t())):
+            assert torch.equal(one, other), how
 
 
 @TEMPERATURES

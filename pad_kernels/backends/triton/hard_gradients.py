@@ -65,7 +65,7 @@ def hard_kernel(
         past = tl.minimum((token + 1) * share, unit_count)
         for first_row in range(token * share, past, UNITS):
             row = first_row + tl.arange(0, UNITS)
-            free = (row < past) & ~is_chosen(unit, row, tokens, TOKENS)
+            free = tl.where(is_chosen(unit, row, tokens, TOKENS), past, row) < past
             for first in range(0, width, WIDTH):
                 column = first + tl.arange(0, WIDTH)
                 place = (utterance * unit_count + row)[:, None] * width + column[None, :]
