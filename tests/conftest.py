@@ -1,6 +1,7 @@
 """Fixtures: every available backend in turn, and fresh memory that is never zero by luck."""
 
 import os
+import signal
 
 # Small models: a second thread costs more than it brings, most of all on a busy machine. For child processes too.
 # Set beforehand, it is the number of threads of every test.
@@ -11,6 +12,11 @@ import pytest
 import torch
 
 import pad_kernels
+
+# A child process would ignore them too, where the tests were started by nohup or in the background.
+for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, handler)
 
 if onednn.amx_is_broken():
     os.environ[onednn.VARIABLE] = onednn.WITHOUT_AMX
