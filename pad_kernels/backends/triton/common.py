@@ -6,6 +6,8 @@ import triton.language as tl
 
 EPS = tl.constexpr(1e-8)
 NO_UNIT = tl.constexpr(2**31 - 1)
+# Strides and sizes of units and text: no kernel is compiled anew for another number.
+STRIDES_AND_SIZES = ["unit_batch", "unit_row", "text_batch", "text_row", "unit_count", "tokens", "width"]
 
 
 @triton.jit

@@ -13,6 +13,7 @@ from torch import Tensor
 from pad_kernels.backends.triton import configurations
 from pad_kernels.backends.triton.common import (
     PRECISION,
+    STRIDES_AND_SIZES,
     direction_weight,
     eights,
     launch,
@@ -126,21 +127,7 @@ def soft_weights_kernel(
     tl.store(unit_along + place, along * direction_weight(inverse), mask=in_units)
 
 
-@triton.jit(
-    do_not_specialize=[
-        "upstream_stride",
-        "unit_batch",
-        "unit_row",
-        "text_batch",
-        "text_row",
-        "unit_count",
-        "tokens",
-        "width",
-        "token_tiles",
-        "along_tiles",
-        "steps",
-    ]
-)
+@triton.jit(do_not_specialize=[*STRIDES_AND_SIZES, "upstream_stride", "token_tiles", "along_tiles", "steps"])
 def soft_text_kernel(
     given, upstream, upstream_stride, grad_scale, weight,
     units, text, unit_prior, unit_inverse, text_inverse, unit, text_weights, text_along, grad_text,
@@ -185,19 +172,7 @@ def soft_text_kernel(
              mask=in_tile[:, None] & (column < width)[None, :])  # fmt: skip
 
 
-@triton.jit(
-    do_not_specialize=[
-        "unit_batch",
-        "unit_row",
-        "text_batch",
-        "text_row",
-        "unit_count",
-        "tokens",
-        "width",
-        "unit_tiles",
-        "steps",
-    ]
-)
+@triton.jit(do_not_specialize=[*STRIDES_AND_SIZES, "unit_tiles", "steps"])
 def soft_unit_kernel(
     units, text, unit_prior, text_inverse, unit, unit_weights, unit_scale, unit_along, unit_weight, grad_units,
     unit_batch, unit_row, text_batch, text_row, unit_count, tokens, width, unit_tiles, steps, token_pitch,

@@ -4,7 +4,14 @@ import triton
 import triton.language as tl
 
 from pad_kernels.backends.triton import configurations
-from pad_kernels.backends.triton.common import direction_weight, eights, launch, narrowed, strides_in_eights
+from pad_kernels.backends.triton.common import (
+    STRIDES_AND_SIZES,
+    direction_weight,
+    eights,
+    launch,
+    narrowed,
+    strides_in_eights,
+)
 from pad_kernels.backends.triton.configurations import ceil_div
 from pad_kernels.backends.triton.token_gradients import token_gradients
 
@@ -31,19 +38,7 @@ def is_chosen(unit, row, tokens, TOKENS: tl.constexpr):
     return found
 
 
-@triton.jit(
-    do_not_specialize=[
-        "upstream_stride",
-        "unit_batch",
-        "unit_row",
-        "text_batch",
-        "text_row",
-        "unit_count",
-        "tokens",
-        "width",
-        "share",
-    ]
-)
+@triton.jit(do_not_specialize=[*STRIDES_AND_SIZES, "upstream_stride", "share"])
 def hard_kernel(
     given, upstream, upstream_stride, grad_scale, weight,
     units, text, unit_inverse, text_inverse, similarity, unit, unit_weight, grad_text, grad_units,

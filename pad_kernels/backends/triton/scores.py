@@ -12,6 +12,7 @@ from pad_kernels.backends.triton import configurations
 from pad_kernels.backends.triton.common import (
     NO_UNIT,
     PRECISION,
+    STRIDES_AND_SIZES,
     eights,
     highest_score,
     launch,
@@ -150,21 +151,7 @@ def merge(
         reduce_batch(found, counted, utterance, distance, counts, finished, loss, grad_scale, batch, reduction, BATCH)
 
 
-@triton.jit(
-    do_not_specialize=[
-        "unit_batch",
-        "unit_row",
-        "text_batch",
-        "text_row",
-        "batch",
-        "unit_count",
-        "tokens",
-        "width",
-        "token_tiles",
-        "unit_tiles",
-        "reduction",
-    ]
-)
+@triton.jit(do_not_specialize=[*STRIDES_AND_SIZES, "batch", "token_tiles", "unit_tiles", "reduction"])
 def score_kernel(
     units, remainder, text, unit_prior, token_weight, unit_inverse, text_inverse, kept, highest, total, weighted, best,
     similarity, unit_found, log_normalizer, distance, counts, finished, loss, grad_scale,
