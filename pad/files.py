@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from pad.errors import UserError
+
 
 @contextmanager
 def whole_file(path: Path, *, cache: bool = False) -> Iterator[BinaryIO]:
@@ -71,6 +73,16 @@ def whole_folder(path: Path) -> Iterator[Path]:
         raise
     sync_folder(path.parent)
     shutil.rmtree(before, ignore_errors=True)
+
+
+@contextmanager
+def refusing_output(folder: Path) -> Iterator[None]:
+    """Turn the system's refusal of an output folder, in the context, into a UserError that names it."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"output: cannot write to {folder}: {error.strerror or error}; expected a folder that can be "
+                        "made and written") from error  # fmt: skip
 
 
 def sync_folder(folder: Path) -> None:

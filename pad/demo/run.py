@@ -29,7 +29,7 @@ from pad.distill.config import DistillConfig
 from pad.distill.progress import show_progress
 from pad.distill.trainer import DistillationTrainer, training_arguments
 from pad.errors import UserError
-from pad.files import write_json
+from pad.files import refusing_output, write_json
 from pad.models import check_widths, load_teacher, width
 from pad.step.collate import Collator, SpeechTextDataset
 from pad.step.objective import objective
@@ -82,13 +82,10 @@ def _parents_made(folder: Path) -> Iterator[None]:
     """Make the folders around the output; after an error those that are new and empty go again."""
     new = [parent for parent in folder.absolute().parents if not parent.exists()]
     try:
-        try:
+        with refusing_output(folder):
             folder.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=folder.parent):
                 pass
-        except OSError as error:
-            expected = "expected a folder that can be made and written"
-            raise UserError(f"output: cannot write to {folder}: {error.strerror or error}; {expected}") from error
         yield
     except BaseException:
         for parent in new:

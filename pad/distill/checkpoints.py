@@ -21,6 +21,7 @@ from transformers import TrainerCallback
 from pad.distill.config import FREE_ON_RESUME, DistillConfig
 from pad.distill.manifest import damage, numbered
 from pad.errors import UserError
+from pad.files import refusing_output
 from pad.progress import first_process, say
 from pad.settings import SETTINGS_FILE, check_same
 
@@ -61,7 +62,7 @@ def check_output(config: DistillConfig) -> str | None:
 
 def _check_folder(output: Path, resume: bool) -> None:
     """Raise UserError unless a run can write here: a new one, or the one that is resumed."""
-    try:
+    with refusing_output(output):
         if output.exists() and not output.is_dir():
             raise UserError(f"output: {output} is a file, expected a folder")
         if output.exists() and any(output.iterdir()):
@@ -73,9 +74,6 @@ def _check_folder(output: Path, resume: bool) -> None:
                 raise UserError(f"resume: {output} holds no {SETTINGS_FILE}; expected a run's folder, or a new one")
         with tempfile.TemporaryFile(dir=_nearest(output)):
             pass
-    except OSError as error:
-        raise UserError(f"output: cannot write to {output}: {error.strerror or error}; expected a folder that can be "
-                        "made and written") from error  # fmt: skip
 
 
 @contextmanager
