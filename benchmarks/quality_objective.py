@@ -11,6 +11,7 @@ from torch.nn.functional import cosine_similarity
 from benchmarks.quality_configurations import Configuration
 from pad.priors.record import Record
 from pad_kernels import Spans, pad_loss, select_spans
+from pad_kernels.backends.reference import pool_spans
 
 
 class Aligned(NamedTuple):
@@ -30,24 +31,24 @@ class Aligned(NamedTuple):
 
 def recorded_layers(configuration: Configuration) -> tuple[int, ...] | None:
     """The layers to record: those of the objective, or all where layers are told apart."""
-    apart = configuration.layer_weights is not None or configuration.anchor_layers is not None
-    return None if apart else configuration.objective.prior_layers
+    return None if _tells_layers_apart(configuration) else configuration.objective.prior_layers
+
+
+def _tells_layers_apart(configuration: Configuration) -> bool:
+    return configuration.layer_weights is not None or configuration.anchor_layers is not None
 
 
 def priors(configuration: Configuration, record: Record | None) -> tuple[Tensor | None, Tensor | None]:
     """The speech prior and the one that chooses the anchors, [B, M] each, of what was recorded."""
     if record is None:
         return None, None
-    if recorded_layers(configuration) == configuration.objective.prior_layers and configuration.anchor_layers is None:
-        if configuration.layer_weights is None:
-            return record.prior(), None
-    layers = record.layer_priors()
-    weights = configuration.layer_weights
-    if weights is None:
+    if not _tells_layers_apart(configuration):
+        return record.prior(), None
+    layers, anchor_layers = record.layer_priors(), configuration.anchor_layers
+    if configuration.layer_weights is None:
         chosen = layers[list(configuration.objective.prior_layers or range(len(layers)))].mean(dim=0)
     else:
-        chosen = torch.einsum("l,lbm->bm", torch.tensor(weights), layers)
-    anchor_layers = configuration.anchor_layers
+        chosen = torch.einsum("l,lbm->bm", torch.tensor(configuration.layer_weights), layers)
     return chosen, None if anchor_layers is None else layers[list(anchor_layers)].mean(dim=0)
 
 
@@ -105,12 +106,7 @@ def weighed_similarity_loss(batch: Aligned, spans: Spans | None, temperature: fl
     text = batch.text.where(batch.text_mask[..., None], 0)
     units, weights = speech, prior
     if spans is not None:
-        places = torch.arange(prior.shape[1])
-        inside = (places >= spans.start[..., None]) & (places < spans.end[..., None])  # [B, U, M]
-        shares = inside * prior[:, None]
-        mass = shares.sum(dim=2)
-        units = torch.einsum("bum,bmd->bud", shares / mass.clamp(min=1e-30)[..., None], speech)
-        weights = mass / (inside & batch.speech_mask[:, None]).sum(dim=2).clamp(min=1)
+        units, weights, _ = pool_spans(speech, prior.where(batch.speech_mask, -1), *spans)
     weights = weights / weights.amax(dim=1, keepdim=True).clamp(min=1e-30)
     weighed = weights[:, None] * cosine_similarity(text[:, :, None], units[:, None], dim=-1)  # [B, N, U]
     scores = (weighed / temperature).masked_fill(weights[:, None] == 0, -torch.inf)

@@ -15,6 +15,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from commands import run
+
 ROOT = Path(__file__).resolve().parent.parent
 PYTHON = "3.11"
 PACKAGES = (
@@ -30,10 +32,6 @@ WHEELS = (
 )  # fmt: skip
 TESTS = ("test_instruction_sets.py",)
 ONLY = "baseline or native"
-
-
-def run(*command, **options) -> int:
-    return subprocess.run([str(part) for part in command], check=options.pop("check", True), **options).returncode
 
 
 def missing() -> str | None:

@@ -3,7 +3,6 @@
 `tests/on_aarch64.py` runs the ops themselves on an emulated ARM processor.
 """
 
-import os
 import re
 import shutil
 import subprocess
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from host_shim.build import own_tools_first
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -82,8 +82,7 @@ def test_products_on_arm_are_vector_multiply_adds(tmp_path, scalar, lanes):
 )
 def test_a_build_as_on_macos(tmp_path, monkeypatch, processor, architectures, instruction_sets):
     """What CMake would build there: the instruction sets of the target, and no library of Python to link to."""
-    # cmake and ninja from this environment first
-    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("PATH", own_tools_first())
     if shutil.which("cmake") is None or shutil.which("ninja") is None or shutil.which("g++") is None:
         pytest.skip("no cmake, ninja or g++")
     settings = {

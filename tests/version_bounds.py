@@ -12,12 +12,12 @@ import argparse
 import hashlib
 import os
 import re
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 import tomllib
+from commands import run
 
 ROOT = Path(__file__).resolve().parent.parent
 EXTRAS = ("triton", "train")
@@ -57,10 +57,6 @@ def packages(which: str) -> list[str]:
     if missing:
         raise SystemExit(f"pyproject.toml: no lowest version of {', '.join(missing)}")
     return [*(f"{name}=={bound}" for name, bound in wanted.items()), *RUNNER, NUMPY]
-
-
-def run(*command, **options) -> int:
-    return subprocess.run([str(part) for part in command], check=options.pop("check", True), **options).returncode
 
 
 def environment(folder: Path, which: str) -> tuple[Path, Path]:

@@ -49,7 +49,7 @@ def _norm(values: Tensor) -> Tensor:
     return norm.clamp(min=EPS)
 
 
-def _pool_spans(speech: Tensor, frame_prior: Tensor, start: Tensor, end: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def pool_spans(speech: Tensor, frame_prior: Tensor, start: Tensor, end: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Units sum p s / sum p [B, U, D] of the spans, priors mean p [B, U], and weights p / sum p [B, U, M]."""
     frame = torch.arange(speech.shape[1], device=speech.device)
     inside = (frame >= start[..., None]) & (frame < end[..., None])
@@ -65,7 +65,7 @@ def _units(inputs: AlignmentInputs) -> tuple[Tensor, Tensor, Tensor | None]:
     speech = _select(inputs.speech, inputs.frame_prior > 0)
     if inputs.start is None or inputs.end is None:
         return speech, inputs.frame_prior, None
-    return _pool_spans(speech, inputs.frame_prior, inputs.start, inputs.end)
+    return pool_spans(speech, inputs.frame_prior, inputs.start, inputs.end)
 
 
 def _logits(cosine: Tensor, prior: Tensor, valid: Tensor, temperature: Temperature) -> Tensor:

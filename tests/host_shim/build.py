@@ -25,6 +25,11 @@ FEW = {
 }
 
 
+def own_tools_first() -> str:
+    """A PATH on which cmake and ninja of this environment come before those of the system."""
+    return f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+
+
 def build(folder: Path, sanitize: str = "", shim: bool = True) -> Path:
     """The library in `folder`; raises RuntimeError with what the compiler says. `shim`: with the CUDA sources."""
     configure = [
@@ -33,8 +38,7 @@ def build(folder: Path, sanitize: str = "", shim: bool = True) -> Path:
         f"-DPAD_KERNELS_SANITIZE={sanitize}", f"-DPAD_KERNELS_HOST_SHIM={FOLDER}" if shim else "-DPAD_KERNELS_CUDA=0",
         "-DCMAKE_INTERPROCEDURAL_OPTIMIZATION=OFF",  # which would take longer than it saves
     ]  # fmt: skip
-    # cmake and ninja from this environment first
-    variables = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    variables = os.environ | {"PATH": own_tools_first()}
     for command in (configure, ["cmake", "--build", str(folder / "build")]):
         done = subprocess.run(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=variables)
         if done.returncode:
