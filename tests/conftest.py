@@ -18,7 +18,7 @@ for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIG
     if signal.getsignal(number) is signal.SIG_IGN:
         signal.signal(number, handler)
 
-if onednn.amx_is_broken():
+if onednn.has_amx():
     os.environ[onednn.VARIABLE] = onednn.WITHOUT_AMX
 
 

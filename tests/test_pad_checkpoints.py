@@ -7,6 +7,7 @@ import resource
 import shutil
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -185,7 +186,7 @@ class Stub:
 def test_steps_that_float16_may_skip(fp16, norms, stops):
     trainer = Stub(norms)
     guard = StopWhenDiverged(trainer)
-    arguments = type("Arguments", (), {"fp16": fp16, "world_size": 1})
+    arguments = SimpleNamespace(fp16=fp16, bf16=False, world_size=1)
     state = type("State", (), {"global_step": 0, "log_history": []})
     try:
         for step in range(len(norms)):
@@ -198,3 +199,19 @@ def test_steps_that_float16_may_skip(fp16, norms, stops):
         assert len(state.log_history) == stops
     else:
         assert stops is None
+
+
+@pytest.mark.parametrize("bf16, amx, loss, told", [
+    (True, True, 0.5, True), (True, True, math.nan, False), (True, False, 0.5, False), (False, True, 0.5, False),
+])  # fmt: skip
+def test_gradients_that_the_processor_may_have_spoiled(monkeypatch, bf16, amx, loss, told):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    trainer = Stub([math.nan])
+    guard = StopWhenDiverged(trainer)
+    trainer.step_losses.append(torch.tensor(loss))
+    trainer.accelerator.clip_grad_norm_([], 1.0)
+    arguments = SimpleNamespace(fp16=False, bf16=bf16, world_size=1, device=torch.device("cpu"))
+    with pytest.raises(Diverged) as caught:
+        guard.on_pre_optimizer_step(arguments, SimpleNamespace(global_step=0, log_history=[]), None)
+    assert ("ONEDNN_MAX_CPU_ISA=AVX512_CORE_FP16" in str(caught.value)) is told

@@ -5,13 +5,14 @@
 
 Makes an environment, from which only installed packages are used, and this checkout. Where FOLDER (or
 PAD_ENVIRONMENTS) is given the environment stays there, and the next run with the same versions takes it as it is, or
-brings it up to date.
+brings it up to date. Without the space that torch with CUDA takes it says 'skipped' and how much is free.
 """
 
 import argparse
 import hashlib
 import os
 import re
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -24,6 +25,7 @@ EXTRAS = ("triton", "train")
 RUNNER = ("pytest", "pytest-xdist", "hypothesis")
 # The interpreter of early Triton makes numbers of arrays in a way that later NumPy refuses.
 NUMPY = "numpy<2.3"
+GIGABYTES = 11  # of an environment, and of what pip fetches for it
 # One or two of each kind: the ops on every backend, the recorder on every family, loading, a run of `pad distill`.
 TESTS = (
     "tests/test_reference.py",
@@ -35,6 +37,10 @@ TESTS = (
 )
 UNDER_TRITON = "tests/triton_interpreted.py"
 UNDER_TRITON_ONLY = "test_significance or test_one_gradient_alone or test_spans_beyond_the_frames_are_clipped"
+
+
+class NoSpace(Exception):
+    """What is free, and what is needed."""
 
 
 def requirements() -> dict[str, str]:
@@ -70,8 +76,13 @@ def environment(folder: Path, which: str) -> tuple[Path, Path]:
     name = hashlib.sha256(" ".join([sys.version, *wanted, triton]).encode()).hexdigest()[:12]
     place = folder / f"{which}-{name}"
     python, complete = place / "bin" / "python", place / "complete"
-    pip = (python, "-m", "pip", "install", "--quiet", "--no-compile", *(["--upgrade"] if which == "newest" else []))
+    pip = (python, "-m", "pip", "install", "--quiet", "--no-compile", "--no-cache-dir")
+    pip += ("--upgrade",) if which == "newest" else ()
     if not complete.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        free = min(shutil.disk_usage(path).free for path in (folder, tempfile.gettempdir())) / 1e9
+        if free < GIGABYTES:
+            raise NoSpace(f"{free:.1f} GB are free, {GIGABYTES} are needed")
         run(sys.executable, "-m", "venv", "--clear", place)
     if which == "newest" or not complete.exists():
         run(*pip, *wanted)
@@ -87,7 +98,11 @@ def main() -> int:
     parser.add_argument("--environments", type=Path, default=os.environ.get("PAD_ENVIRONMENTS"))
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        python, triton = environment(Path(options.environments or scratch).expanduser().resolve(), options.which)
+        try:
+            python, triton = environment(Path(options.environments or scratch).expanduser().resolve(), options.which)
+        except NoSpace as reason:
+            print(f"skipped: {reason}")
+            return 0
         run(python, "-m", "pip", "list")
         variables = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
         variables.pop("PYTEST_ADDOPTS", None)

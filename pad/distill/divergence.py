@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 
 import torch
 from torch import distributed
@@ -10,6 +11,8 @@ from transformers import TrainerCallback
 
 from pad.errors import Diverged
 
+# oneDNN's gradient of a bfloat16 convolution on AMX (torch 2.13 and 2.14) multiplies by zero what it never wrote.
+_WITHOUT_AMX = "ONEDNN_MAX_CPU_ISA"
 # With float16 the loss scaler skips such steps and halves its scale, from 65536 down to 1 if need be.
 _SKIPPED_WITH_FLOAT16 = 20
 
@@ -47,10 +50,21 @@ class StopWhenDiverged(TrainerCallback):
         for step, loss in self.computed:
             state.log_history.append({"step": step, "loss": loss.item()})
         state.log_history[-1]["grad_norm"] = math.nan if self.norm is None else float(norm)
-        raise Diverged(f"diverged at step {state.global_step + 1}: loss {losses.mean():g}, gradient norm {norm:g}")
+        message = f"diverged at step {state.global_step + 1}: loss {losses.mean():g}, gradient norm {norm:g}"
+        if losses.isfinite().all() and _may_be_the_convolutions(args):
+            message += (
+                "; on a processor with AMX, torch's gradients of bfloat16 convolutions can be NaN by mistake: "
+                f"{_WITHOUT_AMX}=AVX512_CORE_FP16 in the environment prevents it"
+            )
+        raise Diverged(message)
 
     def on_log(self, args, state, control, **kwargs):
         self.computed.clear()
+
+
+def _may_be_the_convolutions(args) -> bool:
+    on_cpu = args.bf16 and args.device.type == "cpu" and _WITHOUT_AMX not in os.environ
+    return on_cpu and torch.cpu._is_amx_tile_supported()
 
 
 def check_finite(model: torch.nn.Module, args, step: int) -> None:
