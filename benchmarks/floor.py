@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
+from . import machine
 from .cases import DTYPES, Case, Inputs
 
 # Kernels of pad_kernels that read every real frame and token once, and those that write the gradient of the speech.
@@ -30,7 +31,7 @@ WRITING = {
 class Work:
     """What a case cannot do without."""
 
-    half: bool  # 16-bit elements
+    dtype: str
     flops: float
     read_bytes: float
     write_bytes: float
@@ -38,11 +39,21 @@ class Work:
     speech_gradient_bytes: float | None = None
     level: str | None = None
 
-    def milliseconds(self, rates: dict[str, float | None]) -> dict[str, float]:
-        """Floor by memory, by arithmetic (at the FMA peak, else at torch.mm rate), and the longer of both."""
-        mm_gflops = self.half and rates["mm_gflops_half"] or rates["mm_gflops"]
+    def milliseconds(self, rates: dict[str, float | None], threads: int | None = None) -> dict[str, float]:
+        """Floor by memory, by arithmetic (at the FMA peak, else at torch.mm rate), and the longer of both.
+
+        threads: of a CPU, where this traffic itself is measured; without, and where that cannot be, the rates count.
+        """
+        mm_gflops = self.dtype != "float32" and rates["mm_gflops_half"] or rates["mm_gflops"]
         gflops = rates["fma_gflops"] or mm_gflops
-        memory = self.read_bytes / rates["read_gbs"] / 1e6 + self.write_bytes / rates["write_gbs"] / 1e6
+        if self.dtype == "bfloat16":
+            gflops = max(gflops, rates.get("fma_gflops_bfloat16") or 0.0)
+        memory = None
+        if threads is not None:
+            inputs = round(self.read_bytes / self.reads)
+            memory = machine.traffic_milliseconds(inputs, self.reads, round(self.write_bytes), threads)
+        if memory is None:
+            memory = self.read_bytes / rates["read_gbs"] / 1e6 + self.write_bytes / rates["write_gbs"] / 1e6
         arithmetic = self.flops / gflops / 1e6
         matmul = self.flops / mm_gflops / 1e6
         return {
@@ -84,4 +95,4 @@ def work(case: Case, inputs: Inputs) -> Work:
             pooling *= 2
     flops = 2.0 * width * pairs * products + pooling
     written = speech_gradient + text_gradient
-    return Work(item == 2, flops, reads * real_bytes, written, reads, speech_gradient or None, case.level)
+    return Work(case.dtype, flops, reads * real_bytes, written, reads, speech_gradient or None, case.level)

@@ -1,5 +1,7 @@
 """The machine of a run: what it is, and the rates it reaches, measured in the same run as the results."""
 
+import atexit
+import functools
 import os
 import platform
 import shutil
@@ -62,30 +64,51 @@ def _best_seconds(call: Callable[[], object], device: Device, repeats: int = 7) 
     return min(device.seconds(call) for _ in range(repeats))
 
 
-def _fma_peak_gflops(threads: int) -> float | None:
-    """Peak of fused multiply-adds in registers, one process per thread; None without a C compiler."""
+@functools.cache
+def _programs() -> dict[str, Path]:
+    """The small C programs beside this file, compiled for this processor; none without a C compiler that does it."""
     compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-    if compiler is None:
+    folder = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    built = {}
+    for name in ("peak", "traffic") if compiler else ():
+        source, program = Path(__file__).with_name(f"{name}.c"), Path(folder) / name
+        command = [compiler, "-O3", "-march=native", "-ffp-contract=fast", "-pthread", source, "-o", program]
+        if subprocess.run(command, capture_output=True).returncode == 0:
+            built[name] = program
+    return built
+
+
+def _peak_gflops(threads: int, dtype: str) -> float | None:
+    """Peak of multiply-adds in registers, one process per thread; None where it cannot be measured."""
+    if "peak" not in _programs():
         return None
-    source = Path(__file__).with_name("fma_peak.c")
-    with tempfile.TemporaryDirectory() as folder:
-        program = Path(folder) / "fma_peak"
-        command = [compiler, "-O3", "-march=native", "-ffp-contract=fast", str(source), "-o", str(program)]
-        if subprocess.run(command, capture_output=True).returncode:
-            return None
-        best = 0.0
-        for _ in range(3):
-            running = [subprocess.Popen([program], stdout=subprocess.PIPE, text=True) for _ in range(threads)]
-            best = max(best, sum(float(process.communicate()[0]) for process in running))
-    return best
+    best = 0.0
+    for _ in range(3):
+        command = [_programs()["peak"], dtype]
+        running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(threads)]
+        best = max(best, sum(float(process.communicate()[0]) for process in running))
+    return best or None
+
+
+@functools.cache
+def traffic_milliseconds(read: int, passes: int, written: int, threads: int, seconds: float = 1.0) -> float | None:
+    """The least time to read so many bytes `passes` times and write so many once, with all threads and from buffers
+    that stay in the cache if they fit; None where it cannot be measured."""
+    if "traffic" not in _programs():
+        return None
+    command = [_programs()["traffic"], *map(str, (read, passes, written, threads, seconds))]
+    found = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    return float(found.stdout) if found.returncode == 0 else None
 
 
 def measure_rates(device: Device, threads: int) -> dict[str, float | None]:
     """Best of several tries: matrix products in GFLOP/s, memory reads and writes in GB/s.
 
-    `fma_gflops` is the ceiling of the CPU's arithmetic (multiply-adds in registers), `mm_gflops` what
-    torch.mm reaches on square float32 matrices (`mm_gflops_half`, on a GPU: bfloat16); `write_gbs` is into memory
-    already mapped; `copy_gbs`, on a GPU, counts what is read and what is written.
+    `fma_gflops` is the ceiling of the CPU's arithmetic (multiply-adds in registers), `fma_gflops_bfloat16` that of
+    bfloat16 products, where the processor has them; `mm_gflops` what torch.mm reaches on square float32 matrices
+    (`mm_gflops_half`, on a GPU: bfloat16); `write_gbs` is into memory already mapped; `copy_gbs`, on a GPU, counts what
+    is read and what is written.
     """
     side, bytes_moved = {"cpu": (2048, 2**28), "cuda": (8192, 2**31), "dry-run": (64, 2**16)}[device.name]
 
@@ -98,7 +121,8 @@ def measure_rates(device: Device, threads: int) -> dict[str, float | None]:
     read = buffer.nbytes / _best_seconds(lambda: buffer.sum(), device)
     write = buffer.nbytes / _best_seconds(lambda: buffer.fill_(1.0), device)
     rates = {
-        "fma_gflops": None if device.is_gpu else _fma_peak_gflops(threads),
+        "fma_gflops": None if device.is_gpu else _peak_gflops(threads, "float32"),
+        "fma_gflops_bfloat16": None if device.is_gpu else _peak_gflops(threads, "bfloat16"),
         "mm_gflops": mm_gflops(torch.float32),
         "mm_gflops_half": mm_gflops(torch.bfloat16) if device.is_gpu else None,
         "read_gbs": read / 1e9,

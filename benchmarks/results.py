@@ -103,3 +103,15 @@ def ratio(result: dict | None, provider: str, base: str, column: str = "ms") -> 
     if not all(row and row["correct"] and row.get(column) for row in rows):
         return None
     return rows[0][column]["p50"] / rows[1][column]["p50"]
+
+
+def below_floor(found: list[dict]) -> list[str]:
+    """The right results whose median is shorter than the least time possible: then the floor is wrong."""
+    lines = []
+    for result in found:
+        least = result["floor"]["floor"]
+        for name, row in result["providers"].items():
+            if row["correct"] and row.get("ms") and row["ms"]["p50"] < least:
+                lines.append(f"{result['title']} {result['label']}: {name} takes {row['ms']['p50']:.4g} ms, "
+                             f"less than its floor of {least:.4g} ms")  # fmt: skip
+    return lines

@@ -129,10 +129,11 @@ def worst_error(row: dict) -> str:
 
 def rates_text(rates: dict[str, float | None]) -> str:
     """The machine's measured rates in a line."""
-    peak = rates["fma_gflops"]
+    peak, half = rates["fma_gflops"], rates.get("fma_gflops_bfloat16")
     return (
         f"measured in this run: torch.mm {rates['mm_gflops']:.0f} GFLOP/s, "
         + (f"multiply-adds in registers {peak:.0f} GFLOP/s, " if peak else "")
+        + (f"of bfloat16 {half:.0f} GFLOP/s, " if half else "")
         + f"memory read {rates['read_gbs']:.0f} GB/s, write {rates['write_gbs']:.0f} GB/s"
     )
 

@@ -10,7 +10,7 @@ import torch
 
 pytest.importorskip("rich")
 
-from benchmarks import accelerator, align_bench, measure, peers, providers, results, summary, timing, workloads  # noqa: E402
+from benchmarks import accelerator, align_bench, machine, measure, peers, providers, results, summary, timing, workloads  # noqa: E402
 from benchmarks.cases import Case, make_inputs  # noqa: E402
 
 CASE = Case("tiny", "token", "hard", "forward+backward", "float32")
@@ -81,6 +81,23 @@ def test_bandwidth_where_the_traffic_is_known():
     kernels = [{"name": "tile_kernel", "us": 10.0}, {"name": "other", "us": 1.0}]
     measure.add_bandwidth(kernels, {"tile_kernel": 1.5e7, "other": None}.get, read_gbs=3000.0)
     assert kernels[0]["gbs"] == 1500 and kernels[0]["floor_share"] == 0.5 and kernels[1]["gbs"] is None
+
+
+@pytest.mark.skipif(not machine._programs(), reason="no C compiler")
+def test_the_floor_of_memory_grows_with_the_traffic():
+    read, both, twice = (machine.traffic_milliseconds(*amounts, threads=1, seconds=0.2)
+                         for amounts in ((2**24, 1, 0), (2**24, 1, 2**24), (2**24, 8, 2**24)))  # fmt: skip
+    assert 0 < read < both < twice
+    assert machine.traffic_milliseconds(10, 1, 10, 4) is None
+
+
+def test_a_result_below_its_floor_is_named():
+    row = {"correct": True, "ms": {"p50": 1.0}}
+    rows = {"ours": row, "wrong": row | {"correct": False}, "failed": {"correct": False, "ms": None}}
+    result = {"title": "B=1", "label": "token", "providers": rows}
+    assert results.below_floor([result | {"floor": {"floor": 0.9}}]) == []
+    (line,) = results.below_floor([result | {"floor": {"floor": 1.1}}])
+    assert "B=1 token: ours" in line and "1.1 ms" in line
 
 
 def test_a_captured_call_of_the_dry_run_is_replayed_on_new_data():

@@ -34,7 +34,7 @@ def _work(call: Call) -> Work:
         batch, heads, length, width = call.shape
         pairs = float((ragged_mask(batch, length).sum(1).double() ** 2).sum()) * heads
         # Without the row sums of the attention's forward pass the product is made twice.
-        return Work(item == 2, 2 * 2 * pairs * width, 2.0 * batch * heads * length * width * item, 0)
+        return Work(call.dtype, 2 * 2 * pairs * width, 2.0 * batch * heads * length * width * item, 0)
     level, _, mode = call.name.partition(" ")
     case = Case(call.size, level, mode, call.direction, call.dtype)
     batch, frames, tokens, width = call.shape

@@ -1,6 +1,8 @@
 /* Rate of fused multiply-adds in registers: no memory is touched, so this is the ceiling of any matrix product.
+   `peak` takes float32, `peak bfloat16` products of bfloat16 summed in float32; 0 where the processor has none.
    Prints GFLOP/s of one thread; the caller runs one process per thread at the same time. */
 #include <stdio.h>
+#include <string.h>
 #include <time.h>
 
 #if defined(__AVX512F__)
@@ -43,15 +45,40 @@ __attribute__((noinline)) static float run(long steps, float scale, float shift)
   return total[0];
 }
 
-int main(void) {
+#if defined(__AVX512BF16__)
+#include <immintrin.h>
+#define ZERO(c) __m512 half##c = _mm512_set1_ps((float)c);
+#define DOT(c) half##c = _mm512_dpbf16_ps(half##c, a, b);
+#define ADD_HALF(c) total += half##c;
+
+__attribute__((noinline)) static float run_bfloat16(long steps, float scale, float shift) {
+  const __m512bh a = _mm512_cvtne2ps_pbh(_mm512_set1_ps(scale), _mm512_set1_ps(scale));
+  const __m512bh b = _mm512_cvtne2ps_pbh(_mm512_set1_ps(shift), _mm512_set1_ps(shift));
+  EACH(ZERO)
+  for (long i = 0; i < steps; ++i) {
+    EACH(DOT)
+  }
+  __m512 total = _mm512_setzero_ps();
+  EACH(ADD_HALF)
+  return total[0];
+}
+#define HALF_PRODUCTS 2 /* of two pairs in each sum */
+#else
+#define HALF_PRODUCTS 0
+static float run_bfloat16(long steps, float scale, float shift) { return run(steps, scale, shift); }
+#endif
+
+int main(int count, char** values) {
+  const int half = count > 1 && strcmp(values[1], "bfloat16") == 0;
   const long block = 1000000;
   long steps = 0;
   volatile float sink = 0;
   double begin = now(), end = begin;
   while ((end = now()) - begin < 0.5) {
-    sink = sink + run(block, 0.999f, 1e-3f);
+    sink = sink + (half ? run_bfloat16 : run)(block, 0.999f, 1e-3f);
     steps += block;
   }
-  printf("%.3f\n", 2.0 * WIDTH * CHAINS * (double)steps / (end - begin) * 1e-9);
+  const double products = half ? HALF_PRODUCTS : 1;
+  printf("%.3f\n", 2.0 * products * WIDTH * CHAINS * (double)steps / (end - begin) * 1e-9);
   return 0;
 }
