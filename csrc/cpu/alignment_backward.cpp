@@ -196,8 +196,10 @@ void soft_part(const Part<T>& part, const TokenSums<OpMath<T>>& token_sums) {
   tokens.write_rows(utterance, token_rows.data());
   fill_zero(scores.data(), tile_units * columns);
 
-  // A frame's gradient can go to its place at once where it is made of whole vectors.
-  const bool to_place = !utterance.start && width % lanes<S> == 0;
+  // A frame's gradient can go to its place at once where it is made of whole vectors; past the caches only by whole
+  // lines, or each line would be written in parts.
+  const bool to_place =
+      !utterance.start && width % lanes<S> == 0 && (!part.streamed || lanes<S> * sizeof(T) % cache_line == 0);
   SpeechGradient<T> speech({grad_speech, part.streamed}, utterance, grad_speech ? open_frames(utterance, units) : 0,
                            part.frames);
   const Buffer<S> unit_sums(grad_speech && !to_place ? tile_units * row_stride : 0), unused(columns);

@@ -94,11 +94,20 @@ inline __attribute__((always_inline)) void for_each_column_block(int64_t columns
 // Longer sums are made of sums of so many products: the rounding of one grows with its length.
 constexpr int64_t summed_depth = 128;
 
+// What is fetched into the second cache meanwhile, a row of it with each row that is multiplied: rows of as many
+// elements, of another size, which are going to be the rows of a later product.
+struct Later {
+  const void* const* rows;
+  int64_t count;
+  int64_t element_bytes;
+};
+
 template <class E>
 struct BlockGemm {
   const E* const* rows;  // [count] rows of [depth]
   int64_t count;
   int64_t readable;  // at least `count`: so many rows exist, and are fetched into the cache before they are asked for
+  Later later;
   int64_t depth;
   const E* panel;   // [depth, columns]
   int64_t columns;  // whole vectors
@@ -116,6 +125,7 @@ inline __attribute__((always_inline)) void block_gemm(const BlockGemm<E> gemm, c
     for (int r = 0; r < tile_rows; ++r) pointers[r] = gemm.rows[minimum(row + r, gemm.count - 1)];
     const E* const* next = gemm.rows + row + tile_rows;
     const int64_t next_count = maximum(0, minimum(tile_rows, gemm.readable - row - tile_rows));
+    const int64_t later_count = maximum(0, minimum(tile_rows, gemm.later.count - row));
     visit(row, minimum(tile_rows, gemm.count - row));
     for_each_column_block<S>(gemm.columns, [&](auto vectors, int64_t column) __attribute__((always_inline)) {
       constexpr int width = decltype(vectors)::value;
@@ -123,8 +133,13 @@ inline __attribute__((always_inline)) void block_gemm(const BlockGemm<E> gemm, c
         const int64_t to = minimum(gemm.depth, from + summed_depth);
         Vector<S> sums[tile_rows][width] = {};
         for (int64_t k = from; k < to; k += step) {
-          if (column == 0)
+          if (column == 0) {
             for (int64_t r = 0; r < next_count; ++r) __builtin_prefetch(next[r] + k);
+            const int64_t offset = k * gemm.later.element_bytes;
+            if (offset % cache_line == 0)
+              for (int64_t r = 0; r < later_count; ++r)
+                __builtin_prefetch(static_cast<const char*>(gemm.later.rows[row + r]) + offset, 0, 2);
+          }
           multiply_tile<S, width>(
               minimum(step, to - k), [&](int r, int64_t i) { return pointers[r][k + i]; },
               [&](int64_t i) { return gemm.panel + (k + i) * gemm.columns + column; }, sums);

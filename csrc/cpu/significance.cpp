@@ -63,6 +63,7 @@ struct Significance {
           .rows = pointers,
           .count = rows,
           .readable = rows,
+          .later = {},
           .depth = a.width,
           .panel = scratch.panel,
           .columns = queries,

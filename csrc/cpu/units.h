@@ -61,9 +61,12 @@ struct Units {
         in_place_(std::is_same_v<T, S> && !utterance.start && utterance.width % lanes<S> == 0),
         storage_(in_place_ ? 0 : tile_units * utterance.row_stride),
         storage_rows_(tile_units),
-        inners_(in_place_ ? 0 : tile_units),
+        inners_(tile_units),
         weighted_(in_place_ ? 0 : group_units * (utterance.start ? utterance.frames : 1)) {
-    for (int64_t r = 0; r < tile_units; ++r) storage_rows_[r] = storage_.data() + r * utterance.row_stride;
+    for (int64_t r = 0; r < tile_units; ++r) {
+      storage_rows_[r] = storage_.data() + r * utterance.row_stride;
+      inners_[r] = {-1, {0, 0}, S{0}};
+    }
     for (int64_t c = 0; c < candidate_count; ++c) {
       const int64_t start = utterance.unit_start(candidates[c]), end = utterance.unit_end(candidates[c]);
       S sum = 0;
@@ -106,6 +109,11 @@ struct Units {
   // The rows of units [first, first + n), n <= tile_units; valid until the next call.
   const S* const* tile(int64_t first, int64_t n) {
     if (in_place_) return rows.data() + first;
+    if (!utterance_.start) {
+      for (int64_t r = 0; r < n; ++r) scaled_copy(storage_rows_[r], frame(first + r), S{1}, utterance_.width);
+      fill_columns(n);
+      return storage_rows_.data();
+    }
     // Neighbouring units share frames: a block of their columns stays in the cache for several units, while those that
     // the next units add are fetched. An inner unit is pooled before the one around it.
     constexpr int64_t block = block_bytes / sizeof(S);
@@ -133,18 +141,23 @@ struct Units {
         }
       }
     }
-    for (int64_t r = 0; r < n; ++r)
-      for (int64_t d = utterance_.width; d < utterance_.padded_width; ++d) storage_[r * utterance_.row_stride + d] = 0;
+    fill_columns(n);
     return storage_rows_.data();
   }
 
   // Fills the tile's scores, and the inverse norms of its units. `panel`: of Tokens. Returns the rows of the units.
   const S* const* score(const ScoreTile<S>& scored, const S* panel) {
     const S* const* unit_rows = tile(scored.first, scored.count);
+    // Frames that are going to be widened; spans see to that themselves.
+    const int64_t past = scored.first + scored.count;
+    const int64_t later = in_place_ || utterance_.start ? 0 : minimum(scored.count, count - past);
+    const void* later_rows[tile_units];
+    for (int64_t r = 0; r < later; ++r) later_rows[r] = frame(past + r);
     const BlockGemm<S> gemm{
         .rows = unit_rows,
         .count = scored.count,
         .readable = in_place_ ? count - scored.first : scored.count,
+        .later = {later_rows, later, sizeof(T)},
         .depth = utterance_.width,
         .panel = panel,
         .columns = scored.columns,
@@ -182,6 +195,14 @@ struct Units {
     const S* row;  // null: none
     S share;
   };
+
+  const T* frame(int64_t number) const { return utterance_.frame(index[number]); }
+
+  // Zeros beyond the width, in so many rows.
+  void fill_columns(int64_t n) const {
+    for (int64_t r = 0; r < n; ++r)
+      for (int64_t d = utterance_.width; d < utterance_.padded_width; ++d) storage_rows_[r][d] = 0;
+  }
 
   Inner without_inner(int64_t number) const {
     const int64_t end = utterance_.unit_end(index[number]);
