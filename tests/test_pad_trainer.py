@@ -55,7 +55,10 @@ def whole(models, speech, tmp_path_factory):  # noqa: F811
     return output
 
 
-@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9)])
+@pytest.mark.parametrize(
+    "number, code",
+    [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow), (signal.SIGKILL, -9)],
+)
 def test_a_stopped_run_goes_on_as_if_it_had_not_been(models, speech, whole, tmp_path, number, code):  # noqa: F811
     """SIGTERM and Ctrl-C save where they were; after SIGKILL the last checkpoint serves."""
     output = tmp_path / "run"
