@@ -65,7 +65,7 @@ def _best_seconds(call: Callable[[], object], device: Device, repeats: int = 7) 
 
 
 @functools.cache
-def _programs() -> dict[str, Path]:
+def programs() -> dict[str, Path]:
     """The small C programs beside this file, compiled for this processor; none without a C compiler that does it."""
     compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     folder = tempfile.mkdtemp()
@@ -81,11 +81,11 @@ def _programs() -> dict[str, Path]:
 
 def _peak_gflops(threads: int, dtype: str) -> float | None:
     """Peak of multiply-adds in registers, one process per thread; None where it cannot be measured."""
-    if "peak" not in _programs():
+    if "peak" not in programs():
         return None
     best = 0.0
     for _ in range(3):
-        command = [_programs()["peak"], dtype]
+        command = [programs()["peak"], dtype]
         running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(threads)]
         best = max(best, sum(float(process.communicate()[0]) for process in running))
     return best or None
@@ -95,9 +95,9 @@ def _peak_gflops(threads: int, dtype: str) -> float | None:
 def traffic_milliseconds(read: int, passes: int, written: int, threads: int, seconds: float = 1.0) -> float | None:
     """The least time to read so many bytes `passes` times and write so many once, with all threads and from buffers
     that stay in the cache if they fit; None where it cannot be measured."""
-    if "traffic" not in _programs():
+    if "traffic" not in programs():
         return None
-    command = [_programs()["traffic"], *map(str, (read, passes, written, threads, seconds))]
+    command = [programs()["traffic"], *map(str, (read, passes, written, threads, seconds))]
     found = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     return float(found.stdout) if found.returncode == 0 else None
 
