@@ -103,3 +103,11 @@ def test_prompts_have_word_times(tmp_path):
     noise = (3000 * np.random.default_rng(0).standard_normal(16000)).astype(np.int16)
     found = aligner.align(np.concatenate([silence, noise, silence]), "press one")
     assert found is None or [word for word, _, _ in found] == ["press", "one"]
+
+
+@pytest.mark.parametrize("arguments, code", [(["--help"], 0), (["--fast"], 2), (["a", "b"], 2)])
+def test_an_option_is_no_folder(arguments, code, monkeypatch, capsys):
+    monkeypatch.setattr(recordings, "fetch", lambda folder: pytest.fail(f"fetched to {folder}"))
+    with pytest.raises(SystemExit) as stopped:
+        recordings.main(arguments)
+    assert stopped.value.code == code and "usage: python -m pad.demo.recordings" in "".join(capsys.readouterr())

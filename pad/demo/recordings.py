@@ -6,6 +6,7 @@ recording: the path is relative to the file, the words are those of the text, ti
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from pathlib import Path
@@ -78,8 +79,17 @@ def _words(values: object, text: str, duration: float) -> tuple[SpokenWord, ...]
     return words if words and fits and [word.text for word in words] == text.split() else None
 
 
-if __name__ == "__main__":
+def main(arguments: list[str] | None = None) -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m pad.demo.recordings", description="Fetches real speech with word times."
+    )
+    parser.add_argument("folder", type=Path, nargs="?", default=DEFAULT, help=f"where it goes (default: {DEFAULT})")
     try:
-        fetch(Path(sys.argv[1]) if len(sys.argv) > 1 else DEFAULT)
+        fetch(parser.parse_args(arguments).folder)
     except UserError as error:
         sys.exit(f"recordings: {error}")
+
+
+if __name__ == "__main__":
+    main()
