@@ -68,7 +68,10 @@ def test_a_fork_after_use(native, threads):
     expected = pad_loss(*arguments, backend=native)
     pid = os.fork()
     if pid == 0:
-        os._exit(0 if torch.equal(pad_loss(*arguments, backend=native), expected) else 1)
+        try:
+            os._exit(0 if torch.equal(pad_loss(*arguments, backend=native), expected) else 1)
+        finally:
+            os._exit(1)  # or it would run the tests that follow
     guard = threading.Timer(120, os.kill, [pid, 9])
     guard.start()
     status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])

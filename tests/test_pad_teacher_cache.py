@@ -327,9 +327,12 @@ def test_a_forked_process_leaves_what_its_parent_keeps(tmp_path):
     shards.put(*named(1))
     child = os.fork()
     if child == 0:
-        shards.put(*named(2))
-        shards.write()
-        os._exit(0)
+        try:
+            shards.put(*named(2))
+            shards.write()
+            os._exit(0)
+        finally:
+            os._exit(1)  # or it would run the tests that follow
     assert os.waitpid(child, 0)[1] == 0
     shards.write()
     assert len(list(tmp_path.iterdir())) == 2 and len(Shards(tmp_path, True)) == 2
