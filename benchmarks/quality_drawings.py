@@ -46,10 +46,9 @@ def demo(content: dict) -> str:
         )
     )
     rows.append(row("loss on held-out speech", "held_out_loss", lambda run: run["held_out_loss"]))
-    seconds = statistics.mean(sum(run["seconds"].values()) for run in runs)
     seeds = ", ".join(str(run["seed"]) for run in runs)
     what = f"Seed {seeds} (95 % interval)" if len(runs) == 1 else f"Mean over seeds {seeds} (lowest-highest)"
-    return f"{table(['', *columns], rows)}\n\n{what}, test split; {seconds:.0f} s per run; {_machine(content)}."
+    return f"{table(['', *columns], rows)}\n\n{what}, test split; {_machine(content)}."
 
 
 def _with_interval(found: dict) -> str:
