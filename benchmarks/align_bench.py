@@ -192,7 +192,7 @@ class AlignBench:
             "case": case.as_dict(),
             "title": f"{tables.shape_text(case.as_dict())} {case.dtype}, ragged 40-100 %",
             "label": case.label,
-            "floor": floor.milliseconds(self.rates, None if self.device.is_gpu else torch.get_num_threads()),
+            "floor": floor.milliseconds(self.rates),
             "providers": {name: rows[name] for name in names},
         }
         if self.device.name == "cpu" and "ours" in calls and not self.options.sweep and not self.options.quick:
@@ -311,7 +311,7 @@ def main(arguments: list[str] | None = None) -> int:
         plot(content, options.plot)
         console.print(f"drawn: {options.plot}", soft_wrap=True)
     console.print(f"{time.perf_counter() - begin:.0f} s")
-    bad, below = failures(content["results"]), [] if bench.device.is_gpu else results.below_floor(content["results"])
+    bad, below = failures(content["results"]), results.below_floor(content)
     for line in bad + below:
         console.print(line, soft_wrap=True, markup=False)
     if not options.quick:  # whose machine need not be quiet: other work slows the floor's own measurement

@@ -39,16 +39,16 @@ class Work:
     speech_gradient_bytes: float | None = None
     level: str | None = None
 
-    def milliseconds(self, rates: dict[str, float | None], threads: int | None = None) -> dict[str, float]:
+    def milliseconds(self, rates: dict[str, float | None]) -> dict[str, float]:
         """Floor by memory, by arithmetic (at the FMA peak, else at torch.mm rate), and the longer of both.
 
-        threads: of a CPU, where this traffic itself is measured; without, and where that cannot be, the rates count.
+        On a CPU, whose rates name its threads, this traffic itself is measured; the rates count where it cannot be.
         """
         mm_gflops = self.dtype != "float32" and rates["mm_gflops_half"] or rates["mm_gflops"]
         gflops = rates["fma_gflops"] or mm_gflops
         if self.dtype == "bfloat16":
             gflops = max(gflops, rates.get("fma_gflops_bfloat16") or 0.0)
-        memory = None
+        memory, threads = None, rates.get("threads")
         if threads is not None:
             inputs = round(self.read_bytes / self.reads)
             memory = machine.traffic_milliseconds(inputs, self.reads, round(self.write_bytes), threads)

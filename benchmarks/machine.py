@@ -68,10 +68,12 @@ def _best_seconds(call: Callable[[], object], device: Device, repeats: int = 7) 
 def programs() -> dict[str, Path]:
     """The small C programs beside this file, compiled for this processor; none without a C compiler that does it."""
     compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    if compiler is None:
+        return {}
     folder = tempfile.mkdtemp()
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     built = {}
-    for name in ("peak", "traffic") if compiler else ():
+    for name in ("peak", "traffic"):
         source, program = Path(__file__).with_name(f"{name}.c"), Path(folder) / name
         command = [compiler, "-O3", "-march=native", "-ffp-contract=fast", "-pthread", source, "-o", program]
         if subprocess.run(command, capture_output=True).returncode == 0:
@@ -108,7 +110,7 @@ def measure_rates(device: Device, threads: int) -> dict[str, float | None]:
     `fma_gflops` is the ceiling of the CPU's arithmetic (multiply-adds in registers), `fma_gflops_bfloat16` that of
     bfloat16 products, where the processor has them; `mm_gflops` what torch.mm reaches on square float32 matrices
     (`mm_gflops_half`, on a GPU: bfloat16); `write_gbs` is into memory already mapped; `copy_gbs`, on a GPU, counts what
-    is read and what is written.
+    is read and what is written; `threads` is None on a GPU.
     """
     side, bytes_moved = {"cpu": (2048, 2**28), "cuda": (8192, 2**31), "dry-run": (64, 2**16)}[device.name]
 
@@ -121,6 +123,7 @@ def measure_rates(device: Device, threads: int) -> dict[str, float | None]:
     read = buffer.nbytes / _best_seconds(lambda: buffer.sum(), device)
     write = buffer.nbytes / _best_seconds(lambda: buffer.fill_(1.0), device)
     rates = {
+        "threads": None if device.is_gpu else threads,
         "fma_gflops": None if device.is_gpu else _peak_gflops(threads, "float32"),
         "fma_gflops_bfloat16": None if device.is_gpu else _peak_gflops(threads, "bfloat16"),
         "mm_gflops": mm_gflops(torch.float32),

@@ -105,10 +105,10 @@ def ratio(result: dict | None, provider: str, base: str, column: str = "ms") -> 
     return rows[0][column]["p50"] / rows[1][column]["p50"]
 
 
-def below_floor(found: list[dict]) -> list[str]:
-    """The right results whose median is shorter than the least time possible: then the floor is wrong."""
+def below_floor(content: dict) -> list[str]:
+    """The right results of a CPU whose median is shorter than the least time possible: then the floor is wrong."""
     lines = []
-    for result in found:
+    for result in content["results"] if content["rates"]["threads"] else ():
         least = result["floor"]["floor"]
         for name, row in result["providers"].items():
             if row["correct"] and row.get("ms") and row["ms"]["p50"] < least:

@@ -120,7 +120,7 @@ def measure_case(case: dict, device: accelerator.Device, seconds: float, rates: 
         "case": case,
         "title": "B={} H={} T={} d={} ".format(*shape) + f"{dtype}, ragged 40-100 %",
         "label": "significance",
-        "floor": work.milliseconds(rates, None if device.is_gpu else torch.get_num_threads()),
+        "floor": work.milliseconds(rates),
         "providers": rows,
     }
     for name, row in rows.items():
@@ -223,7 +223,7 @@ def main(arguments: list[str] | None = None) -> int:
     console.print(f"written: {output}", soft_wrap=True)
     right = [row["correct"] for result in content["results"]
              for name, row in result["providers"].items() if name.startswith("ours")]  # fmt: skip
-    below = [] if device.is_gpu else results.below_floor(content["results"])
+    below = results.below_floor(content)
     for line in below:
         console.print(line, soft_wrap=True, markup=False)
     return 0 if right and all(right) and not below else 1

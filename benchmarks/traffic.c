@@ -44,7 +44,7 @@ static inline void stream(vector* where, vector value) {
 #define STREAM(where, value) (*(where) = (value))
 #endif
 
-enum { PLACES = 1, PAST_CACHE = 2, TOGETHER = 4, LARGE_PAGES = 8, KERNELS = 16 };
+enum { PLACES = 1, PAST_CACHE = 2, TOGETHER = 4, KERNELS = 8 };
 
 struct Share {
   const char* read;
@@ -53,8 +53,7 @@ struct Share {
 };
 
 static struct {
-  struct Share* shares;
-  int threads, passes, kernel, done;
+  int passes, kernel, done;
   pthread_barrier_t barrier;
 } job;
 
@@ -148,40 +147,40 @@ int main(int count, char** values) {
   if (count != 6) return 2;
   const size_t read = strtoull(values[1], NULL, 10), written = strtoull(values[3], NULL, 10);
   const double seconds = atof(values[5]);
+  const int thread_count = atoi(values[4]);
   job.passes = atoi(values[2]);
-  job.threads = atoi(values[4]);
-  if (job.threads < 1) return 2;
-  struct Share* shares = job.shares = calloc(job.threads, sizeof *shares);
+  if (thread_count < 1) return 2;
+  struct Share* shares = calloc(thread_count, sizeof *shares);
   /* Whole blocks, so a little less than asked for; scaled at the end. */
-  const size_t own_read = read / job.threads / BLOCK * BLOCK, own_write = written / job.threads / BLOCK * BLOCK;
+  const size_t own_read = read / thread_count / BLOCK * BLOCK, own_write = written / thread_count / BLOCK * BLOCK;
   if (own_read + own_write == 0) return 2;
   double best = 1e30;
   for (int large = 0; large < 2; ++large) {
-    char* from = mapped(own_read * job.threads + 1, large);
-    char* to = mapped(own_write * job.threads + 1, large);
-    pthread_barrier_init(&job.barrier, NULL, job.threads + 1);
-    pthread_t* threads = calloc(job.threads, sizeof *threads);
+    char* from = mapped(own_read * thread_count + 1, large);
+    char* to = mapped(own_write * thread_count + 1, large);
+    pthread_barrier_init(&job.barrier, NULL, thread_count + 1);
+    pthread_t* threads = calloc(thread_count, sizeof *threads);
     job.done = 0;
-    for (int i = 0; i < job.threads; ++i) {
+    for (int i = 0; i < thread_count; ++i) {
       shares[i] = (struct Share){from + i * own_read, to + i * own_write, own_read, own_write};
       if (pthread_create(&threads[i], NULL, work, &shares[i])) return 1;
     }
-    for (int kernel = 0; kernel < LARGE_PAGES; ++kernel) {
+    for (int kernel = 0; kernel < KERNELS; ++kernel) {
       if (own_write == 0 && kernel & (PAST_CACHE | TOGETHER)) continue;
       job.kernel = kernel;
-      const double taken = best_round(seconds / KERNELS);
+      const double taken = best_round(seconds / (2 * KERNELS));
       if (taken < best) best = taken;
     }
     job.done = 1;
     pthread_barrier_wait(&job.barrier);
-    for (int i = 0; i < job.threads; ++i) pthread_join(threads[i], NULL);
+    for (int i = 0; i < thread_count; ++i) pthread_join(threads[i], NULL);
     pthread_barrier_destroy(&job.barrier);
     free(threads);
     free(from);
     free(to);
   }
   const double asked = (double)read * job.passes + (double)written;
-  const double moved = ((double)own_read * job.passes + (double)own_write) * job.threads;
+  const double moved = ((double)own_read * job.passes + (double)own_write) * thread_count;
   printf("%.6f\n", 1e3 * best * asked / moved);
   return 0;
 }

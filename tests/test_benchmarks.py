@@ -96,8 +96,13 @@ def test_a_result_below_its_floor_is_named():
     row = {"correct": True, "ms": {"p50": 1.0}}
     rows = {"ours": row, "wrong": row | {"correct": False}, "failed": {"correct": False, "ms": None}}
     result = {"title": "B=1", "label": "token", "providers": rows}
-    assert results.below_floor([result | {"floor": {"floor": 0.9}}]) == []
-    (line,) = results.below_floor([result | {"floor": {"floor": 1.1}}])
+
+    def below(floor, threads=2):
+        found = [result | {"floor": {"floor": floor}}]
+        return results.below_floor({"rates": {"threads": threads}, "results": found})
+
+    assert below(0.9) == below(1.1, threads=None) == []
+    (line,) = below(1.1)
     assert "B=1 token: ours" in line and "1.1 ms" in line
 
 

@@ -45,7 +45,7 @@ def test_pooling_kernels(kernels, dtype, width):
     test_pooling.check(*test_pooling.make(2, 150, 20, width, kind="holes", dtype=dtype), kernels)
 
 
-@pytest.mark.parametrize("level", ["global", "span"])
+@pytest.mark.parametrize("level", ["global", "token", "span"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_large_gradients(kernels, dtype, level):
     test_memory.check_large_gradient(level, dtype, 64, kernels)

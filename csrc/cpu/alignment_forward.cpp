@@ -73,7 +73,6 @@ class Scores {
           .rows = frames_.data() + scored.first,
           .count = scored.count,
           .readable = units_.count - scored.first,
-          .later = {},
           .depth = units_.width() / 2,
           .panel = pairs_.data(),
           .columns = scored.columns,

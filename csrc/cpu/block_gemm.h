@@ -94,8 +94,8 @@ inline __attribute__((always_inline)) void for_each_column_block(int64_t columns
 // Longer sums are made of sums of so many products: the rounding of one grows with its length.
 constexpr int64_t summed_depth = 128;
 
-// What is fetched into the second cache meanwhile, a row of it with each row that is multiplied: rows of as many
-// elements, of another size, which are going to be the rows of a later product.
+// The rows of a later product, perhaps of narrower elements, fetched into the second cache: one with each row that is
+// multiplied.
 struct Later {
   const void* const* rows;
   int64_t count;
@@ -107,7 +107,7 @@ struct BlockGemm {
   const E* const* rows;  // [count] rows of [depth]
   int64_t count;
   int64_t readable;  // at least `count`: so many rows exist, and are fetched into the cache before they are asked for
-  Later later;
+  Later later{};
   int64_t depth;
   const E* panel;   // [depth, columns]
   int64_t columns;  // whole vectors

@@ -63,7 +63,6 @@ struct Significance {
           .rows = pointers,
           .count = rows,
           .readable = rows,
-          .later = {},
           .depth = a.width,
           .panel = scratch.panel,
           .columns = queries,

@@ -12,7 +12,7 @@ from transformers import TrainerCallback
 from pad.errors import Diverged
 
 # oneDNN's gradient of a bfloat16 convolution on AMX (torch 2.13 and 2.14) multiplies by zero what it never wrote.
-_WITHOUT_AMX = "ONEDNN_MAX_CPU_ISA"
+_VARIABLE, _WITHOUT_AMX = "ONEDNN_MAX_CPU_ISA", "AVX512_CORE_FP16"
 # With float16 the loss scaler skips such steps and halves its scale, from 65536 down to 1 if need be.
 _SKIPPED_WITH_FLOAT16 = 20
 
@@ -54,7 +54,7 @@ class StopWhenDiverged(TrainerCallback):
         if losses.isfinite().all() and _may_be_the_convolutions(args):
             message += (
                 "; on a processor with AMX, torch's gradients of bfloat16 convolutions can be NaN by mistake: "
-                f"{_WITHOUT_AMX}=AVX512_CORE_FP16 in the environment prevents it"
+                f"{_VARIABLE}={_WITHOUT_AMX} in the environment prevents it"
             )
         raise Diverged(message)
 
@@ -63,7 +63,7 @@ class StopWhenDiverged(TrainerCallback):
 
 
 def _may_be_the_convolutions(args) -> bool:
-    on_cpu = args.bf16 and args.device.type == "cpu" and _WITHOUT_AMX not in os.environ
+    on_cpu = args.bf16 and args.device.type == "cpu" and _VARIABLE not in os.environ
     return on_cpu and torch.cpu._is_amx_tile_supported()
 
 
