@@ -11,6 +11,8 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
+from benchmarks import interpreter
+
 Call = Callable[[], object]
 CACHE_BYTES = 256 * 2**20
 # The GPU waits, at first about half a millisecond, while Python launches: launches are not what is measured.
@@ -181,6 +183,10 @@ class DryRun:
     tensors = "cpu"
     is_gpu = True
     min_rounds = 1
+
+    def __init__(self):
+        if interpreter.chosen():
+            interpreter.make_fast()
 
     def missing(self) -> str | None:
         """Never missing."""

@@ -13,11 +13,13 @@ from test_alignment import BAR, NANS, check_nan, check_units, random_grad, strid
 from test_significance import make, row_normalizer
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
+from benchmarks.interpreter import make_fast
 from pad_kernels import pad_loss
 from pad_kernels.backends.reference import BACKEND as reference
 from pad_kernels.backends.triton import BACKEND as backend
 from pad_kernels.inputs import ANCHORS, REDUCTIONS, AlignmentInputs, Needed, PoolingInputs, SpanInputs
 
+make_fast()
 significance = backend.function("significance")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SPANS = pytest.mark.parametrize("spans", [False, True], ids=["frames", "spans"])

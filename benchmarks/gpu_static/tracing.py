@@ -17,6 +17,8 @@ from unittest import mock
 import numpy as np
 import torch
 
+from benchmarks.interpreter import make_fast
+
 SECTOR = 32
 HALF = (torch.bfloat16, torch.float16)
 _TRITON = importlib.util.find_spec("triton")
@@ -270,50 +272,20 @@ def _wrap_reduction(tracer: Tracer, kind: int, apply):
     return wrapped
 
 
-def _folded(generic):
-    """A reduction by a function of the kernel's own, by halves in place of one element after another."""
-
-    def reduce(self, values):
-        first = values[0].handle.data
-        if len(values) != 1 or self.axis is None or first.shape[self.axis] & (first.shape[self.axis] - 1):
-            return generic(self, values)
-        data = first
-        while data.shape[self.axis] > 1:
-            low, high = np.split(data, 2, axis=self.axis)
-            folded = self.combine_fn.fn(*(self.to_tensor(np.ascontiguousarray(x), values[0].dtype)
-                                          for x in (low, high)))  # fmt: skip
-            data = folded.handle.data.reshape(low.shape)
-        data = data if self.keep_dims else np.squeeze(data, axis=self.axis)
-        return [self.to_tensor(data if data.ndim else data.item(), values[0].dtype)]
-
-    return reduce
-
-
 @contextlib.contextmanager
 def tracing(tracer: Tracer) -> Iterator[None]:
     """Inside, the interpreter tells the tracer what it does."""
     from triton.runtime import interpreter
 
+    make_fast()
     builder = interpreter.interpreter_builder
-    original_patch = interpreter._patch_lang
-    patched: set[str] = set()
+    patch = interpreter._patch_lang
 
     def patch_lang(function):
-        # What is patched once stays so within a kernel: to do it again for each function takes most of the time.
-        languages = {x.__name__ for x in function.__globals__.values() if x in (interpreter.tl, interpreter.tl.core)}
-        if languages <= patched:
-            return None
-        patched.update(languages)
-        scope = original_patch(function)
-        for method in ("__index__", "__bool__"):
-            scope.set_attr(interpreter.tl.tensor, method, waiting(getattr(interpreter.tl.tensor, method)))
-        restore = scope.restore
-
-        def restored():
-            patched.clear()
-            restore()
-
-        scope.restore = restored
+        scope = patch(function)
+        if scope is not None:
+            for method in ("__index__", "__bool__"):
+                scope.set_attr(interpreter.tl.tensor, method, waiting(getattr(interpreter.tl.tensor, method)))
         return scope
 
     def waiting(convert):
@@ -338,7 +310,6 @@ def tracing(tracer: Tracer) -> Iterator[None]:
         stack.enter_context(mock.patch.object(builder, "set_grid_idx", set_grid_idx))
         stack.enter_context(mock.patch.object(interpreter, "_patch_lang", patch_lang))
         reduce, scan = interpreter.ReduceOps, interpreter.ScanOps
-        stack.enter_context(mock.patch.object(reduce, "generic_reduce", _folded(reduce.generic_reduce)))
         stack.enter_context(mock.patch.object(reduce, "apply", _wrap_reduction(tracer, REDUCE, reduce.apply)))
         stack.enter_context(mock.patch.object(scan, "apply", _wrap_reduction(tracer, REDUCE, scan.apply)))
         yield
