@@ -3,6 +3,7 @@
 import statistics
 from dataclasses import asdict, dataclass
 
+from .cases import FEW
 from .results import find, ratio
 
 BOTH = "forward+backward"
@@ -54,10 +55,11 @@ def evaluate(results: list[dict], threads: int) -> list[dict]:
 
 
 def summarize(results: list[dict]) -> list[dict]:
-    """Over all sizes of a sweep: how many times faster ours is than each other provider, median and lowest."""
+    """Of a sweep, small batches aside: how many times faster ours is than each other provider, median and lowest."""
     groups: dict[tuple[str, str], list[dict]] = {}
     for result in results:
-        groups.setdefault((result["label"], result["case"]["dtype"]), []).append(result)
+        if result["case"]["size"] not in FEW:
+            groups.setdefault((result["label"], result["case"]["dtype"]), []).append(result)
     rows = []
     for (label, dtype), members in groups.items():
         for base in members[0]["providers"]:

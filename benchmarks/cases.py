@@ -39,7 +39,12 @@ SWEEP = {
     **{f"N={tokens}": Size(16, 750, tokens, 768) for tokens in (8, 24, 96, 256)},
     **{f"D={width}": Size(16, 750, 48, width) for width in (128, 256, 512, 1024)},
 }
-SIZES |= SWEEP
+# Batches so small that the call itself takes most of the time: the sweep has them too, in a table of their own.
+FEW = {
+    "M=100 N=12 D=256, 4 utterances": Size(4, 100, 12, 256),
+    "M=20 N=5 D=32, 2 utterances": Size(2, 20, 5, 32),
+}
+SIZES |= SWEEP | FEW
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ import statistics
 from collections.abc import Iterable
 
 from benchmarks import goals, results, step_bench
+from benchmarks.cases import FEW
 from benchmarks.tables import megabytes, number, shape_text
 
 BOTH = "forward+backward"
@@ -44,9 +45,9 @@ def _seconds(row: dict) -> str:
     return f"{row['ms']['p50'] / 1e3:.3g}" if row["ms"] else "failed"
 
 
-def _speed_up(result: dict, base: str, column: str = "ms") -> str:
+def _speed_up(result: dict, base: str, column: str = "ms", digits: int = 1) -> str:
     value = results.ratio(result, "ours", base, column)
-    return "-" if value is None else f"{value:.1f}x"
+    return "-" if value is None else f"{value:.{digits}f}x"
 
 
 def _range(values: Iterable[float | None], digits: int = 1) -> str:
@@ -159,6 +160,23 @@ def sweep(content: dict) -> str:
     return (
         f"{table(header, rows)}\n\n{count} sizes, 16 utterances each; sizes at which the baseline's result is wrong "
         f"are left out; {_machine(content)}."
+    )
+
+
+def few(content: dict) -> str:
+    """Small batches: times of the calls, against eager and eager written well."""
+    bases = ("eager", "eager-scaled")
+    header = ["loss", "size", "pad_kernels, ms", *(f"{_name(name)}, ms" for name in bases)]
+    header += [f"vs {name}" for name in bases]
+    rows = [
+        [result["label"], result["case"]["size"]]
+        + [_milliseconds(result["providers"].get(name)) for name in ("ours", *bases)]
+        + [_speed_up(result, name, digits=2) for name in bases]
+        for result in content["results"]
+        if result["case"]["size"] in FEW and result["case"]["dtype"] == "float32"
+    ]
+    return (
+        f"{table(header, rows)}\n\nfloat32; medians and, in brackets, the 20th to 80th percentile; {_machine(content)}."
     )
 
 
