@@ -42,6 +42,12 @@ def package_versions() -> dict[str, str]:
     return found
 
 
+def command(arguments: list[str]) -> str:
+    """A command as a results file may show it: of absolute paths, which tell of somebody's machine, the name alone."""
+    shown = [Path(word).name if Path(word).is_absolute() else word for word in arguments[1:]]
+    return " ".join(["python", Path(arguments[0]).name, *shown])
+
+
 def describe(device: Device, threads: int) -> dict:
     """Machine, threads and versions for the JSON file."""
     return {
@@ -53,7 +59,7 @@ def describe(device: Device, threads: int) -> dict:
         "versions": package_versions(),
         "backends": str(pad_kernels.available_backends()),
         "allocator": {name: value for name, value in os.environ.items() if name.startswith(("MALLOC_", "ONEDNN_"))},
-        "command": " ".join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": command(sys.argv),
         "finished": "",
         **device.describe(),
     }

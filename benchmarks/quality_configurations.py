@@ -43,6 +43,8 @@ class Configuration:
 
 _SPAN, _TOKEN, _GLOBAL = PRESETS["slocal-soft"], PRESETS["tlocal-soft"], PRESETS["glob"]
 _PEAKS = replace(_SPAN, speech_prior=True, prior_layers=EARLY, anchors="peaks")
+# Mean prior of voiced frames over that of silent ones before distillation: 1.5, 1.4, 1.1 and below 1 (prior_layers.py).
+_BY_VOICE = (0.4, 0.4, 0.2, 0.0)
 _EARLY_TOKEN = replace(_TOKEN, speech_prior=True, prior_layers=EARLY)
 
 CONFIGURATIONS: dict[str, Configuration] = {
@@ -72,7 +74,10 @@ CONFIGURATIONS: dict[str, Configuration] = {
     "span early peaks, two a token": Configuration("more anchors cover more of the speech", _PEAKS,
                                                    anchors_per_token=2),
     "span weighed layers": Configuration("layers weighed by how much more voiced frames receive than silent ones",
-                                         replace(_PEAKS, prior_layers=None), layer_weights=(0.4, 0.4, 0.2, 0.0)),
+                                         replace(_PEAKS, prior_layers=None), layer_weights=_BY_VOICE),
+    "span weighed layers, two a token": Configuration("the two that helped the first seed of dev most, together",
+                                                      replace(_PEAKS, prior_layers=None), layer_weights=_BY_VOICE,
+                                                      anchors_per_token=2),
     "span early peaks, sharpened": Configuration("the prior is nearly even: p^2 says more",
                                                  replace(_PEAKS, prior_exponent=2.0)),
     "span first layer's anchors": Configuration("the first layer knows best where speech is, later ones how much it "

@@ -36,6 +36,11 @@ def test_the_dry_run_answers_all_that_a_gpu_is_asked():
     assert public(accelerator.DryRun) == public(accelerator.Cuda)
 
 
+def test_a_results_file_does_not_show_where_somebody_keeps_files():
+    shown = machine.command(["/home/somebody/bench.py", "--folder", "/home/somebody/runs", "--output", "runs/a.json"])
+    assert shown == "python bench.py --folder runs --output runs/a.json"
+
+
 def test_a_failure_ends_one_function_alone():
     found = timing.round_robin({"good": lambda: None, "bad": fail}, accelerator.Cpu(), seconds=0, min_rounds=3)
     assert found.failures == {"bad": "OutOfMemoryError: no memory"}

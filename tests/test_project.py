@@ -1,5 +1,6 @@
 """The project's own files agree with each other: version, links, pinned tools, what a package carries."""
 
+import json
 import re
 from importlib.metadata import requires, version
 from pathlib import Path
@@ -52,3 +53,11 @@ def test_what_is_installed_for_work_on_the_project_is_pinned():
 @pytest.mark.parametrize("package", ["pad", "pad_kernels"])
 def test_packages_are_typed(package):
     assert (ROOT / package / "py.typed").is_file()
+
+
+@pytest.mark.parametrize(
+    "results", sorted((ROOT / "benchmarks" / "results").glob("*.json")), ids=lambda file: file.name
+)
+def test_results_show_nobodys_folders(results):
+    command = json.loads(results.read_text(encoding="utf-8")).get("machine", {}).get("command", "")
+    assert not any(Path(word).is_absolute() for word in command.split()), command
