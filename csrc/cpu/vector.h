@@ -50,7 +50,14 @@ inline Vector<OpMath<T>> load(const T* data) {
   } else if constexpr (std::is_same_v<T, bfloat16>) {
     typename VectorOf<uint16_t, vector_bytes / 2>::type half;
     std::memcpy(&half, data, sizeof(half));
-    return bit_cast<Vector<float>>(__builtin_convertvector(half, Vector<uint32_t>) << 16);
+#if defined(__AVX512F__)  // GCC would widen each half of the vector apart
+    const auto wide = bit_cast<Vector<uint32_t>>(_mm512_cvtepu16_epi32(bit_cast<__m256i>(half)));
+#elif defined(__AVX2__)
+    const auto wide = bit_cast<Vector<uint32_t>>(_mm256_cvtepu16_epi32(bit_cast<__m128i>(half)));
+#else
+    const auto wide = __builtin_convertvector(half, Vector<uint32_t>);
+#endif
+    return bit_cast<Vector<float>>(wide << 16);
   } else {
 #if defined(__AVX512F__)
     __m256i half;
