@@ -99,6 +99,12 @@ CONFIGURATIONS: dict[str, Configuration] = {
     "token": Configuration("baseline: single frames, no prior", _TOKEN),
     "token paper": Configuration("the paper's priors help single frames", PRESETS["pad-tlocal-soft"]),
     "token early": Configuration("early layers help single frames", _EARLY_TOKEN),
+    "token energy": Configuration("control: the frames' amplitude does what attention does",
+                                  replace(_TOKEN, speech_prior=True, prior_exponent=0.5), prior="energy"),
+    "token without silence": Configuration("control: leaving out silence does what a prior does", _TOKEN,
+                                           without_silence=True),
+    "token weighed layers": Configuration("layers weighed by how much more voiced frames receive than silent ones",
+                                          replace(_EARLY_TOKEN, prior_layers=None), layer_weights=_BY_VOICE),
     "token early, weighed similarity": Configuration("the prior weighs the similarities, as the paper's words say",
                                                      _EARLY_TOKEN, weighed_similarity=True),
     "global": Configuration("baseline: means of frames and tokens, no prior", _GLOBAL),
@@ -111,8 +117,8 @@ CONFIGURATIONS: dict[str, Configuration] = {
 FIRST = (
     "undistilled", "span", "span early peaks", "span paper", "span energy peaks", "span early peaks, anchors only",
 )  # fmt: skip
-# Needs no attention: what a prior has to beat.
-CONTROL = "span energy peaks"
+# Need no attention: what a prior of the level has to beat.
+CONTROLS = {"span": "span energy peaks", "token": "token energy"}
 
 
 def can_run(configuration: Configuration, seed: int) -> bool:
@@ -121,12 +127,12 @@ def can_run(configuration: Configuration, seed: int) -> bool:
 
 
 def against(name: str) -> tuple[str, ...]:
-    """What a configuration is compared with: the same level without priors and, for a prior of spans, the control."""
+    """What a configuration is compared with: its level without priors and, for a prior of attention, the control."""
     level = name.split()[0]
     if level not in ("span", "token", "global"):
         return ("span",)
     if CONFIGURATIONS[name].training != "synthetic":
         return tuple(baseline for baseline in ("span", "span on both") if baseline != name)
     uses_attention = CONFIGURATIONS[name].objective.speech_prior and CONFIGURATIONS[name].prior != "energy"
-    baselines = (level, CONTROL) if level == "span" and uses_attention else (level,)
+    baselines = (level, CONTROLS[level]) if level in CONTROLS and uses_attention else (level,)
     return tuple(baseline for baseline in baselines if baseline != name)

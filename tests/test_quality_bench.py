@@ -17,7 +17,7 @@ from student_models import WIDTH, new_student  # noqa: E402
 
 from benchmarks import plot, prior_layers, quality_bench, quality_drawings, quality_run  # noqa: E402
 from benchmarks.quality_comparison import compare, read_runs  # noqa: E402
-from benchmarks.quality_configurations import CONFIGURATIONS, CONTROL, Configuration, against, can_run  # noqa: E402
+from benchmarks.quality_configurations import CONFIGURATIONS, CONTROLS, Configuration, against, can_run  # noqa: E402
 from benchmarks.quality_corpus import Flat, Speech, inputs_of, joined  # noqa: E402
 from benchmarks.quality_objective import Aligned, loss, priors
 from benchmarks.quality_recipe import Recipe, split_of  # noqa: E402
@@ -109,8 +109,10 @@ def test_silence_and_energy():
 
 
 def test_every_prior_is_compared_with_none_and_with_the_control():
-    assert against("span early peaks") == ("span", CONTROL) and against(CONTROL) == ("span",)
-    assert against("span") == () and against("token paper") == ("token",) and against("shuffled") == ("span",)
+    for level, prior in (("span", "span early peaks"), ("token", "token paper")):
+        assert against(prior) == (level, CONTROLS[level]) and against(CONTROLS[level]) == (level,)
+        assert against(level) == ()
+    assert against("global paper") == ("global",) and against("shuffled") == ("span",)
 
 
 def test_what_is_scored_was_not_trained_on(bench, tmp_path, monkeypatch):
