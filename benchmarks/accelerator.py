@@ -185,8 +185,7 @@ class DryRun:
     min_rounds = 1
 
     def __init__(self):
-        if interpreter.chosen():
-            interpreter.make_fast()
+        interpreter.make_fast()
 
     def missing(self) -> str | None:
         """Never missing."""

@@ -20,7 +20,7 @@ import torch
 from rich.console import Console
 
 from benchmarks import accelerator, bars, machine, measure, memory, results, tables, timing, workloads
-from benchmarks.cases import DTYPES, FEW, SIZES, SWEEP, Case, Inputs, make_inputs
+from benchmarks.cases import DTYPES, SIZES, SMALL_BATCHES, SWEEP, Case, Inputs, make_inputs
 from benchmarks.floor import work
 from benchmarks.plot import plot
 from benchmarks.providers import DEFAULT_PROVIDERS, PROVIDERS, Provider, make_provider, serves
@@ -93,7 +93,7 @@ def choose_cases(options: argparse.Namespace) -> list[Case]:
         options.providers = tuple(name for name in options.providers if name != "torch.compile")
         options.seconds = min(options.seconds, 4.0)
     if options.sweep:
-        options.sizes = options.sizes or tuple(SWEEP | FEW)
+        options.sizes = options.sizes or tuple(SWEEP | SMALL_BATCHES)
         options.providers = tuple(name for name in options.providers if name != "torch.compile")
         options.seconds = min(options.seconds, 0.5)
     if options.sizes is None:

@@ -3,7 +3,7 @@
 import statistics
 from dataclasses import asdict, dataclass
 
-from .cases import FEW
+from .cases import SMALL_BATCHES
 from .results import find, ratio
 
 BOTH = "forward+backward"
@@ -58,7 +58,7 @@ def summarize(results: list[dict]) -> list[dict]:
     """Of a sweep, small batches aside: how many times faster ours is than each other provider, median and lowest."""
     groups: dict[tuple[str, str], list[dict]] = {}
     for result in results:
-        if result["case"]["size"] not in FEW:
+        if result["case"]["size"] not in SMALL_BATCHES:
             groups.setdefault((result["label"], result["case"]["dtype"]), []).append(result)
     rows = []
     for (label, dtype), members in groups.items():

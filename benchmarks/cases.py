@@ -40,11 +40,11 @@ SWEEP = {
     **{f"D={width}": Size(16, 750, 48, width) for width in (128, 256, 512, 1024)},
 }
 # Batches so small that the call itself takes most of the time: the sweep has them too, in a table of their own.
-FEW = {
+SMALL_BATCHES = {
     "M=100 N=12 D=256, 4 utterances": Size(4, 100, 12, 256),
     "M=20 N=5 D=32, 2 utterances": Size(2, 20, 5, 32),
 }
-SIZES |= SWEEP | FEW
+SIZES |= SWEEP | SMALL_BATCHES
 
 
 @dataclass(frozen=True)

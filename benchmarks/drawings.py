@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Iterable
 
 from benchmarks import goals, results, step_bench
-from benchmarks.cases import FEW
+from benchmarks.cases import SMALL_BATCHES
 from benchmarks.tables import megabytes, number, shape_text
 
 BOTH = "forward+backward"
@@ -163,7 +163,7 @@ def sweep(content: dict) -> str:
     )
 
 
-def few(content: dict) -> str:
+def small_batches(content: dict) -> str:
     """Small batches: times of the calls, against eager and eager written well."""
     bases = ("eager", "eager-scaled")
     header = ["loss", "size", "pad_kernels, ms", *(f"{_name(name)}, ms" for name in bases)]
@@ -173,7 +173,7 @@ def few(content: dict) -> str:
         + [_milliseconds(result["providers"].get(name)) for name in ("ours", *bases)]
         + [_speed_up(result, name, digits=2) for name in bases]
         for result in content["results"]
-        if result["case"]["size"] in FEW and result["case"]["dtype"] == "float32"
+        if result["case"]["size"] in SMALL_BATCHES and result["case"]["dtype"] == "float32"
     ]
     return (
         f"{table(header, rows)}\n\nfloat32; medians and, in brackets, the 20th to 80th percentile; {_machine(content)}."

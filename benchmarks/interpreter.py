@@ -9,13 +9,13 @@ import os
 import numpy as np
 
 
-def chosen() -> bool:
-    """Whether kernels run in the interpreter in this process."""
-    return os.environ.get("TRITON_INTERPRET") == "1"
-
-
 def make_fast() -> None:
-    """For the rest of the process. Called twice it does nothing more; early interpreters stay as they are."""
+    """For the rest of the process, if kernels are interpreted in it (TRITON_INTERPRET=1).
+
+    Called twice it does nothing more; early interpreters stay as they are.
+    """
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        return
     from triton.runtime import interpreter
 
     if getattr(interpreter._patch_lang, "is_fast", False) or not hasattr(interpreter, "_LangPatchScope"):

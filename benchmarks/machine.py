@@ -44,8 +44,12 @@ def package_versions() -> dict[str, str]:
 
 def command(arguments: list[str]) -> str:
     """A command as a results file may show it: of absolute paths, which tell of somebody's machine, the name alone."""
-    shown = [Path(word).name if Path(word).is_absolute() else word for word in arguments[1:]]
-    return " ".join(["python", Path(arguments[0]).name, *shown])
+
+    def shown(word: str) -> str:
+        flag, equals, value = word.rpartition("=")
+        return flag + equals + (Path(value).name if Path(value).is_absolute() else value)
+
+    return " ".join(["python", Path(arguments[0]).name, *map(shown, arguments[1:])])
 
 
 def describe(device: Device, threads: int) -> dict:

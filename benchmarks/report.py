@@ -41,7 +41,7 @@ SECTIONS = {
     "memory-cuda": Section(drawings.memory_gpu, ("align_cuda.json",)),
     "compiled-cuda": Section(drawings.align_gpu, ("compiled_cuda.json",)),
     "sweep": Section(drawings.sweep, ("sweep_cpu.json",)),
-    "few": Section(drawings.few, ("sweep_cpu.json",)),
+    "small-batches": Section(drawings.small_batches, ("sweep_cpu.json",)),
     "significance": Section(drawings.significance, ("significance_cpu.json",)),
     "significance-cuda": Section(drawings.significance, ("significance_cuda.json",)),
     "step": Section(drawings.step, ("step_cpu.json",)),

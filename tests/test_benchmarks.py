@@ -39,6 +39,9 @@ def test_the_dry_run_answers_all_that_a_gpu_is_asked():
 def test_a_results_file_does_not_show_where_somebody_keeps_files():
     shown = machine.command(["/home/somebody/bench.py", "--folder", "/home/somebody/runs", "--output", "runs/a.json"])
     assert shown == "python bench.py --folder runs --output runs/a.json"
+    assert machine.command(["bench.py", "--folder=/home/somebody/runs", "--seeds=1"]) == (
+        "python bench.py --folder=runs --seeds=1"
+    )
 
 
 def test_a_failure_ends_one_function_alone():

@@ -60,4 +60,4 @@ def test_packages_are_typed(package):
 )
 def test_results_show_nobodys_folders(results):
     command = json.loads(results.read_text(encoding="utf-8")).get("machine", {}).get("command", "")
-    assert not any(Path(word).is_absolute() for word in command.split()), command
+    assert not any(Path(word).is_absolute() for word in re.split(r"[\s=]+", command)), command
