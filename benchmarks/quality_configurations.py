@@ -15,9 +15,9 @@ class Configuration:
     """One way to distill.
 
     prior: where the speech prior comes from: "attention" of the encoder as it trains, of the "undistilled" encoder, or
-    the frames' "energy"; layer_weights: of each layer in the prior, None for a mean of the objective's layers;
-    anchor_layers: whose prior chooses the anchors, None for the same; largest_prior: what is above so many times the
-    mean of an utterance is cut; prior_warm_up: share of the steps in which the prior grows out of a uniform one.
+    the frames' "energy"; anchor_layers: whose prior chooses the anchors, None for the same; largest_prior: what is
+    above so many times the mean of an utterance is cut; prior_warm_up: share of the steps in which the prior grows out
+    of a uniform one.
     anchors_per_token: 1 as in the paper; weighed_similarity: the similarity itself is weighed by the prior, before the
     maximum or the softmax; without_silence: frames 25 dB below the loudest take no part.
     training: "synthetic" speech, the "prompts" of dev, or "both", for seeds of the test split alone.
@@ -28,7 +28,6 @@ class Configuration:
     hypothesis: str
     objective: Objective = PRESETS["slocal-soft"]
     prior: str = "attention"
-    layer_weights: tuple[float, ...] | None = None
     anchor_layers: tuple[int, ...] | None = None
     largest_prior: float | None = None
     prior_warm_up: float = 0.0
@@ -44,7 +43,8 @@ class Configuration:
 _SPAN, _TOKEN, _GLOBAL = PRESETS["slocal-soft"], PRESETS["tlocal-soft"], PRESETS["glob"]
 _PEAKS = replace(_SPAN, speech_prior=True, prior_layers=EARLY, anchors="peaks")
 # Mean prior of voiced frames over that of silent ones before distillation: 1.5, 1.4, 1.1 and below 1 (prior_layers.py).
-_BY_VOICE = (0.4, 0.4, 0.2, 0.0)
+_BY_VOICE = (0.4, 0.4, 0.2)
+_WEIGHED_PEAKS = replace(_PEAKS, prior_layer_weights=_BY_VOICE)
 _EARLY_TOKEN = replace(_TOKEN, speech_prior=True, prior_layers=EARLY)
 
 CONFIGURATIONS: dict[str, Configuration] = {
@@ -74,10 +74,9 @@ CONFIGURATIONS: dict[str, Configuration] = {
     "span early peaks, two a token": Configuration("more anchors cover more of the speech", _PEAKS,
                                                    anchors_per_token=2),
     "span weighed layers": Configuration("layers weighed by how much more voiced frames receive than silent ones",
-                                         replace(_PEAKS, prior_layers=None), layer_weights=_BY_VOICE),
+                                         _WEIGHED_PEAKS),
     "span weighed layers, two a token": Configuration("the two that helped the first seed of dev most, together",
-                                                      replace(_PEAKS, prior_layers=None), layer_weights=_BY_VOICE,
-                                                      anchors_per_token=2),
+                                                      _WEIGHED_PEAKS, anchors_per_token=2),
     "span early peaks, sharpened": Configuration("the prior is nearly even: p^2 says more",
                                                  replace(_PEAKS, prior_exponent=2.0)),
     "span first layer's anchors": Configuration("the first layer knows best where speech is, later ones how much it "
@@ -104,7 +103,7 @@ CONFIGURATIONS: dict[str, Configuration] = {
     "token without silence": Configuration("control: leaving out silence does what a prior does", _TOKEN,
                                            without_silence=True),
     "token weighed layers": Configuration("layers weighed by how much more voiced frames receive than silent ones",
-                                          replace(_EARLY_TOKEN, prior_layers=None), layer_weights=_BY_VOICE),
+                                          replace(_EARLY_TOKEN, prior_layer_weights=_BY_VOICE)),
     "token early, weighed similarity": Configuration("the prior weighs the similarities, as the paper's words say",
                                                      _EARLY_TOKEN, weighed_similarity=True),
     "global": Configuration("baseline: means of frames and tokens, no prior", _GLOBAL),

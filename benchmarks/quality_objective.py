@@ -31,25 +31,18 @@ class Aligned(NamedTuple):
 
 def recorded_layers(configuration: Configuration) -> tuple[int, ...] | None:
     """The layers to record: those of the objective, or all where layers are told apart."""
-    return None if _tells_layers_apart(configuration) else configuration.objective.prior_layers
-
-
-def _tells_layers_apart(configuration: Configuration) -> bool:
-    return configuration.layer_weights is not None or configuration.anchor_layers is not None
+    return configuration.objective.prior_layers if configuration.anchor_layers is None else None
 
 
 def priors(configuration: Configuration, record: Record | None) -> tuple[Tensor | None, Tensor | None]:
     """The speech prior and the one that chooses the anchors, [B, M] each, of what was recorded."""
     if record is None:
         return None, None
-    if not _tells_layers_apart(configuration):
+    if configuration.anchor_layers is None:
         return record.prior(), None
-    layers, anchor_layers = record.layer_priors(), configuration.anchor_layers
-    if configuration.layer_weights is None:
-        chosen = layers[list(configuration.objective.prior_layers or range(len(layers)))].mean(dim=0)
-    else:
-        chosen = torch.einsum("l,lbm->bm", torch.tensor(configuration.layer_weights), layers)
-    return chosen, None if anchor_layers is None else layers[list(anchor_layers)].mean(dim=0)
+    layers = record.layer_priors()
+    pooling = list(configuration.objective.prior_layers or range(len(layers)))
+    return layers[pooling].mean(dim=0), layers[list(configuration.anchor_layers)].mean(dim=0)
 
 
 def loss(configuration: Configuration, batch: Aligned, progress: float) -> Tensor:

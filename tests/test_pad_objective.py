@@ -32,8 +32,9 @@ def test_an_unknown_preset_is_refused():
 
 
 def test_what_is_given_replaces_the_preset():
-    goal = objective("slocal", 0.2, (0, 2), "peaks", True, 0.5, False)
+    goal = objective("slocal", 0.2, (0, 2), (0.7, 0.3), "peaks", True, 0.5, False)
     assert (goal.temperature, goal.prior_layers, goal.anchors, goal.text_prior) == (0.2, (0, 2), "peaks", True)
+    assert goal.prior_layer_weights == (0.7, 0.3)
     assert (goal.prior_exponent, goal.pooling_prior, goal.speech_prior) == (0.5, False, False)
 
 

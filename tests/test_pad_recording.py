@@ -282,7 +282,7 @@ def test_a_hook_that_is_called_as_another_thread_adds_it_does_nothing():
 @pytest.mark.parametrize("kind", ["wav2vec2", "wavlm"])
 @pytest.mark.parametrize("early", [True, False])
 def test_the_prior_of_each_layer(kind, early):
-    """In the order of the layers; their mean is the prior, and `layers` chooses among them."""
+    """In the order of the layers; their mean is the prior, and `layers` chooses among them or weighs them."""
     model = speech_model(kind)
     values, _, frames = speech_batch()
 
@@ -298,6 +298,8 @@ def test_the_prior_of_each_layer(kind, early):
     assert torch.equal(found.mean(dim=0), record.prior(*given)) and not close(found[0], found[1])
     for layer, alone in enumerate(found):
         assert torch.equal(recorded(layers=(layer,)).prior(*given), alone)
+    weighed = recorded(layers={2: 3.0, 0: 1.0}).prior(*given)
+    torch.testing.assert_close(weighed, 0.25 * found[0] + 0.75 * found[2])
     if early:
         with pytest.raises(ValueError, match="mask: differs from the mask given to record_significance"):
             record.layer_priors(~frames)

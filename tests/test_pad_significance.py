@@ -1,6 +1,7 @@
 """Priors recorded while a model runs against those of its eager attention maps."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -208,6 +209,35 @@ def test_layers_keep_their_numbers_when_others_are_dropped():
         assert len(record._priors) == (1 in ran)
         runs.add(tuple(ran))
     assert {(1,), (1, 2)} & runs and {(2,), (0, 2)} & runs
+
+
+def test_weights_of_layers_that_were_dropped_do_not_count():
+    values, _, frames = speech_batch()
+    model = speech_model(layerdrop=0.5).train()
+    ran, runs = [], set()
+    for number, layer in enumerate(model.encoder.layers):
+        layer.attention.register_forward_hook(lambda *_, number=number: ran.append(number))
+    weights = {0: 1.0, 2: 4.0}
+    for seed in range(12):
+        torch.manual_seed(seed)
+        ran.clear()
+        with torch.no_grad(), record_significance(model, frames, layers=weights) as record:
+            model(values)
+        counted = [weights[number] for number in ran if number in weights]
+        if counted:
+            expected = sum(w * layer for w, layer in zip(counted, record.layer_priors())) / sum(counted)
+        else:
+            expected = frames / frames.sum(1, keepdim=True)
+        assert torch.allclose(record.prior(), expected, atol=1e-7)
+        runs.add(tuple(number for number in ran if number in weights))
+    assert {(0,), (2,), (0, 2)} <= runs
+
+
+@pytest.mark.parametrize("weights", [{}, {0: 0.0}, {0: 1.0, 1: -1.0}, {0: math.inf}, {0: math.nan}])
+def test_weights_of_layers_are_positive(weights):
+    with pytest.raises(ValueError, match="layers: got weights .*, expected at least one, all positive and finite"):
+        with record_significance(speech_model(), layers=weights):
+            pass
 
 
 def test_layers_out_of_range():

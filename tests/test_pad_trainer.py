@@ -242,7 +242,9 @@ def test_settings_from_yaml_and_over_it(models, speech, tmp_path):  # noqa: F811
     assert main(["distill", "--config", str(tmp_path / "run.yaml"), *options]) == 0
     saved = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     wanted = vars(DistillConfig(**{**settings, "batch_size": 2, "output": str(tmp_path / "run")}))
-    assert saved | {"resume": False} == wanted | {"prior_layers": []} and "resume" not in saved
+    assert (
+        saved | {"resume": False} == wanted | {"prior_layers": [], "prior_layer_weights": []} and "resume" not in saved
+    )
     versions = json.loads((tmp_path / "run" / "versions.json").read_text())
     assert versions["torch"] == torch.__version__ and versions["git"]
     again = ["--config", str(tmp_path / "run" / "config.yaml"), "--output", str(tmp_path / "again")]

@@ -238,6 +238,13 @@ def test_settings_that_do_not_fit(paths, tmp_path, capsys):
         (tmp_path / "plain", ["--pad-to-max-length"], "pad_to_max_length: a student of type 'wav2vec2' has no fixed"),
         (mixed, [], "student: its feature extractor gives 80 mel bands, its model takes 20"),
         (paths["student"], ["--prior-layers", "2"], "prior_layers: expected layers below 2, got (2,)"),
+        (paths["student"], ["--prior-layers", "0", "0"], "prior_layers: expected each layer once, got (0, 0)"),
+        (
+            paths["student"],
+            ["--prior-layer-weights", "1"],
+            "prior_layer_weights: expected a positive, finite number for each of prior_layers (), or none, got (1.0,)",
+        ),
+        (paths["student"], ["--prior-layers", "0", "1", "--prior-layer-weights", "1", "0"], "prior_layer_weights: "),
     ]:
         assert main(arguments({**paths, "student": str(student)}, tmp_path / "run", *options)) == 2
         assert message in capsys.readouterr().err and not (tmp_path / "run").exists()

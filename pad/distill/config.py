@@ -37,6 +37,8 @@ class DistillConfig(Settings):
     """temperature of the soft alignment; 0: hard alignment; None: the value of the preset"""
     prior_layers: tuple[int, ...] = ()
     """student layers, counted from 0, whose attention gives the speech prior; empty: all layers, as in the paper"""
+    prior_layer_weights: tuple[float, ...] = ()
+    """weight of each of prior_layers in the speech prior; empty: all the same, as in the paper"""
     anchors: Literal["", "topk", "peaks", "stride"] = ""
     """frames around which spans lie: topk, those of the highest prior; peaks, the same but not next to each other;
     stride, evenly spaced; empty: as in the preset"""
@@ -122,6 +124,13 @@ class DistillConfig(Settings):
         )
         self.expect("temperature", self.temperature is None or 0 <= self.temperature < math.inf, "0 or more, finite")
         self.expect("prior_layers", all(layer >= 0 for layer in self.prior_layers), "layer numbers, counted from 0")
+        self.expect("prior_layers", len(set(self.prior_layers)) == len(self.prior_layers), "each layer once")
+        self.expect(
+            "prior_layer_weights",
+            len(self.prior_layer_weights) in (0, len(self.prior_layers))
+            and all(0 < weight < math.inf for weight in self.prior_layer_weights),
+            f"a positive, finite number for each of prior_layers {self.prior_layers}, or none",
+        )
         self.expect("prior_exponent", 0 < self.prior_exponent <= 10, "a number above 0, at most 10")
         self.expect("anchors", self.anchors in ("", "topk", "peaks", "stride"), "topk, peaks or stride")
         self.expect("precision", self.precision in ("float32", "bfloat16", "float16"), "float32, bfloat16 or float16")

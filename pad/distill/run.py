@@ -45,12 +45,13 @@ def distill(config: DistillConfig) -> Path:
     config.check()
     goal = objective(
         config.preset,
-        config.temperature,
-        config.prior_layers,
-        config.anchors,
-        config.text_prior,
-        config.prior_exponent,
-        config.pooling_prior,
+        temperature=config.temperature,
+        prior_layers=config.prior_layers,
+        prior_layer_weights=config.prior_layer_weights,
+        anchors=config.anchors,
+        text_prior=config.text_prior,
+        prior_exponent=config.prior_exponent,
+        pooling_prior=config.pooling_prior,
     )
     output = Path(config.output)
     checkpoint = check_output(config)

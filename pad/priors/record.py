@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +21,12 @@ def record_of(module: nn.Module) -> Record | None:
 class Record:
     """The priors of the layers of one forward pass; a later pass in the same context replaces them."""
 
-    def __init__(self, model: nn.Module, mask: Tensor | None, layers: Collection[int] | None = None):
+    def __init__(
+        self, model: nn.Module, mask: Tensor | None, layers: Collection[int] | Mapping[int, float] | None = None
+    ):
         self.mask = None if mask is None else checked_mask(mask)
         self.layers = layers
+        self.weights = checked_weights(layers) if isinstance(layers, Mapping) else None
         self.length: int | None = None  # positions that the layers attend to
         self.attended = False  # whether an attention module has run
         self._model = model
@@ -30,10 +34,11 @@ class Record:
         self._trained = False
         self._layers: list[Callable[[Tensor | None], Tensor]] = []
         self._priors: list[Tensor] = []
+        self._recorded: list[int] = []  # the number of each, where `layers` says which to record
 
     def clear(self) -> None:
         """Forget the layers recorded so far."""
-        self._layers, self._priors, self._trained = [], [], self._model.training
+        self._layers, self._priors, self._recorded, self._trained = [], [], [], self._model.training
         self.length, self.attended = None, False
 
     @torch.no_grad()
@@ -45,8 +50,11 @@ class Record:
         if torch._C._current_graph_task_id() != -1:
             return  # gradient checkpointing runs the layer a second time
         self.length = length
-        if self.layers is not None and self._number(attention, self.layers) not in self.layers:
-            return
+        if self.layers is not None:
+            number = self._number(attention, self.layers)
+            if number not in self.layers:
+                return
+            self._recorded.append(number)
         if self.mask is None:
             self._layers.append(layer)
         else:
@@ -62,15 +70,16 @@ class Record:
 
     @torch.no_grad()
     def prior(self, mask: Tensor | None = None) -> Tensor:
-        """Prior [B, T] float32, the mean over the layers that ran; sums to 1 over the real positions.
+        """Prior [B, T] float32, the mean over the layers that ran, weighed where `layers` gives weights.
 
+        It sums to 1 over the real positions.
         mask: [B, T] bool or 0/1, the positions that count as rows and as columns; None: that given to
         `record_significance`, or all. Uniform where layerdrop left out every layer. Raises ValueError if no layer
         was recorded, or another mask was used.
         """
         priors = self._collected(mask)
         if priors:
-            return torch.stack(priors).mean(dim=0)
+            return _mean(priors, None if self.weights is None else [self.weights[layer] for layer in self._recorded])
         known = self.mask if mask is None else checked_mask(mask)
         if known is not None and self._all_dropped():
             real = known.float()
@@ -87,7 +96,7 @@ class Record:
 
     @torch.no_grad()
     def layer_priors(self, mask: Tensor | None = None) -> Tensor:
-        """Prior of each layer that ran [L, B, T] float32, in the order of the layers; `prior` is their mean.
+        """Prior of each layer that ran [L, B, T] float32, in the order of the layers, not weighed.
 
         mask: as for `prior`. Raises ValueError if no layer was recorded, or another mask was used.
         """
@@ -113,6 +122,21 @@ class Record:
             return False
         configs = [config for module in self._model.modules() if (config := getattr(module, "config", None))]
         return any(getattr(config, name, 0.0) for config in configs for name in ("layerdrop", "encoder_layerdrop"))
+
+
+def _mean(priors: list[Tensor], weights: list[float] | None) -> Tensor:
+    """The mean of the priors [B, T] of layers, with their weights."""
+    if weights is None:
+        return torch.stack(priors).mean(dim=0)
+    total = sum(weights)
+    return torch.stack([weight / total * prior for weight, prior in zip(weights, priors)]).sum(dim=0)
+
+
+def checked_weights(weights: Mapping[int, float]) -> Mapping[int, float]:
+    """The weights of layers; raises ValueError for one that is not positive and finite, and for none at all."""
+    if not weights or not all(0 < weight < math.inf for weight in weights.values()):
+        raise ValueError(f"layers: got weights {dict(weights)}, expected at least one, all positive and finite")
+    return weights
 
 
 def checked_mask(mask: Tensor) -> Tensor:

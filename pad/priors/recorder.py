@@ -12,7 +12,7 @@ compute their attention maps; each map is reduced as its layer ends.
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 
 from torch import Tensor, nn
@@ -29,7 +29,7 @@ _ONE_PROCESS_EACH = (
 
 @contextmanager
 def record_significance(
-    model: nn.Module, mask: Tensor | None = None, *, layers: Collection[int] | None = None
+    model: nn.Module, mask: Tensor | None = None, *, layers: Collection[int] | Mapping[int, float] | None = None
 ) -> Iterator[Record]:
     """Record how much attention each position receives while `model` runs in this context.
 
@@ -39,7 +39,8 @@ def record_significance(
     count. If it is given here, a layer keeps only its column sums; if it is given to `Record.prior` later, a layer
     keeps its query and key until then, or its map averaged over the heads.
     layers: which layers to average, counted from 0 in the order in which the model holds them; None: all, as in
-    the paper. Layers that layerdrop skips are left out of the mean.
+    the paper; {0: 0.8, 1: 0.2}: the mean with these weights, which are positive and need not sum to 1. Layers that
+    layerdrop skips are left out of the mean.
     The prior is a constant for the gradient. Raises ValueError for a model that it cannot record, for one whose
     output has other positions than its layers attend to, and for a call with `output_attentions=True`.
     Source: PAD, section on the attention-based significance prior; docs/kernels.md.

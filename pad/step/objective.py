@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -25,6 +25,7 @@ class Objective:
     scales: tuple[float, ...] = (0.5, 1.0, 2.0)
     anchors: str = "topk"
     prior_layers: tuple[int, ...] | None = None  # of the student, for the speech prior; None: all, as in the paper
+    prior_layer_weights: tuple[float, ...] | None = None  # of each of prior_layers; None: all the same
     prior_exponent: float = 1.0  # the speech prior to this power: below 1 it is flatter
     pooling_prior: bool = True  # whether the speech prior weighs the frames too, and not only chooses the anchors
 
@@ -37,7 +38,10 @@ class Objective:
         if not self.speech_prior:
             yield None
             return
-        with record_significance(student, frame_mask, layers=self.prior_layers) as record:
+        layers: Collection[int] | Mapping[int, float] | None = self.prior_layers
+        if self.prior_layers is not None and self.prior_layer_weights is not None:
+            layers = dict(zip(self.prior_layers, self.prior_layer_weights, strict=True))
+        with record_significance(student, frame_mask, layers=layers) as record:
             yield record
 
     def __call__(self, speech, text, speech_mask, text_mask, speech_prior=None, text_prior=None):
@@ -112,6 +116,7 @@ def objective(
     preset: str,
     temperature: float | None = None,
     prior_layers: tuple[int, ...] = (),
+    prior_layer_weights: tuple[float, ...] = (),
     anchors: str = "",
     text_prior: bool | None = None,
     prior_exponent: float = 1.0,
@@ -128,6 +133,7 @@ def objective(
         chosen,
         temperature=chosen.temperature if temperature is None else temperature,
         prior_layers=tuple(prior_layers) or None,
+        prior_layer_weights=tuple(prior_layer_weights) or None,
         anchors=anchors or chosen.anchors,
         text_prior=chosen.text_prior if text_prior is None else text_prior,
         prior_exponent=prior_exponent,
