@@ -36,7 +36,6 @@ def build(folder: Path, sanitize: str = "", shim: bool = True) -> Path:
         "cmake", "-S", str(ROOT), "-B", str(folder / "build"), "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release",
         f"-DPython_EXECUTABLE={sys.executable}", f"-DPAD_KERNELS_OUTPUT={folder}",
         f"-DPAD_KERNELS_SANITIZE={sanitize}", f"-DPAD_KERNELS_HOST_SHIM={FOLDER}" if shim else "-DPAD_KERNELS_CUDA=0",
-        "-DCMAKE_INTERPROCEDURAL_OPTIMIZATION=OFF",  # which would take longer than it saves
     ]  # fmt: skip
     variables = os.environ | {"PATH": own_tools_first()}
     for command in (configure, ["cmake", "--build", str(folder / "build")]):
