@@ -127,17 +127,18 @@ def soft_weights_kernel(
     tl.store(unit_along + place, along * direction_weight(inverse), mask=in_units)
 
 
-@triton.jit(do_not_specialize=[*STRIDES_AND_SIZES, "upstream_stride", "token_tiles", "along_tiles", "steps"])
+@triton.jit(do_not_specialize=[*STRIDES_AND_SIZES, "upstream_stride", "along_tiles"])
 def soft_text_kernel(
     given, upstream, upstream_stride, grad_scale, weight,
     units, text, unit_prior, unit_inverse, text_inverse, unit, text_weights, text_along, grad_text,
     unit_batch, unit_row, text_batch, text_row,
-    unit_count, tokens, width, token_tiles, along_tiles, steps, unit_pitch,
+    unit_count, tokens, width, along_tiles, unit_pitch,
     TOKENS: tl.constexpr, UNITS: tl.constexpr, WIDTH: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The gradient of a tile of tokens at a group of columns."""
     unit_batch, unit_row, text_batch, text_row = strides_in_eights(unit_batch, unit_row, text_batch, text_row)
     width = eights(width)
+    steps, token_tiles = tl.cdiv(width, WIDTH), tl.cdiv(tokens, TOKENS)
     program = tl.program_id(0)
     step = program % steps
     token = program // steps % token_tiles * TOKENS + tl.arange(0, TOKENS)
@@ -172,17 +173,18 @@ def soft_text_kernel(
              mask=in_tile[:, None] & (column < width)[None, :])  # fmt: skip
 
 
-@triton.jit(do_not_specialize=[*STRIDES_AND_SIZES, "unit_tiles", "steps"])
+@triton.jit(do_not_specialize=[*STRIDES_AND_SIZES, "first_program"])
 def soft_unit_kernel(
     units, text, unit_prior, text_inverse, unit, unit_weights, unit_scale, unit_along, unit_weight, grad_units,
-    unit_batch, unit_row, text_batch, text_row, unit_count, tokens, width, unit_tiles, steps, token_pitch,
+    unit_batch, unit_row, text_batch, text_row, unit_count, tokens, width, token_pitch, first_program,
     TOKENS: tl.constexpr, UNITS: tl.constexpr, WIDTH: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The gradient of a tile of units at a group of columns, zero where a unit takes no part; that of spans divided by
     the sum of their priors, which their frames share."""
     unit_batch, unit_row, text_batch, text_row = strides_in_eights(unit_batch, unit_row, text_batch, text_row)
     width = eights(width)
-    program = tl.program_id(0)
+    steps, unit_tiles = tl.cdiv(width, WIDTH), tl.cdiv(unit_count, UNITS)
+    program = tl.program_id(0) - first_program
     step = program % steps
     unit_tile = program // steps % unit_tiles
     utterance = (program // steps // unit_tiles).to(tl.int64)
@@ -197,7 +199,7 @@ def soft_unit_kernel(
     if tl.max(valid_unit.to(tl.int32), 0) > 0:
         # Asked for now, so that it is there when the product is.
         own = load_rows(units + utterance * unit_batch, row, unit_row, valid_unit, column, width)
-        for first in range(0, tokens, TOKENS):
+        for first in tl.range(0, tokens, TOKENS, num_stages=1):
             token = first + tl.arange(0, TOKENS)
             at = utterance * tokens + token
             valid = tl.load(unit + at, mask=token < tokens, other=-1) >= 0
@@ -217,6 +219,32 @@ def soft_unit_kernel(
         found = tl.where(valid_unit[:, None], found, 0.0)
     tl.store(grad_units + row[:, None] * width + column[None, :], narrowed(found, grad_units.dtype.element_ty),
              mask=in_units[:, None] & (column < width)[None, :])  # fmt: skip
+
+
+@triton.jit(do_not_specialize=[*STRIDES_AND_SIZES, "upstream_stride", "along_tiles", "text_programs"])
+def soft_gradients_kernel(
+    given, upstream, upstream_stride, grad_scale, weight,
+    units, text, unit_prior, unit_inverse, text_inverse, unit, unit_weight,
+    unit_weights, text_weights, unit_scale, unit_along, text_along, grad_units, grad_text,
+    unit_batch, unit_row, text_batch, text_row, unit_count, tokens, width,
+    along_tiles, token_pitch, unit_pitch, text_programs,
+    TEXT_TOKENS: tl.constexpr, TEXT_UNITS: tl.constexpr, TEXT_WIDTH: tl.constexpr,
+    UNIT_TOKENS: tl.constexpr, UNIT_UNITS: tl.constexpr, UNIT_WIDTH: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Both gradients in one launch: the first `text_programs` programs are those of the tokens."""
+    if tl.program_id(0) < text_programs:
+        soft_text_kernel(
+            given, upstream, upstream_stride, grad_scale, weight,
+            units, text, unit_prior, unit_inverse, text_inverse, unit, text_weights, text_along, grad_text,
+            unit_batch, unit_row, text_batch, text_row, unit_count, tokens, width, along_tiles, unit_pitch,
+            TEXT_TOKENS, TEXT_UNITS, TEXT_WIDTH, PRECISION,
+        )  # fmt: skip
+    else:
+        soft_unit_kernel(
+            units, text, unit_prior, text_inverse, unit, unit_weights, unit_scale, unit_along, unit_weight, grad_units,
+            unit_batch, unit_row, text_batch, text_row, unit_count, tokens, width, token_pitch, text_programs,
+            UNIT_TOKENS, UNIT_UNITS, UNIT_WIDTH, PRECISION,
+        )  # fmt: skip
 
 
 def gradients(grad, scored, text, saved, spans, frame_prior, temperature, needed) -> Gradients:
@@ -265,25 +293,37 @@ def fill_soft(grad, scored, text, saved, temperature, grad_text, grad_units):
         TOKENS=blocks.tokens, UNITS=blocks.units,
         warps=blocks.warps, stages=blocks.stages, registers=blocks.registers,
     )  # fmt: skip
-    if grad_text is not None:
-        blocks = configurations.by_tokens(configurations.TEXT_GRADIENT, text.dtype, tokens)
-        token_tiles, steps = ceil_div(tokens, blocks.tokens), ceil_div(width, blocks.width)
+    of_text = configurations.by_tokens(configurations.TEXT_GRADIENT, text.dtype, tokens)
+    of_units = configurations.by_tokens(configurations.UNIT_GRADIENT, text.dtype, tokens)
+    text_programs = batch * ceil_div(tokens, of_text.tokens) * ceil_div(width, of_text.width)
+    unit_programs = batch * ceil_div(count, of_units.units) * ceil_div(width, of_units.width)
+    if grad_text is not None and grad_units is not None and scored.unit_weight is not None:
+        # Spans are few: a launch costs more than that their programs hold the shared memory of the tokens'.
         launch(
-            soft_text_kernel, batch * token_tiles * steps, *grad, units, text, scored.unit_prior,
-            scored.unit_inverse, scored.text_inverse, unit, text_weights, text_along, grad_text, *strides,
-            count, tokens, width, token_tiles, along_tiles, steps, unit_pitch,
-            TOKENS=blocks.tokens, UNITS=blocks.units, WIDTH=blocks.width, PRECISION=PRECISION,
-            warps=blocks.warps, stages=blocks.stages,
+            soft_gradients_kernel, text_programs + unit_programs, *grad, units, text, scored.unit_prior,
+            scored.unit_inverse, scored.text_inverse, unit, scored.unit_weight, unit_weights, text_weights,
+            unit_scale, unit_along, text_along, grad_units, grad_text, *strides, count, tokens, width,
+            along_tiles, token_pitch, unit_pitch, text_programs,
+            TEXT_TOKENS=of_text.tokens, TEXT_UNITS=of_text.units, TEXT_WIDTH=of_text.width,
+            UNIT_TOKENS=of_units.tokens, UNIT_UNITS=of_units.units, UNIT_WIDTH=of_units.width, PRECISION=PRECISION,
+            warps=max(of_text.warps, of_units.warps), stages=of_text.stages,
+        )  # fmt: skip
+        return
+    if grad_text is not None:
+        launch(
+            soft_text_kernel, text_programs, *grad, units, text, scored.unit_prior, scored.unit_inverse,
+            scored.text_inverse, unit, text_weights, text_along, grad_text, *strides, count, tokens, width,
+            along_tiles, unit_pitch,
+            TOKENS=of_text.tokens, UNITS=of_text.units, WIDTH=of_text.width, PRECISION=PRECISION,
+            warps=of_text.warps, stages=of_text.stages,
         )  # fmt: skip
     if grad_units is not None:
-        blocks = configurations.by_tokens(configurations.UNIT_GRADIENT, text.dtype, tokens)
-        unit_tiles, steps = ceil_div(count, blocks.units), ceil_div(width, blocks.width)
         launch(
-            soft_unit_kernel, batch * unit_tiles * steps, units, text, scored.unit_prior, scored.text_inverse, unit,
+            soft_unit_kernel, unit_programs, units, text, scored.unit_prior, scored.text_inverse, unit,
             unit_weights, unit_scale, unit_along, scored.unit_weight, grad_units, *strides,
-            count, tokens, width, unit_tiles, steps, token_pitch,
-            TOKENS=blocks.tokens, UNITS=blocks.units, WIDTH=blocks.width, PRECISION=PRECISION,
-            warps=blocks.warps, stages=blocks.stages,
+            count, tokens, width, token_pitch, 0,
+            TOKENS=of_units.tokens, UNITS=of_units.units, WIDTH=of_units.width, PRECISION=PRECISION,
+            warps=of_units.warps, stages=of_units.stages,
         )  # fmt: skip
 
 
