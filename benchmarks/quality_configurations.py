@@ -42,9 +42,9 @@ class Configuration:
 
 _SPAN, _TOKEN, _GLOBAL = PRESETS["slocal-soft"], PRESETS["tlocal-soft"], PRESETS["glob"]
 _PEAKS = replace(_SPAN, speech_prior=True, prior_layers=EARLY, anchors="peaks")
-# Mean prior of voiced frames over that of silent ones before distillation: 1.5, 1.4, 1.1 and below 1 (prior_layers.py).
-_BY_VOICE = (0.4, 0.4, 0.2)
-_WEIGHED_PEAKS = replace(_PEAKS, prior_layer_weights=_BY_VOICE)
+# The same, weighed by the mean prior of voiced frames over that of silent ones before distillation: 1.5, 1.4 and 1.1,
+# and below 1 in the last layer (prior_layers.py).
+_WEIGHED_PEAKS = PRESETS["early-slocal-soft"]
 _EARLY_TOKEN = replace(_TOKEN, speech_prior=True, prior_layers=EARLY)
 
 CONFIGURATIONS: dict[str, Configuration] = {
@@ -103,7 +103,8 @@ CONFIGURATIONS: dict[str, Configuration] = {
     "token without silence": Configuration("control: leaving out silence does what a prior does", _TOKEN,
                                            without_silence=True),
     "token weighed layers": Configuration("layers weighed by how much more voiced frames receive than silent ones",
-                                          replace(_EARLY_TOKEN, prior_layer_weights=_BY_VOICE)),
+                                          replace(_EARLY_TOKEN,
+                                                  prior_layer_weights=_WEIGHED_PEAKS.prior_layer_weights)),
     "token early, weighed similarity": Configuration("the prior weighs the similarities, as the paper's words say",
                                                      _EARLY_TOKEN, weighed_similarity=True),
     "global": Configuration("baseline: means of frames and tokens, no prior", _GLOBAL),

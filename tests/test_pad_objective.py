@@ -38,6 +38,18 @@ def test_what_is_given_replaces_the_preset():
     assert (goal.prior_exponent, goal.pooling_prior, goal.speech_prior) == (0.5, False, False)
 
 
+def test_layers_of_a_preset_give_way_with_their_weights():
+    early = PRESETS["early-slocal-soft"]
+    assert objective("early-slocal-soft") == early and early.prior_layer_weights is not None
+    goal = objective("early-slocal-soft", prior_layers=(0, 1))
+    assert (goal.prior_layers, goal.prior_layer_weights) == ((0, 1), None)
+    goal = objective("early-slocal-soft", prior_layers=(1, 0), prior_layer_weights=(2.0, 1.0))
+    assert (goal.prior_layers, goal.prior_layer_weights) == ((1, 0), (2.0, 1.0))
+    early.check_depth(3)
+    with pytest.raises(UserError, match=r"prior_layers: expected layers below 2, .* got \(0, 1, 2\)"):
+        early.check_depth(2)
+
+
 @pytest.mark.parametrize("preset", ["pad-slocal-soft", "pad-tlocal-soft", "pad-glob"])
 def test_an_exponent_flattens_the_prior(preset, batch):
     speech, text, speech_mask, text_mask, speech_prior, text_prior = batch

@@ -237,7 +237,12 @@ def test_settings_that_do_not_fit(paths, tmp_path, capsys):
     for student, options, message in [
         (tmp_path / "plain", ["--pad-to-max-length"], "pad_to_max_length: a student of type 'wav2vec2' has no fixed"),
         (mixed, [], "student: its feature extractor gives 80 mel bands, its model takes 20"),
-        (paths["student"], ["--prior-layers", "2"], "prior_layers: expected layers below 2, got (2,)"),
+        (
+            paths["student"],
+            ["--prior-layers", "2"],
+            "prior_layers: expected layers below 2, which is how many the student has, got (2,)",
+        ),
+        (paths["student"], ["--preset", "early-slocal-soft"], "student has, got (0, 1, 2); a preset that names layers"),
         (paths["student"], ["--prior-layers", "0", "0"], "prior_layers: expected each layer once, got (0, 0)"),
         (
             paths["student"],

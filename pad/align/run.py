@@ -30,6 +30,7 @@ def align_one(config: AlignConfig) -> list[Path]:
     transcript = _transcript(config)
     words = None if config.words is None else _words(Path(config.words))
     student = load_student(config.student, config.pad_to_max_length)
+    goal.check_depth(student.layers)
     model, tokenizer = load_teacher(config.teacher)
     if config.lowercase:
         lower_case(tokenizer)

@@ -144,8 +144,7 @@ def _refuse_data_parallel(gpus: int) -> None:
 
 def _check_against_models(config: DistillConfig, goal, student: Student, teacher) -> None:
     """Raise UserError for settings that do not fit the models."""
-    depth = student.layers
-    config.expect("prior_layers", all(layer < depth for layer in config.prior_layers), f"layers below {depth}")
+    goal.check_depth(student.layers)
     check_teacher_layer(config, config.teacher_layer, teacher)
     if not config.linear_map:
         check_widths(student.encoder, teacher)

@@ -44,6 +44,14 @@ class Objective:
         with record_significance(student, frame_mask, layers=layers) as record:
             yield record
 
+    def check_depth(self, layers: int) -> None:
+        """Raise UserError where the prior is that of layers which a student of so many layers does not have."""
+        if self.speech_prior and self.prior_layers is not None and max(self.prior_layers) >= layers:
+            raise UserError(
+                f"prior_layers: expected layers below {layers}, which is how many the student has, got "
+                f"{self.prior_layers}; a preset that names layers takes others with --prior-layers"
+            )
+
     def __call__(self, speech, text, speech_mask, text_mask, speech_prior=None, text_prior=None):
         """Loss (scalar) of speech [B, M, D] and text [B, N, D]; masks bool, priors [B, M], [B, N] or None."""
         spans = None  # pad_loss chooses them
@@ -105,6 +113,10 @@ PRESETS: dict[str, Objective] = {
     "slocal": _no_priors(_SPAN),
     "tlocal-soft": _soft(_no_priors(_TOKEN)),
     "slocal-soft": _soft(_no_priors(_SPAN)),
+    # the prior that helped Whisper tiny.en (docs/quality.md): of its early layers, which are no attention sinks
+    "early-slocal-soft": replace(
+        _soft(_SPAN), text_prior=False, anchors="peaks", prior_layers=(0, 1, 2), prior_layer_weights=(0.4, 0.4, 0.2)
+    ),
     # the paper's ablations of pad-slocal; without priors it is slocal, by the name that the ablation has there
     "no-prior": _no_priors(_SPAN),
     "no-span-pool": replace(_SPAN, scales=(1.0,)),
@@ -132,8 +144,8 @@ def objective(
     return replace(
         chosen,
         temperature=chosen.temperature if temperature is None else temperature,
-        prior_layers=tuple(prior_layers) or None,
-        prior_layer_weights=tuple(prior_layer_weights) or None,
+        prior_layers=tuple(prior_layers) or chosen.prior_layers,
+        prior_layer_weights=tuple(prior_layer_weights) or (None if prior_layers else chosen.prior_layer_weights),
         anchors=anchors or chosen.anchors,
         text_prior=chosen.text_prior if text_prior is None else text_prior,
         prior_exponent=prior_exponent,
