@@ -233,7 +233,9 @@ def test_weights_of_layers_that_were_dropped_do_not_count():
     assert {(0,), (2,), (0, 2)} <= runs
 
 
-@pytest.mark.parametrize("weights", [{}, {0: 0.0}, {0: 1.0, 1: -1.0}, {0: math.inf}, {0: math.nan}])
+@pytest.mark.parametrize("weights", [
+    {}, {0: 0.0}, {0: 1.0, 1: -1.0}, {0: math.inf}, {0: math.nan}, {0: 1e308, 1: 1e308}, {0: "much"}, {0: 10**400},
+])  # fmt: skip
 def test_weights_of_layers_are_positive(weights):
     with pytest.raises(ValueError, match="layers: got weights .*, expected at least one, all positive and finite"):
         with record_significance(speech_model(), layers=weights):

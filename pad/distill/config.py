@@ -128,7 +128,8 @@ class DistillConfig(Settings):
         self.expect(
             "prior_layer_weights",
             len(self.prior_layer_weights) in (0, len(self.prior_layers))
-            and all(0 < weight < math.inf for weight in self.prior_layer_weights),
+            and all(weight > 0 for weight in self.prior_layer_weights)
+            and math.isfinite(sum(self.prior_layer_weights)),
             f"a positive, finite number for each of prior_layers {self.prior_layers}, or none",
         )
         self.expect("prior_exponent", 0 < self.prior_exponent <= 10, "a number above 0, at most 10")

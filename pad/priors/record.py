@@ -132,11 +132,15 @@ def _mean(priors: list[Tensor], weights: list[float] | None) -> Tensor:
     return torch.stack([weight / total * prior for weight, prior in zip(weights, priors)]).sum(dim=0)
 
 
-def checked_weights(weights: Mapping[int, float]) -> Mapping[int, float]:
+def checked_weights(weights: Mapping[int, float]) -> dict[int, float]:
     """The weights of layers; raises ValueError for one that is not positive and finite, and for none at all."""
-    if not weights or not all(0 < weight < math.inf for weight in weights.values()):
+    try:
+        numbers = {layer: float(weight) for layer, weight in weights.items()}
+    except (TypeError, ValueError, OverflowError):
+        numbers = {}
+    if not numbers or min(numbers.values()) <= 0 or not math.isfinite(sum(numbers.values())):
         raise ValueError(f"layers: got weights {dict(weights)}, expected at least one, all positive and finite")
-    return weights
+    return numbers
 
 
 def checked_mask(mask: Tensor) -> Tensor:

@@ -298,7 +298,7 @@ def fill_soft(grad, scored, text, saved, temperature, grad_text, grad_units):
     text_programs = batch * ceil_div(tokens, of_text.tokens) * ceil_div(width, of_text.width)
     unit_programs = batch * ceil_div(count, of_units.units) * ceil_div(width, of_units.width)
     if grad_text is not None and grad_units is not None and scored.unit_weight is not None:
-        # Spans are few: a launch costs more than that their programs hold the shared memory of the tokens'.
+        # Spans are few: one launch less is worth more than the shared memory that every program then holds.
         launch(
             soft_gradients_kernel, text_programs + unit_programs, *grad, units, text, scored.unit_prior,
             scored.unit_inverse, scored.text_inverse, unit, scored.unit_weight, unit_weights, text_weights,
