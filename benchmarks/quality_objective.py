@@ -40,6 +40,8 @@ def priors(configuration: Configuration, record: Record | None) -> tuple[Tensor 
         return None, None
     if configuration.anchor_layers is None:
         return record.prior(), None
+    if configuration.objective.prior_layer_weights is not None:
+        raise ValueError("anchor_layers: not beside prior_layer_weights")
     layers = record.layer_priors()
     pooling = list(configuration.objective.prior_layers or range(len(layers)))
     return layers[pooling].mean(dim=0), layers[list(configuration.anchor_layers)].mean(dim=0)

@@ -88,7 +88,7 @@ def test_a_build_as_on_macos(tmp_path, monkeypatch, processor, architectures, in
     settings = {
         "CMAKE_SYSTEM_NAME": "Darwin", "CMAKE_SYSTEM_PROCESSOR": processor, "CMAKE_OSX_ARCHITECTURES": architectures,
         "CMAKE_CXX_COMPILER": "g++", "CMAKE_CXX_COMPILER_WORKS": "1", "PAD_KERNELS_CUDA": "0",
-        "HAS_FLTO_AUTO": "0", "HAS_FLTO": "0", "CMAKE_HAVE_LIBC_PTHREAD": "1", "Python_EXECUTABLE": sys.executable,
+        "CMAKE_HAVE_LIBC_PTHREAD": "1", "Python_EXECUTABLE": sys.executable,
     }  # fmt: skip
     command = [
         "cmake",

@@ -117,6 +117,10 @@ def test_mistakes(models, speech, tmp_path, capsys):  # noqa: F811
             ["--audio", audio, "--transcript", "good", "--teacher-mean", str(tmp_path / "mean.safetensors")],
             "teacher_mean: expected the shape (64,), got (96,)",
         ),
+        (
+            ["--audio", audio, "--transcript", "good", "--preset", "early-slocal-soft"],
+            "layers below 2, which is how many",
+        ),
         (["--audio", audio, "--transcript", "good", "--teacher-layer", "3"], "from -3 to 2, got 3"),
         (["--audio", audio, "--transcript", "good", "--output", ""], "output: expected the path of a file"),
     ]:

@@ -45,6 +45,9 @@ def test_layers_of_a_preset_give_way_with_their_weights():
     assert (goal.prior_layers, goal.prior_layer_weights) == ((0, 1), None)
     goal = objective("early-slocal-soft", prior_layers=(1, 0), prior_layer_weights=(2.0, 1.0))
     assert (goal.prior_layers, goal.prior_layer_weights) == ((1, 0), (2.0, 1.0))
+    for preset in ("pad-slocal-soft", "early-slocal-soft"):
+        with pytest.raises(UserError, match=r"prior_layer_weights: got \(1.0, 2.0\) and prior_layers"):
+            objective(preset, prior_layer_weights=(1.0, 2.0))
     early.check_depth(3)
     with pytest.raises(UserError, match=r"prior_layers: expected layers below 2, .* got \(0, 1, 2\)"):
         early.check_depth(2)

@@ -23,6 +23,7 @@ from pad import record_significance  # noqa: E402
 from pad.priors import families  # noqa: E402
 from pad.priors.attention import IMPLEMENTATION  # noqa: E402
 from pad.priors.record import records  # noqa: E402
+from pad.step.objective import PRESETS  # noqa: E402
 
 TINY = {"vocab_size": 20, "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 
@@ -300,6 +301,13 @@ def test_the_prior_of_each_layer(kind, early):
         assert torch.equal(recorded(layers=(layer,)).prior(*given), alone)
     weighed = recorded(layers={2: 3.0, 0: 1.0}).prior(*given)
     torch.testing.assert_close(weighed, 0.25 * found[0] + 0.75 * found[2])
+    with torch.no_grad(), PRESETS["early-slocal-soft"].recording(model, frames) as of_preset:
+        model(values)
+    torch.testing.assert_close(of_preset.prior(), 0.4 * found[0] + 0.4 * found[1] + 0.2 * found[2])
+    with torch.no_grad(), record_significance(model, None if early else frames, layers={0: 1.0, 2: 3.0}) as again:
+        for _ in range(2):  # a second pass replaces the first, weights and all
+            model(values)
+            torch.testing.assert_close(again.prior(frames), weighed)
     if early:
         with pytest.raises(ValueError, match="mask: differs from the mask given to record_significance"):
             record.layer_priors(~frames)

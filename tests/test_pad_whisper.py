@@ -242,13 +242,10 @@ def test_settings_that_do_not_fit(paths, tmp_path, capsys):
             ["--prior-layers", "2"],
             "prior_layers: expected layers below 2, which is how many the student has, got (2,)",
         ),
-        (paths["student"], ["--preset", "early-slocal-soft"], "student has, got (0, 1, 2); a preset that names layers"),
+        (paths["student"], ["--preset", "early-slocal-soft"], "which is how many the student has, got (0, 1, 2)"),
         (paths["student"], ["--prior-layers", "0", "0"], "prior_layers: expected each layer once, got (0, 0)"),
-        (
-            paths["student"],
-            ["--prior-layer-weights", "1"],
-            "prior_layer_weights: expected a positive, finite number for each of prior_layers (), or none, got (1.0,)",
-        ),
+        (paths["student"], ["--prior-layer-weights", "1"], "prior_layer_weights: got (1.0,) and prior_layers None"),
+        (paths["student"], ["--preset", "early-slocal-soft", "--prior-layer-weights", "1"], "one for each layer"),
         (paths["student"], ["--prior-layers", "0", "1", "--prior-layer-weights", "1", "0"], "prior_layer_weights: "),
     ]:
         assert main(arguments({**paths, "student": str(student)}, tmp_path / "run", *options)) == 2

@@ -36,9 +36,10 @@ class DistillConfig(Settings):
     temperature: float | None = None
     """temperature of the soft alignment; 0: hard alignment; None: the value of the preset"""
     prior_layers: tuple[int, ...] = ()
-    """student layers, counted from 0, whose attention gives the speech prior; empty: all layers, as in the paper"""
+    """student layers, counted from 0, whose attention gives the speech prior; empty: as in the preset, all in most"""
     prior_layer_weights: tuple[float, ...] = ()
-    """weight of each of prior_layers in the speech prior; empty: all the same, as in the paper"""
+    """weight of each of prior_layers in the speech prior; empty: all the same or, if prior_layers is empty too, as in
+    the preset"""
     anchors: Literal["", "topk", "peaks", "stride"] = ""
     """frames around which spans lie: topk, those of the highest prior; peaks, the same but not next to each other;
     stride, evenly spaced; empty: as in the preset"""
@@ -127,10 +128,8 @@ class DistillConfig(Settings):
         self.expect("prior_layers", len(set(self.prior_layers)) == len(self.prior_layers), "each layer once")
         self.expect(
             "prior_layer_weights",
-            len(self.prior_layer_weights) in (0, len(self.prior_layers))
-            and all(weight > 0 for weight in self.prior_layer_weights)
-            and math.isfinite(sum(self.prior_layer_weights)),
-            f"a positive, finite number for each of prior_layers {self.prior_layers}, or none",
+            all(weight > 0 for weight in self.prior_layer_weights) and math.isfinite(sum(self.prior_layer_weights)),
+            "positive, finite numbers",
         )
         self.expect("prior_exponent", 0 < self.prior_exponent <= 10, "a number above 0, at most 10")
         self.expect("anchors", self.anchors in ("", "topk", "peaks", "stride"), "topk, peaks or stride")

@@ -32,13 +32,13 @@ class Record:
         self._model = model
         self._numbers: dict[int, int] = {}  # by the id of an attention module
         self._trained = False
-        self._layers: list[Callable[[Tensor | None], Tensor]] = []
-        self._priors: list[Tensor] = []
-        self._recorded: list[int] = []  # the number of each, where `layers` says which to record
+        # With the number of the layer, where `layers` says which to record.
+        self._layers: list[tuple[int | None, Callable[[Tensor | None], Tensor]]] = []
+        self._priors: list[tuple[int | None, Tensor]] = []
 
     def clear(self) -> None:
         """Forget the layers recorded so far."""
-        self._layers, self._priors, self._recorded, self._trained = [], [], [], self._model.training
+        self._layers, self._priors, self._trained = [], [], self._model.training
         self.length, self.attended = None, False
 
     @torch.no_grad()
@@ -50,15 +50,13 @@ class Record:
         if torch._C._current_graph_task_id() != -1:
             return  # gradient checkpointing runs the layer a second time
         self.length = length
-        if self.layers is not None:
-            number = self._number(attention, self.layers)
-            if number not in self.layers:
-                return
-            self._recorded.append(number)
+        number = None if self.layers is None else self._number(attention, self.layers)
+        if self.layers is not None and number not in self.layers:
+            return
         if self.mask is None:
-            self._layers.append(layer)
+            self._layers.append((number, layer))
         else:
-            self._priors.append(layer(self.mask))
+            self._priors.append((number, layer(self.mask)))
 
     def _number(self, attention: nn.Module, layers: Collection[int]) -> int:
         if id(attention) not in self._numbers:
@@ -79,7 +77,7 @@ class Record:
         """
         priors = self._collected(mask)
         if priors:
-            return _mean(priors, None if self.weights is None else [self.weights[layer] for layer in self._recorded])
+            return self._mean(priors)
         known = self.mask if mask is None else checked_mask(mask)
         if known is not None and self._all_dropped():
             real = known.float()
@@ -103,16 +101,22 @@ class Record:
         priors = self._collected(mask)
         if not priors:
             raise ValueError("no attention layer was recorded, so there is no prior of each layer")
-        return torch.stack(priors)
+        return torch.stack([prior for _, prior in priors])
 
-    def _collected(self, mask: Tensor | None) -> list[Tensor]:
+    def _mean(self, priors: list[tuple[int | None, Tensor]]) -> Tensor:
+        if self.weights is None:
+            return torch.stack([prior for _, prior in priors]).mean(dim=0)
+        total = sum(self.weights[number] for number, _ in priors)
+        return torch.stack([self.weights[number] / total * prior for number, prior in priors]).sum(dim=0)
+
+    def _collected(self, mask: Tensor | None) -> list[tuple[int | None, Tensor]]:
         """The prior of each layer that ran, with the mask that was given before or is given now."""
         if self.mask is not None and mask is not None:
             if mask.shape != self.mask.shape or not torch.equal(mask.bool(), self.mask):
                 raise ValueError("mask: differs from the mask given to record_significance; give it once")
         if self._layers:
             known = self.mask if mask is None else checked_mask(mask)
-            self._priors = [layer(known) for layer in self._layers]
+            self._priors = [(number, layer(known)) for number, layer in self._layers]
             self._layers = []
         return self._priors
 
@@ -124,18 +128,10 @@ class Record:
         return any(getattr(config, name, 0.0) for config in configs for name in ("layerdrop", "encoder_layerdrop"))
 
 
-def _mean(priors: list[Tensor], weights: list[float] | None) -> Tensor:
-    """The mean of the priors [B, T] of layers, with their weights."""
-    if weights is None:
-        return torch.stack(priors).mean(dim=0)
-    total = sum(weights)
-    return torch.stack([weight / total * prior for weight, prior in zip(weights, priors)]).sum(dim=0)
-
-
-def checked_weights(weights: Mapping[int, float]) -> dict[int, float]:
+def checked_weights(weights: Mapping[int, float]) -> dict[int | None, float]:
     """The weights of layers; raises ValueError for one that is not positive and finite, and for none at all."""
     try:
-        numbers = {layer: float(weight) for layer, weight in weights.items()}
+        numbers: dict[int | None, float] = {layer: float(weight) for layer, weight in weights.items()}
     except (TypeError, ValueError, OverflowError):
         numbers = {}
     if not numbers or min(numbers.values()) <= 0 or not math.isfinite(sum(numbers.values())):

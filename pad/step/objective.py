@@ -29,6 +29,13 @@ class Objective:
     prior_exponent: float = 1.0  # the speech prior to this power: below 1 it is flatter
     pooling_prior: bool = True  # whether the speech prior weighs the frames too, and not only chooses the anchors
 
+    def __post_init__(self):
+        weights = self.prior_layer_weights
+        if weights is not None and len(weights) != len(self.prior_layers or ()):
+            raise UserError(
+                f"prior_layer_weights: got {weights} and prior_layers {self.prior_layers}, expected one for each layer"
+            )
+
     @contextmanager
     def recording(self, student: nn.Module, frame_mask: Tensor | None = None) -> Iterator[Record | None]:
         """Record the speech prior while the student runs in this context; None where the objective uses none.
@@ -40,7 +47,7 @@ class Objective:
             return
         layers: Collection[int] | Mapping[int, float] | None = self.prior_layers
         if self.prior_layers is not None and self.prior_layer_weights is not None:
-            layers = dict(zip(self.prior_layers, self.prior_layer_weights, strict=True))
+            layers = dict(zip(self.prior_layers, self.prior_layer_weights))
         with record_significance(student, frame_mask, layers=layers) as record:
             yield record
 
@@ -49,7 +56,7 @@ class Objective:
         if self.speech_prior and self.prior_layers is not None and max(self.prior_layers) >= layers:
             raise UserError(
                 f"prior_layers: expected layers below {layers}, which is how many the student has, got "
-                f"{self.prior_layers}; a preset that names layers takes others with --prior-layers"
+                f"{self.prior_layers}"
             )
 
     def __call__(self, speech, text, speech_mask, text_mask, speech_prior=None, text_prior=None):
