@@ -137,6 +137,9 @@ def prior_layers(content: dict) -> str:
     return f"{table(['speech', 'layer', *PRIOR_LAYERS.values()], cells)}\n\n{_machine(content)}."
 
 
+_CONTROLS = ("undistilled", "shuffled", "random")
+
+
 def summary_rows(content: dict) -> list[list[str]]:
     """Rows for the table of README.md: what distillation without priors gives, its controls, and where measured."""
     titles = {
@@ -150,13 +153,13 @@ def summary_rows(content: dict) -> list[list[str]]:
         return []
     seeds = len(rows["span"]["seeds"])
     where = f"{_processor(content['machine'])}; {split} split, {seeds} seed{'' if seeds == 1 else 's'}"
+    fewest = min((len(rows[name]["seeds"]) for name in _CONTROLS if name in rows), default=seeds)
+    where += f" (controls: {fewest})" if fewest != seeds else ""
     found = []
     for measure, title in titles.items():
         ours = rows["span"]["measures"][measure]
         controls = ", ".join(
-            f"{name} {rows[name]['measures'][measure]['rate']:.3f}"
-            for name in ("undistilled", "shuffled", "random")
-            if name in rows
+            f"{name} {rows[name]['measures'][measure]['rate']:.3f}" for name in _CONTROLS if name in rows
         )
         text = f"{_with_interval(ours)}; {controls}, chance {ours['chance']:.3f}"
         title = title.format(trials=ours["trials"])

@@ -59,6 +59,14 @@ def speech_batch(samples=12000):
     return values, mask, torch.arange(36) < frames
 
 
+def numbers_that_run(model):
+    """A list that receives the number of each layer as it runs."""
+    ran = []
+    for number, layer in enumerate(model.encoder.layers):
+        layer.attention.register_forward_hook(lambda *_, number=number: ran.append(number))
+    return ran
+
+
 def from_maps(model, mask, *inputs, **options):
     """The prior by its definition, and the output of the eager model."""
     eager = copy.deepcopy(model)
@@ -198,9 +206,7 @@ def test_all_layers_dropped_give_a_uniform_prior():
 def test_layers_keep_their_numbers_when_others_are_dropped():
     values, _, frames = speech_batch()
     model = speech_model(layerdrop=0.5).train()
-    ran, runs = [], set()
-    for number, layer in enumerate(model.encoder.layers):
-        layer.attention.register_forward_hook(lambda *_, number=number: ran.append(number))
+    ran, runs = numbers_that_run(model), set()
     for seed in range(12):
         torch.manual_seed(seed)
         ran.clear()
@@ -214,9 +220,7 @@ def test_layers_keep_their_numbers_when_others_are_dropped():
 def test_weights_of_layers_that_were_dropped_do_not_count():
     values, _, frames = speech_batch()
     model = speech_model(layerdrop=0.5).train()
-    ran, runs = [], set()
-    for number, layer in enumerate(model.encoder.layers):
-        layer.attention.register_forward_hook(lambda *_, number=number: ran.append(number))
+    ran, runs = numbers_that_run(model), set()
     weights = {0: 1.0, 2: 4.0}
     for seed in range(12):
         torch.manual_seed(seed)

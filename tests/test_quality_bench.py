@@ -185,6 +185,7 @@ def test_layers_are_told_apart_where_it_is_asked():
 
     assert priors(Configuration(""), None) == (None, None)
     torch.testing.assert_close(priors(CONFIGURATIONS["span early peaks"], Recorded)[0], layers[:3].mean(dim=0))
+    assert priors(CONFIGURATIONS["span weighed layers"], Recorded)[1] is None  # the record weighs them
     early, first = priors(CONFIGURATIONS["span first layer's anchors"], Recorded)
     torch.testing.assert_close(early, layers[:3].mean(dim=0))
     assert torch.equal(first, layers[0])
@@ -268,6 +269,8 @@ def test_rows_for_the_front_page():
     ]  # fmt: skip
     on_test = quality_drawings.summary_rows(content | {"splits": {"dev": [control, row], "test": [row]}})
     assert "test split" in on_test[0][2] and "shuffled" not in on_test[0][1]
+    more = quality_drawings.summary_rows(content | {"splits": {"dev": [control, row | {"seeds": [0, 1]}], "test": []}})
+    assert more[0][2].endswith("dev split, 2 seeds (controls: 1)")
     assert quality_drawings.summary_rows(content | {"splits": {"dev": [control], "test": []}}) == []
 
 
