@@ -1,7 +1,7 @@
 """Time of the host around a Triton call, and launches per call: `python -m benchmarks.host_time [--check]`.
 
-Needs triton, but no GPU: each Triton kernel is replaced by a counter, and the tensors lie on the CPU. The time is that
-of Python and torch alone, as a GPU would wait for it before its first kernel; Triton's own launch is not in it.
+Needs triton, but no GPU: each compiled kernel is replaced by a counter, and the tensors lie on the CPU. The time is that
+of Python and torch alone; what the driver takes to start a kernel is not in it.
 Launches are Triton kernels and operators of torch that run a kernel. Times are the fastest of many calls: the rest is
 what else the machine does.
 """
@@ -40,8 +40,15 @@ class Counter:
     def __init__(self) -> None:
         self.launches = 0
 
-    def run(self, *arguments: object, **options: object) -> None:
-        """What a kernel is called with; nothing is run."""
+    def compile(self, *arguments: object, **options: object) -> "Counter":
+        """A kernel's first launch; nothing is compiled."""
+        self.launches += 1
+        return self
+
+    def __getitem__(self, grid: tuple[int, int, int]) -> Callable[..., None]:
+        return self._start
+
+    def _start(self, *arguments: object) -> None:
         self.launches += 1
 
 
@@ -51,10 +58,10 @@ def stubbed(counter: Counter) -> Iterator[None]:
     from triton.runtime.jit import JITFunction
 
     from pad_kernels import backends
-    from pad_kernels.backends.triton import TritonBackend
+    from pad_kernels.backends.triton import TritonBackend, common
 
     run, reason = JITFunction.run, TritonBackend.unsupported_reason
-    JITFunction.run = lambda self, *arguments, **options: counter.run(*arguments, **options)
+    JITFunction.run = lambda self, *arguments, **options: counter.compile(*arguments, **options)
     TritonBackend.unsupported_reason = lambda self, op, device, dtype, width=None: None
     backends.forget_candidates()
     try:
@@ -62,6 +69,7 @@ def stubbed(counter: Counter) -> Iterator[None]:
     finally:
         JITFunction.run, TritonBackend.unsupported_reason = run, reason
         backends.forget_candidates()
+        common.forget_compiled()
 
 
 def make_loss(size: str, level: str, temperature: float) -> tuple[Callable[[], torch.Tensor], list[torch.Tensor]]:

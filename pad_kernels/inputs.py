@@ -145,7 +145,6 @@ class LossWeights(NamedTuple):
     token_prior: Tensor  # [B, N] opmath, sums to 1 over a row with a real token, else 0
     start: Tensor | None
     end: Tensor | None
-    scratch: Tensor | None = None  # for the backend that made it: see LossInputs
 
 
 class LossInputs(NamedTuple):
@@ -159,8 +158,6 @@ class LossInputs(NamedTuple):
     end: Tensor | None
     temperature: Temperature
     reduction: str  # one of REDUCTIONS
-    differentiable: bool = True  # a gradient may be asked for
-    scratch: Tensor | None = None  # what a backend's `loss_weights` laid by for its loss
 
     def pooling(self) -> PoolingInputs:
         """The inputs of the global level's op."""
@@ -174,8 +171,6 @@ class LossSaved(NamedTuple):
     tensors: tuple[Tensor | None, ...]
     # The gradient of the (reduced) loss for the distance of an utterance that counts.
     grad_scale: Tensor | float
-    # What the backend that computed it can go on with faster.
-    own: tuple[Tensor | None, ...] = ()
 
 
 class LossRecord(NamedTuple):

@@ -122,11 +122,11 @@ class Backend:
 
     def loss_forward(self, request: LossRequest) -> tuple[Tensor, LossRecord]:
         """The loss of a level, and what its backward needs."""
-        frame_prior, token_prior, start, end, scratch = self.loss_weights(request)
+        frame_prior, token_prior, start, end = self.loss_weights(request)
         speech, text, options = request.speech.values, request.text.values, request.options
         inputs = LossInputs(
             speech, text, frame_prior, token_prior, start, end,
-            options.temperature, options.reduction, request.differentiable, scratch,
+            options.temperature, options.reduction,
         )  # fmt: skip
         forward = self.global_loss_forward if options.level == "global" else self.local_loss_forward
         loss, saved = forward(inputs)
@@ -176,19 +176,18 @@ class Backend:
 
 
 class _Form(NamedTuple):
-    """Of a record: the weights come first, then `grad_scale` if it is a tensor, then what is kept and what is own."""
+    """Of a record: the weights come first, then `grad_scale` if it is a tensor, then what is kept."""
 
     grad_scale: float | None
-    tensors: int
 
 
 def record_of_ops(
     speech: Tensor, text: Tensor, options: LossOptions, weights: tuple[Tensor | None, ...], saved: LossSaved
 ) -> LossRecord:
     """The record of a loss that is made of the ops; `weights`: those of frames and tokens, start and end."""
-    tensors, scale, own = saved
+    tensors, scale = saved
     known, of_batch = (None, scale) if isinstance(scale, Tensor) else (scale, None)
-    return LossRecord(speech, text, options, (*weights, of_batch, *tensors, *own), _Form(known, len(tensors)))
+    return LossRecord(speech, text, options, (*weights, of_batch, *tensors), _Form(known))
 
 
 def _from_record(record: LossRecord) -> tuple[LossInputs, LossSaved]:
@@ -196,7 +195,7 @@ def _from_record(record: LossRecord) -> tuple[LossInputs, LossSaved]:
     assert frame_prior is not None and token_prior is not None
     inputs = LossInputs(speech, text, frame_prior, token_prior, start, end, options.temperature, options.reduction)
     grad_scale = form.grad_scale if scale is None else scale
-    return inputs, LossSaved(tuple(kept[: form.tensors]), grad_scale, tuple(kept[form.tensors :]))
+    return inputs, LossSaved(tuple(kept), grad_scale)
 
 
 def _span_inputs(request: LossRequest, frame_prior: Tensor) -> SpanInputs:

@@ -18,10 +18,8 @@ from pad_kernels.backends.native import NativeHelpers
 from pad_kernels.inputs import (
     AlignmentInputs,
     Gradients,
-    LossInputs,
+    LossRecord,
     LossRequest,
-    LossSaved,
-    LossWeights,
     Needed,
     Pooled,
     PoolingInputs,
@@ -121,29 +119,28 @@ class TritonBackend(NativeHelpers):
         grads: Gradients = self.kernels.pooled_distance_backward(grad, inputs, saved, needed)
         return grads
 
-    def loss_weights(self, request: LossRequest) -> LossWeights:
-        """Weights of both sides and the spans, in one launch."""
-        return self.kernels.loss_weights(request) or super().loss_weights(request)
+    def loss_forward(self, request: LossRequest) -> tuple[Tensor, LossRecord]:
+        """The loss of a level in two or three launches, and what its backward needs."""
+        if request.selection is not None and isinstance(request.selection.num_anchors, Tensor):
+            # How many there may be is known only once it is read.
+            weights = self.loss_weights(request)
+            assert weights.start is not None and weights.end is not None
+            request = request._replace(spans=(weights.start, weights.end))
+        return self.kernels.loss_forward(request) or super().loss_forward(request)
 
-    def local_loss_forward(self, inputs: LossInputs) -> tuple[Tensor, LossSaved]:
-        """The loss of the token and span levels."""
-        return self.kernels.local_loss_forward(inputs) or super().local_loss_forward(inputs)
-
-    def local_loss_backward(self, grad: Tensor, inputs: LossInputs, saved: LossSaved, needed: Needed) -> Gradients:
-        """Gradients of speech and text."""
-        if not saved.own:
-            return super().local_loss_backward(grad, inputs, saved, needed)
-        grads: Gradients = self.kernels.local_loss_backward(grad, inputs, saved, needed)
+    def loss_backward(self, grad: Tensor, record: LossRecord, needed: Needed) -> Gradients:
+        """Gradients of speech and text, each empty unless needed."""
+        if not isinstance(record.form, self.kernels.Form):
+            return super().loss_backward(grad, record, needed)
+        grads: Gradients = self.kernels.loss_backward(grad, record, needed)
         return grads
 
-    def global_loss_forward(self, inputs: LossInputs) -> tuple[Tensor, LossSaved]:
-        """The loss of the global level."""
-        return self.kernels.global_loss_forward(inputs) or super().global_loss_forward(inputs)
-
-    def global_loss_backward(self, grad: Tensor, inputs: LossInputs, saved: LossSaved, needed: Needed) -> Gradients:
-        """Gradients of speech and text."""
-        grads: Gradients = self.kernels.global_loss_backward(grad, inputs, saved, needed)
-        return grads
+    def unpack(self, record: LossRecord) -> LossRecord:
+        """The parts of the memory, each as a tensor of its own."""
+        if not isinstance(record.form, self.kernels.Form):
+            return record
+        found: LossRecord = self.kernels.unpack(record)
+        return found
 
 
 BACKEND: TritonBackend = TritonBackend()

@@ -4,6 +4,8 @@ import torch
 import triton
 import triton.language as tl
 
+from pad_kernels.backends.triton.memory import Buffer
+
 EPS = tl.constexpr(1e-8)
 NO_UNIT = tl.constexpr(2**31 - 1)
 # Strides and sizes of units and text: no kernel is compiled anew for another number.
@@ -61,19 +63,47 @@ def narrowed(value, kind: tl.constexpr):
     return value.to(kind)
 
 
-def launch(kernel, programs, *arguments, warps, stages, registers=0, **constants):
-    """Run `programs` programs on the current stream of the device of the first tensor."""
+# Compiled kernels by what they were compiled for, so that a launch need not find that out anew.
+_compiled: dict[tuple, tuple] = {}
+
+
+def _number_kind(number: int | float) -> int:
+    """What Triton may compile a kernel for of a number: that it is 1, a multiple of 16, or needs 64 bits."""
+    if number.__class__ is float:
+        return 0
+    return 1 + (number == 1) + 2 * (not number & 15) + 4 * (number >= 2**31)
+
+
+def launch(kernel, device, programs, *operands, warps, stages, registers=0, **constants):
+    """Run `programs` programs on the device's current stream. operands: buffers, numbers and None; what is in
+    `constants` is compiled into the kernel."""
+    if device.type == "cuda" and device.index is not None and device.index != torch.cuda.current_device():
+        with torch.cuda.device(device):
+            _launch(kernel, device, programs, operands, (warps, stages, registers), constants)
+        return
+    _launch(kernel, device, programs, operands, (warps, stages, registers), constants)
+
+
+def forget_compiled():
+    """For benchmarks that start something else in a kernel's place."""
+    _compiled.clear()
+
+
+def _launch(kernel, device, programs, operands, options, constants):
+    kinds = [x.kind if x.__class__ is Buffer else None if x is None else _number_kind(x) for x in operands]
+    key = id(kernel), device, options, *constants.items(), *kinds
+    found = _compiled.get(key)
+    if found is not None:
+        compiled, ending = found
+        compiled[(programs, 1, 1)](*[x.pointer if x.__class__ is Buffer else x for x in operands], *ending)
+        return
+    warps, stages, registers = options
     if registers and not AMD:
         constants["maxnreg"] = registers
-    for argument in arguments:
-        if isinstance(argument, torch.Tensor):
-            device = argument.device
-            break
-    if device.type != "cuda" or device.index == torch.cuda.current_device():
-        kernel[(programs,)](*arguments, **constants, num_warps=warps, num_stages=stages_of(stages))
-        return
-    with torch.cuda.device(device):
-        kernel[(programs,)](*arguments, **constants, num_warps=warps, num_stages=stages_of(stages))
+    tensors = [x.tensor() if x.__class__ is Buffer else x for x in operands]
+    compiled = kernel[(programs,)](*tensors, **constants, num_warps=warps, num_stages=stages_of(stages))
+    if compiled is not None and not INTERPRETED:
+        _compiled[key] = compiled, [constants[name] for name in kernel.arg_names[len(operands) :]]
 
 
 def rows(tensor):

@@ -24,7 +24,8 @@ from pad_kernels.backends.triton.common import (
 )
 from pad_kernels.backends.triton.configurations import ceil_div, round_up
 from pad_kernels.backends.triton.hard_gradients import fill_hard
-from pad_kernels.backends.triton.scores import as_read, is_empty, score
+from pad_kernels.backends.triton.memory import allocate, operand
+from pad_kernels.backends.triton.scores import Scored, Sides, is_empty, kept_layout, score, scored_in, sides_of
 from pad_kernels.backends.triton.spread import spread_to_frames
 from pad_kernels.backends.triton.token_gradients import TokenGradient, token_gradients
 from pad_kernels.inputs import AlignmentInputs, Gradients, Needed, Saved
@@ -247,47 +248,42 @@ def soft_gradients_kernel(
         )  # fmt: skip
 
 
-def gradients(grad, scored, text, saved, spans, frame_prior, temperature, needed) -> Gradients:
-    """Gradients of speech and text, each empty unless needed."""
-    batch, count, width = scored.units.shape
-    dtype = text.dtype
-    grad_text = grad_units = None
-    if needed.text:
-        grad_text = torch.empty(batch, text.shape[1], width, dtype=dtype, device=text.device)
-    if needed.speech:
+def gradients(grad, sides: Sides, scored: Scored, saved: Saved, temperature, needed: Needed) -> Gradients:
+    """Gradients of speech and text, each empty unless needed. grad: a TokenGradient; saved: buffers."""
+    speech, text, device = sides.speech, sides.text, sides.text.device
+    grad_speech = torch.empty(speech.shape if needed.speech else 0, dtype=text.dtype, device=device)
+    grad_text = torch.empty(text.shape if needed.text else 0, dtype=text.dtype, device=device)
+    if not any(needed):
+        return grad_speech, grad_text
+    of_text = operand(grad_text) if needed.text else None
+    of_units = operand(grad_speech) if needed.speech else None
+    if needed.speech and sides.start is not None:
         # What is spread to frames is rounded once more: bfloat16 alone has the range for that.
-        narrow = dtype if spans is None or dtype == torch.bfloat16 else torch.float32
-        grad_units = torch.empty(batch, count, width, dtype=narrow, device=text.device)
-    if any(needed) and temperature == 0:
-        fill_hard(grad, scored, text, saved, grad_text, grad_units)
-    elif any(needed):
-        fill_soft(grad, scored, text, saved, temperature, grad_text, grad_units)
-    if needed.speech and spans is not None:
-        grad_units = spread_to_frames(grad_units, frame_prior, *spans, dtype)
-    nothing = text.new_empty(0)
-    return nothing if grad_units is None else grad_units, nothing if grad_text is None else grad_text
+        narrow = text.dtype if text.dtype == torch.bfloat16 else torch.float32
+        (of_units,) = allocate(device, (narrow, speech.shape[0], sides.units, speech.shape[2]))
+    if temperature == 0:
+        fill_hard(grad, sides, scored, saved, of_text, of_units)
+    else:
+        fill_soft(grad, sides, scored, saved, temperature, of_text, of_units)
+    if needed.speech and sides.start is not None:
+        spread_to_frames(of_units, sides, grad_speech)
+    return grad_speech, grad_text
 
 
-def fill_soft(grad, scored, text, saved, temperature, grad_text, grad_units):
+def fill_soft(grad, sides, scored, saved, temperature, grad_text, grad_units):
     """Fill the gradients of the text and of all units; either may be None."""
-    units = scored.units
-    unit = saved[1]
-    batch, count, width = units.shape
-    tokens = text.shape[1]
-    strides = (*units.stride()[:2], *text.stride()[:2])
-
-    def empty(*shape, dtype=torch.float32):
-        return torch.empty(shape, dtype=dtype, device=text.device)
-
+    text, unit, count = sides.text, saved.unit, sides.units
+    (batch, tokens, width), device = text.shape, text.device
+    strides = (*scored.strides, *text.stride()[:2])
     blocks = configurations.SOFT_WEIGHTS
     along_tiles = ceil_div(count, blocks.units)
     token_pitch, unit_pitch = round_up(tokens, 16), round_up(count, 16)
-    unit_weights = empty(batch, count, token_pitch, dtype=text.dtype)
-    text_weights = empty(batch, tokens, unit_pitch, dtype=text.dtype)
-    unit_scale, unit_along = empty(batch, count), empty(batch, count)
-    text_along = empty(batch, along_tiles, tokens)
+    unit_weights, text_weights, unit_scale, unit_along, text_along = allocate(
+        device, (text.dtype, batch, count, token_pitch), (text.dtype, batch, tokens, unit_pitch),
+        (torch.float32, batch, count), (torch.float32, batch, count), (torch.float32, batch, along_tiles, tokens),
+    )  # fmt: skip
     launch(
-        soft_weights_kernel, batch * along_tiles, *grad, scored.cosine, scored.unit_prior, scored.unit_inverse,
+        soft_weights_kernel, device, batch * along_tiles, *grad, scored.cosine, scored.unit_prior, scored.unit_inverse,
         scored.text_inverse, *saved, unit_weights, text_weights, unit_scale, unit_along, text_along,
         count, tokens, along_tiles, token_pitch, unit_pitch, 1 / temperature,
         TOKENS=blocks.tokens, UNITS=blocks.units,
@@ -297,10 +293,11 @@ def fill_soft(grad, scored, text, saved, temperature, grad_text, grad_units):
     of_units = configurations.by_tokens(configurations.UNIT_GRADIENT, text.dtype, tokens)
     text_programs = batch * ceil_div(tokens, of_text.tokens) * ceil_div(width, of_text.width)
     unit_programs = batch * ceil_div(count, of_units.units) * ceil_div(width, of_units.width)
+    units, own = scored.units, operand(text)
     if grad_text is not None and grad_units is not None and scored.unit_weight is not None:
         # Spans are few: one launch less is worth more than the shared memory that every program then holds.
         launch(
-            soft_gradients_kernel, text_programs + unit_programs, *grad, units, text, scored.unit_prior,
+            soft_gradients_kernel, device, text_programs + unit_programs, *grad, units, own, scored.unit_prior,
             scored.unit_inverse, scored.text_inverse, unit, scored.unit_weight, unit_weights, text_weights,
             unit_scale, unit_along, text_along, grad_units, grad_text, *strides, count, tokens, width,
             along_tiles, token_pitch, unit_pitch, text_programs,
@@ -311,7 +308,7 @@ def fill_soft(grad, scored, text, saved, temperature, grad_text, grad_units):
         return
     if grad_text is not None:
         launch(
-            soft_text_kernel, text_programs, *grad, units, text, scored.unit_prior, scored.unit_inverse,
+            soft_text_kernel, device, text_programs, *grad, units, own, scored.unit_prior, scored.unit_inverse,
             scored.text_inverse, unit, text_weights, text_along, grad_text, *strides, count, tokens, width,
             along_tiles, unit_pitch,
             TOKENS=of_text.tokens, UNITS=of_text.units, WIDTH=of_text.width, PRECISION=PRECISION,
@@ -319,7 +316,7 @@ def fill_soft(grad, scored, text, saved, temperature, grad_text, grad_units):
         )  # fmt: skip
     if grad_units is not None:
         launch(
-            soft_unit_kernel, unit_programs, units, text, scored.unit_prior, scored.text_inverse, unit,
+            soft_unit_kernel, device, unit_programs, units, own, scored.unit_prior, scored.text_inverse, unit,
             unit_weights, unit_scale, unit_along, scored.unit_weight, grad_units, *strides,
             count, tokens, width, token_pitch, 0,
             TOKENS=of_units.tokens, UNITS=of_units.units, WIDTH=of_units.width, PRECISION=PRECISION,
@@ -330,12 +327,13 @@ def fill_soft(grad, scored, text, saved, temperature, grad_text, grad_units):
 def alignment_backward(grad_similarity: Tensor, inputs: AlignmentInputs, saved: Saved, needed: Needed) -> Gradients:
     """Gradients of speech and text, each empty unless needed; the units are scored again."""
     if is_empty(inputs.speech, inputs.text, inputs.start):
-        sides = (inputs.speech, needed.speech), (inputs.text, needed.text)
-        speech, text = (torch.zeros(x.shape if n else 0, dtype=x.dtype, device=x.device) for x, n in sides)
+        both = (inputs.speech, needed.speech), (inputs.text, needed.text)
+        speech, text = (torch.zeros(x.shape if n else 0, dtype=x.dtype, device=x.device) for x, n in both)
         return speech, text
-    inputs = as_read(inputs)
-    scored = score(*inputs, keep=inputs.temperature > 0)
-    spans = None if inputs.start is None else (inputs.start, inputs.end)
-    grad = TokenGradient(grad_similarity.to(torch.float32).contiguous())
-    aligned = Saved(*(x.contiguous() for x in saved))
-    return gradients(grad, scored, inputs.text, aligned, spans, inputs.frame_prior, inputs.temperature, needed)
+    sides, temperature = sides_of(inputs), inputs.temperature
+    room = kept_layout(sides, temperature, cosine=temperature > 0)
+    scored = scored_in(room.allocate(inputs.text.device), room, sides)
+    score(sides, scored, temperature)
+    grad = TokenGradient(operand(grad_similarity.to(torch.float32).contiguous()))
+    aligned = Saved(*(operand(x.contiguous()) for x in saved))
+    return gradients(grad, sides, scored, aligned, temperature, needed)

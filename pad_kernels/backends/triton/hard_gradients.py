@@ -13,6 +13,7 @@ from pad_kernels.backends.triton.common import (
     strides_in_eights,
 )
 from pad_kernels.backends.triton.configurations import ceil_div
+from pad_kernels.backends.triton.memory import operand
 from pad_kernels.backends.triton.token_gradients import token_gradients
 
 
@@ -105,17 +106,15 @@ def hard_kernel(
                 tl.store(grad_units + place, narrowed(found, grad_units.dtype.element_ty), mask=inside)
 
 
-def fill_hard(grad, scored, text, saved, grad_text, grad_units):
+def fill_hard(grad, sides, scored, saved, grad_text, grad_units):
     """Fill the gradients of the text and of all units; either may be None."""
-    units = scored.units
-    similarity, unit, _ = saved
-    batch, count, width = units.shape
-    tokens = text.shape[1]
+    text, count = sides.text, sides.units
+    batch, tokens, width = text.shape
     blocks = configurations.HARD
     launch(
-        hard_kernel, batch * tokens, *grad, units, text, scored.unit_inverse, scored.text_inverse, similarity, unit,
-        scored.unit_weight, grad_text, grad_units, *units.stride()[:2], *text.stride()[:2], count, tokens, width,
-        ceil_div(count, tokens),
+        hard_kernel, text.device, batch * tokens, *grad, scored.units, operand(text), scored.unit_inverse,
+        scored.text_inverse, saved.similarity, saved.unit, scored.unit_weight, grad_text, grad_units, *scored.strides,
+        *text.stride()[:2], count, tokens, width, ceil_div(count, tokens),
         TOKENS=blocks.tokens, UNITS=blocks.units, WIDTH=blocks.width,
         warps=blocks.warps, stages=blocks.stages, registers=blocks.registers,
     )  # fmt: skip

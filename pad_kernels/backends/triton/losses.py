@@ -2,61 +2,147 @@
 
 Forward: prepare, (pool the spans,) score and reduce; global: prepare, difference and reduce.
 Backward: soft weights, text and units, or the hard gradients, (spread to the frames); global: one.
+
+What a backward needs lies in two blocks of memory: that of the loss, and that of the units.
 """
 
+from typing import NamedTuple
+
+import torch
 from torch import Tensor
 
+from pad_kernels.backends.base import record_of_ops
 from pad_kernels.backends.triton import pooling
 from pad_kernels.backends.triton.common import rows
 from pad_kernels.backends.triton.gradients import gradients
-from pad_kernels.backends.triton.scores import Scored, is_empty, outcome, score, unfinished
+from pad_kernels.backends.triton.memory import Buffer, Layout, layout, operand
+from pad_kernels.backends.triton.pooling import Distance, Means
+from pad_kernels.backends.triton.preparation import Preparation, choice_of, contiguous, prepare, scratch_of
+from pad_kernels.backends.triton.scores import Outcome, Sides, is_empty, kept_layout, score, scored_in
 from pad_kernels.backends.triton.token_gradients import TokenGradient
-from pad_kernels.inputs import Gradients, LossInputs, LossSaved, Needed, Saved
+from pad_kernels.inputs import Gradients, LossRecord, LossRequest, LossSaved, Needed, Saved
+from pad_kernels.ops.weights import MASKED_IN_SPANS
 
 
-def finished(inputs: LossInputs) -> Tensor:
-    """Zeros that programs count up as they end: made with the weights, or now."""
-    return unfinished(inputs.speech.shape[0], inputs.speech.device) if inputs.scratch is None else inputs.scratch
+class Form(NamedTuple):
+    """Of a record whose tensors are the memory of the loss, that of the units, and the spans where they were given."""
+
+    of_loss: Layout
+    of_units: Layout | None  # None: at the global level
+    spans: int  # of an utterance; 0 where the units are frames
+    chosen: bool  # the spans were chosen by the loss
 
 
-def local_loss_forward(inputs: LossInputs) -> tuple[Tensor, LossSaved] | None:
-    """The loss of the token and span levels; None where there is no unit or no token."""
-    if is_empty(inputs.speech, inputs.text, inputs.start):
-        return None
-    spans = (x if x is None else x.contiguous() for x in (inputs.start, inputs.end))
-    token_prior = inputs.token_prior.contiguous()
-    filled = outcome(inputs.text, finished(inputs), inputs.reduction)
-    scored = score(
-        rows(inputs.speech), rows(inputs.text), inputs.frame_prior.contiguous(), token_prior, *spans,
-        inputs.temperature, inputs.differentiable and inputs.temperature > 0, filled, inputs.reduction,
-    )  # fmt: skip
-    # Frames are kept as the speech itself.
-    own = (None if inputs.start is None else scored.units, *scored[1:])
-    return filled.loss, LossSaved((None, *filled[:3]), filled.grad_scale, own)
+class Kept(NamedTuple):
+    """What the memory of a loss holds; None for what its level does not have."""
+
+    frame_weights: Buffer
+    token_weights: Buffer
+    finished: Buffer
+    start: Buffer | None
+    end: Buffer | None
+    counts: Buffer
+    grad_scale: Buffer
+    distance: Buffer | None  # None: it is the loss
+    similarity: Buffer | None
+    unit: Buffer | None
+    log_normalizer: Buffer | None
+    difference: Buffer | None
+    totals: Buffer | None
 
 
-def local_loss_backward(grad: Tensor, inputs: LossInputs, saved: LossSaved, needed: Needed) -> Gradients:
-    """Gradients of speech and text."""
-    units, *others = saved.own
-    scored = Scored(rows(inputs.speech) if units is None else units, *others)
-    token_prior = inputs.token_prior.contiguous()
-    of_tokens = TokenGradient(None, grad, grad.stride(0) if grad.dim() else 0, saved.grad_scale, token_prior)
-    spans = None if inputs.start is None else (inputs.start.contiguous(), inputs.end.contiguous())
-    frame_prior = inputs.frame_prior.contiguous()
-    return gradients(
-        of_tokens, scored, rows(inputs.text), Saved(*saved.tensors[1:]), spans, frame_prior, inputs.temperature, needed
+def _room(shape, spans, is_global, reduced) -> Layout:
+    """Room for what is kept, in the order of `Kept`. shape: batch, frames, tokens, width; spans: those to be chosen."""
+    batch, frames, tokens, width = shape
+    of_batch, of_tokens, bounds = (torch.float32, batch), (torch.float32, batch, tokens), (torch.int32, batch, spans)
+    local, pooled = not is_global, is_global
+    return layout(
+        (torch.float32, batch, frames),
+        of_tokens,
+        (torch.int32, 1 + batch),
+        bounds if spans else None,
+        bounds if spans else None,
+        (torch.int32, batch),
+        (torch.float32, 1),
+        of_batch if reduced else None,
+        of_tokens if local else None,
+        (torch.int64, batch, tokens) if local else None,
+        of_tokens if local else None,
+        (torch.float32, batch, width) if pooled else None,
+        (torch.float32, batch, 2) if pooled else None,
     )
 
 
-def global_loss_forward(inputs: LossInputs) -> tuple[Tensor, LossSaved] | None:
-    """The loss of the global level; None where there is no utterance."""
-    if inputs.speech.shape[0] == 0:
+def loss_forward(request: LossRequest) -> tuple[Tensor, LossRecord] | None:
+    """The loss of a level, and what its backward needs; None where there is no frame, no token or no span."""
+    options, text = request.options, rows(request.text.values)
+    speech, device = rows(request.speech.values), request.text.values.device
+    (batch, frames, width), tokens = speech.shape, text.shape[1]
+    choice, is_global = choice_of(request), options.level == "global"
+    given = (None, None) if request.spans is None else tuple(bound.contiguous() for bound in request.spans)
+    chosen = choice.anchors is not None
+    if is_empty(speech, text, given[0]) or chosen and choice.room == 0:
         return None
-    found, totals, loss, grad_scale = pooling.distance(inputs.pooling(), finished(inputs), inputs.reduction)
-    return loss, LossSaved((found, totals), grad_scale)
+    spans = choice.room * len(choice.scales) if chosen else 0 if given[0] is None else given[0].shape[1]
+    shape = batch, frames, tokens, width
+    of_loss = _room(shape, spans if chosen else 0, is_global, options.reduction != "none")
+    memory = of_loss.allocate(device)
+    kept = Kept(*of_loss.buffers(memory))
+    start, end = (kept.start, kept.end) if chosen else map(operand, given)
+    loss = torch.empty(() if options.reduction != "none" else batch, dtype=torch.float32, device=device)
+    scratch = layout(scratch_of(choice, batch, frames))
+    speech_side, text_side = (
+        (contiguous(side.mask, torch.uint8), contiguous(side.prior)) for side in (request.speech, request.text)
+    )
+    wanted = Preparation(
+        *speech_side, *text_side, None, None, None, kept.frame_weights, kept.token_weights, kept.start, kept.end,
+        *scratch.buffers(scratch.allocate(device) if scratch.bytes else memory), kept.finished,
+    )  # fmt: skip
+    prepare(wanted, choice, device, batch, frames, tokens, MASKED_IN_SPANS if request.in_spans else 0.0)
+    of_batch = operand(loss) if kept.distance is None else kept.distance, kept.counts, kept.finished, operand(loss)
+    of_units = units = None
+    if is_global:
+        found = Distance(kept.difference, kept.totals, *of_batch, kept.grad_scale)
+        means = Means(speech, text, kept.frame_weights, kept.token_weights)
+        pooling.distance(means, found, options.reduction)
+    else:
+        temperature = options.temperature
+        sides = Sides(speech, text, kept.frame_weights, kept.token_weights, start, end, spans)
+        of_units = kept_layout(sides, temperature, cosine=request.differentiable and temperature > 0)
+        units = of_units.allocate(device)
+        outcome = Outcome(kept.similarity, kept.unit, kept.log_normalizer, *of_batch, kept.grad_scale)
+        score(sides, scored_in(units, of_units, sides), temperature, outcome, options.reduction)
+    form = Form(of_loss, of_units, spans, chosen)
+    embeddings = request.speech.values, request.text.values
+    return loss, LossRecord(*embeddings, options, (memory, units, *given), form)
 
 
-def global_loss_backward(grad: Tensor, inputs: LossInputs, saved: LossSaved, needed: Needed) -> Gradients:
-    """Gradients of speech and text."""
-    grad_scale = saved.grad_scale if isinstance(saved.grad_scale, Tensor) else None
-    return pooling.gradients(grad, grad_scale, inputs.pooling(), *saved.tensors, needed)
+def loss_backward(grad: Tensor, record: LossRecord, needed: Needed) -> Gradients:
+    """Gradients of speech and text, each empty unless needed; `grad` is that of the reduced loss."""
+    options, form, (memory, units, *given) = record.options, record.form, record.tensors
+    speech, text = rows(record.speech), rows(record.text)
+    kept = Kept(*form.of_loss.buffers(memory))
+    if form.of_units is None:
+        means = Means(speech, text, kept.frame_weights, kept.token_weights)
+        return pooling.gradients(grad, kept.grad_scale, means, kept.difference, kept.totals, needed)
+    start, end = (kept.start, kept.end) if form.chosen else map(operand, given)
+    sides = Sides(speech, text, kept.frame_weights, kept.token_weights, start, end, form.spans)
+    stride = grad.stride(0) if grad.dim() else 0
+    of_tokens = TokenGradient(None, operand(grad), stride, kept.grad_scale, kept.token_weights)
+    saved = Saved(kept.similarity, kept.unit, kept.log_normalizer)
+    scored = scored_in(units, form.of_units, sides)
+    return gradients(of_tokens, sides, scored, saved, options.temperature, needed)
+
+
+def unpack(record: LossRecord) -> LossRecord:
+    """The record of a loss that is made of the ops."""
+    memory, _, start, end = record.tensors
+    kept = Kept(*(x if x is None else x.tensor() for x in record.form.of_loss.buffers(memory)))
+    if record.form.chosen:
+        start, end = kept.start, kept.end
+    weights = kept.frame_weights, kept.token_weights, start, end
+    tensors = (kept.difference, kept.totals)
+    if record.options.level != "global":
+        tensors = None, kept.similarity, kept.unit, kept.log_normalizer
+    saved = LossSaved(tensors, kept.grad_scale.view(()))
+    return record_of_ops(record.speech, record.text, record.options, weights, saved)

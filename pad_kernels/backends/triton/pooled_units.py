@@ -3,13 +3,13 @@
 A tile of units reads the frames from its first to its last, so that neighbouring spans share what they read.
 """
 
-import torch
 import triton
 import triton.language as tl
 
 from pad_kernels.backends.triton import configurations
 from pad_kernels.backends.triton.common import PRECISION, eights, launch, load_rows, load_span, narrowed, product
 from pad_kernels.backends.triton.configurations import ceil_div
+from pad_kernels.backends.triton.memory import operand
 
 
 @triton.jit
@@ -86,20 +86,17 @@ def pool_kernel(
         tl.store(unit_weight + row, inverse, mask=in_tile)
 
 
-def pool_units(speech, frame_prior, start, end):
-    """Pooled units [B, U, D], what rounding them left over (half precision) or None, priors and weights [B, U]."""
+def pool_units(sides, scored, remainder):
+    """Fill the pooled units [B, U, D], their priors and weights [B, U], and what rounding the units left over."""
+    speech = sides.speech
     batch, frames, width = speech.shape
-    units = start.shape[1]
-    pooled = torch.empty(batch, units, width, dtype=speech.dtype, device=speech.device)
-    remainder = None if speech.dtype == torch.float32 else torch.empty_like(pooled)
-    unit_prior, unit_weight = torch.empty(2, batch, units, dtype=torch.float32, device=speech.device)
+    units = sides.units
     blocks = configurations.by_itemsize(configurations.POOL, speech.dtype)
     unit_tiles, steps = ceil_div(units, blocks.units), ceil_div(width, blocks.width)
     launch(
-        pool_kernel, batch * unit_tiles * steps,
-        speech, frame_prior, start, end, pooled, remainder, unit_prior, unit_weight,
-        *speech.stride()[:2], frames, units, width, unit_tiles, steps,
+        pool_kernel, speech.device, batch * unit_tiles * steps,
+        operand(speech), sides.frame_prior, sides.start, sides.end, scored.units, remainder, scored.unit_prior,
+        scored.unit_weight, *speech.stride()[:2], frames, units, width, unit_tiles, steps,
         UNITS=blocks.units, FRAMES=blocks.group, WIDTH=blocks.width, PRECISION=PRECISION,
         warps=blocks.warps, stages=blocks.stages,
     )  # fmt: skip
-    return pooled, remainder, unit_prior, unit_weight

@@ -1,5 +1,7 @@
 """The global level: L1 distance of the weighted means of an utterance's frames and tokens."""
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
@@ -8,7 +10,8 @@ from torch import Tensor
 from pad_kernels.backends.triton import configurations
 from pad_kernels.backends.triton.common import launch, narrowed, rows
 from pad_kernels.backends.triton.configurations import ceil_div
-from pad_kernels.backends.triton.scores import is_last, reduce_batch, reduction_buffers, unfinished
+from pad_kernels.backends.triton.memory import Buffer, operand
+from pad_kernels.backends.triton.scores import is_last, reduce_batch, unfinished
 from pad_kernels.inputs import REDUCTIONS, Gradients, Needed, Pooled, PoolingInputs
 
 
@@ -115,43 +118,47 @@ def gradient_kernel(
         )  # fmt: skip
 
 
-def distance(inputs: PoolingInputs, finished, reduction=None):
-    """Differences [B, D] of the weighted means, and the sums of the weights [B, 2]; then the distances [B], or with a
-    reduction the loss and its grad_scale. finished: as in `Outcome`."""
-    speech, text = rows(inputs.speech), rows(inputs.text)
+class Means(NamedTuple):
+    """What is pooled: the embeddings, their rows contiguous, and the weights of their rows."""
+
+    speech: Tensor
+    text: Tensor
+    frame_weights: Buffer
+    token_weights: Buffer
+
+
+class Distance(NamedTuple):
+    """What the kernel writes, in its order: None for what is not asked for."""
+
+    difference: Buffer  # [B, D] of the weighted means
+    totals: Buffer  # [B, 2]: the sums of the weights
+    distance: Buffer  # [B]
+    counts: Buffer | None = None
+    finished: Buffer | None = None  # as in `Outcome`
+    loss: Buffer | None = None
+    grad_scale: Buffer | None = None
+
+
+def distance(means: Means, found: Distance, reduction="none"):
+    """Fill what is to be found of an utterance's two means, and with a loss what is to be found of the batch."""
+    speech, text = means.speech, means.text
     batch, frames, width = speech.shape
-    found = torch.empty(batch, width, dtype=torch.float32, device=speech.device)
-    totals = torch.empty(batch, 2, dtype=torch.float32, device=speech.device)
-    counts = loss = grad_scale = None
-    if reduction is None:
-        distances = torch.empty(batch, dtype=torch.float32, device=speech.device)
-    else:
-        distances, counts, loss, grad_scale = reduction_buffers(batch, reduction, speech.device)
     blocks = configurations.by_itemsize(configurations.POOL_ROWS, speech.dtype)
     whole = configurations.POOL_DISTANCE
     steps = ceil_div(width, blocks.width)
-    if batch:
-        launch(
-            distance_kernel, batch * steps, speech, text, *weights_of(inputs), found, totals,
-            distances, counts, finished, loss, grad_scale,
-            *speech.stride()[:2], *text.stride()[:2], batch, frames, text.shape[1], width, steps,
-            REDUCTIONS.index(reduction or "none"), ROWS=blocks.units, WIDTH=blocks.width, STAGES=blocks.stages,
-            COLUMNS=whole.width, BATCH=whole.group,
-            warps=blocks.warps, stages=blocks.stages, registers=blocks.registers,
-        )  # fmt: skip
-    return (found, totals, distances) if reduction is None else (found, totals, loss, grad_scale)
+    launch(
+        distance_kernel, speech.device, batch * steps, operand(speech), operand(text), means.frame_weights,
+        means.token_weights, *found, *speech.stride()[:2], *text.stride()[:2], batch, frames, text.shape[1], width,
+        steps, REDUCTIONS.index(reduction), ROWS=blocks.units, WIDTH=blocks.width, STAGES=blocks.stages,
+        COLUMNS=whole.width, BATCH=whole.group,
+        warps=blocks.warps, stages=blocks.stages, registers=blocks.registers,
+    )  # fmt: skip
 
 
-def weights_of(inputs: PoolingInputs):
-    """The weights of frames and tokens as the kernels read them."""
-    return inputs.frame_weights.contiguous(), inputs.token_weights.contiguous()
-
-
-def gradients(upstream, grad_scale, inputs: PoolingInputs, found, totals, needed: Needed) -> Gradients:
+def gradients(upstream, grad_scale, means: Means, difference, totals, needed: Needed) -> Gradients:
     """Gradients of speech and text, each empty unless needed; `upstream`: a scalar or [B]."""
-    batch, width = found.shape
-    frames, tokens = inputs.speech.shape[1], inputs.text.shape[1]
-    dtype, device = inputs.speech.dtype, found.device
+    (batch, frames, width), tokens, device = means.speech.shape, means.text.shape[1], means.speech.device
+    dtype = means.speech.dtype
     grad_speech = torch.empty((batch, frames, width) if needed.speech else 0, dtype=dtype, device=device)
     grad_text = torch.empty((batch, tokens, width) if needed.text else 0, dtype=dtype, device=device)
     blocks = configurations.POOL_GRADIENT
@@ -160,19 +167,33 @@ def gradients(upstream, grad_scale, inputs: PoolingInputs, found, totals, needed
     steps = ceil_div(width, blocks.width)
     if batch * tiles:
         launch(
-            gradient_kernel, batch * tiles * steps, upstream, upstream.stride(0) if upstream.dim() else 0, grad_scale,
-            found, totals, *weights_of(inputs), grad_speech, grad_text, frames, tokens, width,
+            gradient_kernel, device, batch * tiles * steps, operand(upstream),
+            upstream.stride(0) if upstream.dim() else 0, grad_scale, difference, totals, means.frame_weights,
+            means.token_weights, operand(grad_speech), operand(grad_text), frames, tokens, width,
             frame_tiles, tiles, steps, ROWS=blocks.units, WIDTH=blocks.width, warps=blocks.warps, stages=blocks.stages,
         )  # fmt: skip
     return grad_speech, grad_text
 
 
+def means_of(inputs: PoolingInputs) -> Means:
+    """The inputs as the kernels read them."""
+    weights = inputs.frame_weights.contiguous(), inputs.token_weights.contiguous()
+    return Means(rows(inputs.speech), rows(inputs.text), *map(operand, weights))
+
+
 def pooled_distance_forward(inputs: PoolingInputs) -> Pooled:
     """Distances [B] of the weighted means, their differences [B, D], and the sums of the weights [B, 2]."""
-    found, totals, distances = distance(inputs, unfinished(inputs.speech.shape[0], inputs.speech.device))
-    return Pooled(distances, found, totals)
+    (batch, _, width), device = inputs.speech.shape, inputs.speech.device
+    shapes = (batch,), (batch, width), (batch, 2)
+    pooled = Pooled(*(torch.empty(shape, dtype=torch.float32, device=device) for shape in shapes))
+    if batch:
+        distances, difference, totals = map(operand, pooled)
+        finished = operand(unfinished(batch, device))
+        distance(means_of(inputs), Distance(difference, totals, distances, finished=finished))
+    return pooled
 
 
 def pooled_distance_backward(grad: Tensor, inputs: PoolingInputs, saved: Pooled, needed: Needed) -> Gradients:
     """Gradients p_i sign(difference) grad of speech and -q_j sign(difference) grad of text."""
-    return gradients(grad, None, inputs, saved.difference.contiguous(), saved.totals.contiguous(), needed)
+    kept = operand(saved.difference.contiguous()), operand(saved.totals.contiguous())
+    return gradients(grad, None, means_of(inputs), *kept, needed)

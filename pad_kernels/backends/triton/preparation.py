@@ -9,12 +9,11 @@ from typing import NamedTuple
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from pad_kernels.backends.triton import configurations
 from pad_kernels.backends.triton.common import NO_UNIT, launch
-from pad_kernels.inputs import LossRequest, LossWeights, SpanInputs
-from pad_kernels.ops.weights import MASKED_IN_SPANS
+from pad_kernels.backends.triton.memory import Buffer, allocate, operand
+from pad_kernels.inputs import LossRequest, SpanInputs
 
 
 @triton.jit
@@ -196,96 +195,84 @@ def prepare_kernel(
 
 
 class Preparation(NamedTuple):
-    """What an utterance's weights and spans are made of; the kernel's tensors, None where there is none."""
+    """What an utterance's weights and spans are made of, in the order of the kernel; None where there is none."""
 
-    batch: int
-    frames: int
-    tokens: int
-    speech_mask: Tensor | None
-    speech_prior: Tensor | None
-    text_mask: Tensor | None = None
-    text_prior: Tensor | None = None
-    frame_weights: Tensor | None = None  # out
-    token_weights: Tensor | None = None  # out
-    finished: Tensor | None = None  # out: zeros [1 + B]
-    masked: float = 0.0  # the weight of a masked frame
+    speech_mask: Buffer | None
+    speech_prior: Buffer | None
+    text_mask: Buffer | None = None
+    text_prior: Buffer | None = None
+    num_tokens: Buffer | None = None  # None: the real ones
+    num_anchors: Buffer | None = None  # None: one number for all
+    xi: Buffer | None = None
+    frame_weights: Buffer | None = None  # out
+    token_weights: Buffer | None = None  # out
+    start: Buffer | None = None  # out
+    end: Buffer | None = None  # out
+    scratch: Buffer | None = None  # float32 [B, M], of anchors other than topk
+    finished: Buffer | None = None  # out: zeros [1 + B]
+
+
+class Choice(NamedTuple):
+    """How spans are chosen."""
+
     anchors: str | None = None  # None: no spans
     scales: tuple[float, ...] = ()
-    num_tokens: Tensor | None = None  # None: the real ones
-    num_anchors: Tensor | int | None = None  # None: the tokens
-    max_anchors: int = 0
-    xi: Tensor | None = None
+    room: int = 0  # for anchors of an utterance
+    count: int = -1  # of anchors of every utterance; -1: as many as it has tokens, or what num_anchors says
 
 
-def as_bytes(mask):
-    """A mask as the kernel reads it."""
-    return None if mask is None else mask.contiguous().view(torch.uint8)
+def contiguous(tensor, dtype=None):
+    """A tensor as the kernel reads it."""
+    return None if tensor is None else operand(tensor.contiguous(), dtype)
 
 
-def contiguous(value):
-    return None if value is None else value.detach().contiguous()
+def scratch_of(choice: Choice, batch, frames):
+    """What the kernel wants of scratch memory, as `layout` takes it."""
+    return None if choice.anchors in (None, "topk") else (torch.float32, batch, frames)
 
 
-def run(given: Preparation, device):
-    """Launch the preparation; start and end [B, max_anchors * len(scales)] where anchors are asked for, else None."""
-    start = end = scratch = None
-    if given.anchors is not None:
-        units = given.max_anchors * len(given.scales)
-        start, end = torch.empty(2, given.batch, units, dtype=torch.int32, device=device)
-        if given.anchors != "topk":
-            scratch = torch.empty(given.batch, given.frames, dtype=torch.float32, device=device)
-    anchors = given.num_anchors
+def prepare(given: Preparation, choice: Choice, device, batch, frames, tokens, masked=0.0):
+    """Launch the preparation; `masked`: the weight of a masked frame."""
     blocks = configurations.PREPARE
     launch(
-        prepare_kernel, given.batch, as_bytes(given.speech_mask), contiguous(given.speech_prior),
-        as_bytes(given.text_mask), contiguous(given.text_prior), contiguous(given.num_tokens),
-        contiguous(anchors) if isinstance(anchors, Tensor) else None, contiguous(given.xi), given.frame_weights,
-        given.token_weights, start, end, scratch, given.finished, given.frames, given.tokens, given.max_anchors,
-        anchors if isinstance(anchors, int) else -1,
-        MASKED=given.masked, ANCHORS=given.anchors, SCALES=tuple(given.scales), BLOCK=blocks.width,
+        prepare_kernel, device, batch, *given, frames, tokens, choice.room, choice.count,
+        MASKED=masked, ANCHORS=choice.anchors, SCALES=choice.scales, BLOCK=blocks.width,
         enable_fp_fusion=False,  # widths of spans round as the reference does
         warps=blocks.warps, stages=blocks.stages,
     )  # fmt: skip
-    return start, end
 
 
-def loss_weights(request: LossRequest) -> LossWeights | None:
-    """Weights and spans of a loss in one launch; None where there is nothing, or the anchors' number is a tensor."""
-    speech, text, selection = request.speech, request.text, request.selection
-    batch, frames = speech.values.shape[:2]
-    tokens, device = text.values.shape[1], speech.values.device
-    wanted = None if selection is None else selection.num_anchors
-    if batch * frames * tokens == 0 or isinstance(wanted, Tensor) or wanted == 0:
-        return None
-    memory = torch.empty(batch * (frames + tokens + 1) + 1, dtype=torch.float32, device=device)
-    frame_weights = memory[: batch * frames].view(batch, frames)
-    token_weights = memory[batch * frames : batch * (frames + tokens)].view(batch, tokens)
-    finished = memory[-1 - batch :].view(torch.int32)
-    given = Preparation(
-        batch, frames, tokens, speech.mask, speech.prior, text.mask, text.prior, frame_weights, token_weights,
-        finished, MASKED_IN_SPANS if request.in_spans else 0.0,
-    )  # fmt: skip
-    spans = request.spans or (None, None)
-    if selection is not None:
-        # Without a prior there is nothing to choose anchors by.
-        anchors = "stride" if speech.prior is None else selection.anchors
-        given = given._replace(
-            anchors=anchors, scales=tuple(selection.scales), num_anchors=wanted,
-            max_anchors=tokens if wanted is None else wanted,
-        )  # fmt: skip
-    chosen = run(given, device)
-    return LossWeights(frame_weights, token_weights, *(chosen if selection is not None else spans), finished)
+def choice_of(request: LossRequest) -> Choice:
+    """How the spans of a loss are chosen, whose number of anchors is known."""
+    selection = request.selection
+    if selection is None:
+        return Choice()
+    wanted = selection.num_anchors
+    # Without a prior there is nothing to choose anchors by.
+    anchors = "stride" if request.speech.prior is None else selection.anchors
+    tokens = request.text.values.shape[1]
+    return Choice(
+        anchors, tuple(selection.scales), tokens if wanted is None else wanted, -1 if wanted is None else wanted
+    )
 
 
 def select_spans(inputs: SpanInputs):
     """Start and end [B, max_anchors * len(scales)] int32 of the spans around each anchor frame."""
-    prior = inputs.frame_prior
+    prior, device = inputs.frame_prior, inputs.frame_prior.device
     batch, frames = prior.shape
+    wanted = inputs.num_anchors
+    one_for_all = isinstance(wanted, int)
+    choice = Choice(inputs.anchors, tuple(inputs.scales), inputs.max_anchors, wanted if one_for_all else -1)
+    shape = batch, choice.room * len(choice.scales)
     if batch * frames * inputs.max_anchors == 0:
-        empty = torch.zeros(batch, inputs.max_anchors * len(inputs.scales), dtype=torch.int32, device=prior.device)
-        return empty, empty.clone()
+        start, end = (torch.zeros(shape, dtype=torch.int32, device=device) for _ in range(2))
+        return start, end
+    start, end = (torch.empty(shape, dtype=torch.int32, device=device) for _ in range(2))
+    (scratch,) = allocate(device, scratch_of(choice, batch, frames))
     given = Preparation(
-        batch, frames, 0, inputs.frame_mask, prior, anchors=inputs.anchors, scales=tuple(inputs.scales),
-        num_tokens=inputs.num_tokens, num_anchors=inputs.num_anchors, max_anchors=inputs.max_anchors, xi=inputs.xi,
+        contiguous(inputs.frame_mask, torch.uint8), contiguous(prior), num_tokens=contiguous(inputs.num_tokens),
+        num_anchors=None if one_for_all else contiguous(wanted), xi=contiguous(inputs.xi),
+        start=operand(start), end=operand(end), scratch=scratch,
     )  # fmt: skip
-    return run(given, prior.device)
+    prepare(given, choice, device, batch, frames, tokens=0)
+    return start, end

@@ -25,34 +25,53 @@ from pad_kernels.backends.triton.common import (
     strides_in_eights,
 )  # fmt: skip
 from pad_kernels.backends.triton.configurations import ceil_div, round_up
+from pad_kernels.backends.triton.memory import Buffer, Layout, allocate, layout, operand
 from pad_kernels.backends.triton.pooled_units import pool_units
 from pad_kernels.inputs import REDUCTIONS, AlignmentInputs, Saved
 
 MEAN, NONE = (tl.constexpr(REDUCTIONS.index(name)) for name in ("mean", "none"))
 
 
+class Sides(NamedTuple):
+    """What is aligned: the embeddings, their rows contiguous, and what a kernel reads of the rest."""
+
+    speech: Tensor
+    text: Tensor
+    frame_prior: Buffer
+    token_weight: Buffer  # of the loss, or a mask as bytes
+    start: Buffer | None = None
+    end: Buffer | None = None
+    spans: int = 0  # of an utterance
+
+    @property
+    def units(self) -> int:
+        """Units of an utterance."""
+        return self.speech.shape[1] if self.start is None else self.spans
+
+
 class Scored(NamedTuple):
     """Units and what scoring them leaves for the backward pass; cosine is None unless kept."""
 
-    units: Tensor
-    unit_prior: Tensor
-    unit_weight: Tensor | None
-    unit_inverse: Tensor
-    text_inverse: Tensor
-    cosine: Tensor | None
+    units: Buffer
+    strides: tuple[int, int]  # of an utterance, and of a unit
+    unit_prior: Buffer
+    unit_weight: Buffer | None
+    unit_inverse: Buffer
+    text_inverse: Buffer
+    cosine: Buffer | None
 
 
 class Outcome(NamedTuple):
     """What merging the tiles of an utterance writes, in the order of `merge`; None for what is not asked for."""
 
-    similarity: Tensor | None = None
-    unit: Tensor | None = None
-    log_normalizer: Tensor | None = None
-    distance: Tensor | None = None
-    counts: Tensor | None = None
-    finished: Tensor | None = None  # zeros [1 + B] int32: utterances, and tiles of each utterance, that have ended
-    loss: Tensor | None = None
-    grad_scale: Tensor | None = None
+    similarity: Buffer | None = None
+    unit: Buffer | None = None
+    log_normalizer: Buffer | None = None
+    distance: Buffer | None = None
+    counts: Buffer | None = None
+    finished: Buffer | None = None  # zeros [1 + B] int32: utterances, and tiles of each utterance, that have ended
+    loss: Buffer | None = None
+    grad_scale: Buffer | None = None
 
 
 NOTHING = Outcome()
@@ -237,61 +256,59 @@ def score_kernel(
             )  # fmt: skip
 
 
-def score(speech, text, frame_prior, token_weight, start, end, temperature, keep, outcome=NOTHING, reduction="none"):
-    """Score all units against all tokens, and fill the outcome that is asked for; `keep`: the cosines [B, U, N] too,
-    for the backward pass."""
-    batch, tokens = text.shape[:2]
-    units, remainder, unit_prior, unit_weight = speech, None, frame_prior, None
-    if start is not None:
-        units, remainder, unit_prior, unit_weight = pool_units(speech, frame_prior, start, end)
-    count, width = units.shape[1:]
-    table = configurations.SCORE if start is None else configurations.SCORE_SPANS
-    blocks = configurations.by_tokens(table, speech.dtype, tokens)
+def kept_layout(sides: Sides, temperature, cosine) -> Layout:
+    """Room for what `Scored` has besides the embeddings themselves; `cosine`: for the cosines too."""
+    (batch, _, width), tokens, dtype = sides.speech.shape, sides.text.shape[1], sides.speech.dtype
+    count, float32 = sides.units, torch.float32
+    of_spans = sides.start is not None
+    kind = configurations.cosine_dtype(dtype, temperature)
+    return layout(
+        (dtype, batch, count, width) if of_spans else None,
+        (float32, batch, count) if of_spans else None,
+        (float32, batch, count) if of_spans else None,
+        (float32, batch, count),
+        (float32, batch, tokens),
+        (kind, batch, count, round_up(tokens, 16)) if cosine else None,
+    )
+
+
+def scored_in(memory: Tensor, room: Layout, sides: Sides) -> Scored:
+    """What `score` has left in that memory."""
+    units, unit_prior, unit_weight, *others = room.buffers(memory)
+    if sides.start is None:
+        return Scored(operand(sides.speech), sides.speech.stride()[:2], sides.frame_prior, None, *others)
+    width = sides.speech.shape[2]
+    return Scored(units, (sides.units * width, width), unit_prior, unit_weight, *others)
+
+
+def score(sides: Sides, scored: Scored, temperature, outcome=NOTHING, reduction="none"):
+    """Score all units against all tokens, and fill `scored` and the outcome that is asked for."""
+    speech, text = sides.speech, sides.text
+    (batch, tokens, width), count, device = text.shape, sides.units, text.device
+    blocks = configurations.by_tokens(
+        configurations.SCORE if sides.start is None else configurations.SCORE_SPANS, speech.dtype, tokens
+    )
     merged = configurations.MERGE
     token_tiles, unit_tiles = ceil_div(tokens, blocks.tokens), ceil_div(count, blocks.units)
-    hard = temperature == 0
-
-    def empty(*shape, dtype=torch.float32):
-        return torch.empty(shape, dtype=dtype, device=speech.device)
-
-    token_pitch = round_up(tokens, 16)
-    kept = None
-    if keep:
-        kept = empty(batch, count, token_pitch, dtype=configurations.cosine_dtype(speech.dtype, temperature))
-    unit_inverse, text_inverse = empty(batch, count), empty(batch, tokens)
-    shape = batch, unit_tiles, tokens
-    highest, best = empty(*shape), empty(*shape, dtype=torch.int32)
-    total, weighted = (None, None) if hard else (empty(*shape), empty(*shape))
+    hard, spans_in_halves = temperature == 0, sides.start is not None and speech.dtype != torch.float32
+    state = torch.float32, batch, unit_tiles, tokens
+    highest, best, total, weighted, remainder = allocate(
+        device, state, (torch.int32, *state[1:]), None if hard else state, None if hard else state,
+        (speech.dtype, batch, count, width) if spans_in_halves else None,
+    )  # fmt: skip
+    if sides.start is not None:
+        pool_units(sides, scored, remainder)
     launch(
-        score_kernel, batch * token_tiles * unit_tiles,
-        units, remainder, text, unit_prior, token_weight, unit_inverse, text_inverse, kept,
-        highest, total, weighted, best, *outcome, *units.stride()[:2], *text.stride()[:2],
-        batch, count, tokens, width, token_pitch, token_tiles, unit_tiles, REDUCTIONS.index(reduction),
+        score_kernel, device, batch * token_tiles * unit_tiles,
+        scored.units, remainder, operand(text), scored.unit_prior, sides.token_weight, scored.unit_inverse,
+        scored.text_inverse, scored.cosine, highest, total, weighted, best, *outcome,
+        *scored.strides, *text.stride()[:2],
+        batch, count, tokens, width, round_up(tokens, 16), token_tiles, unit_tiles, REDUCTIONS.index(reduction),
         0.0 if hard else 1 / temperature, 1.0,
         HARD=hard, TOKENS=blocks.tokens, UNITS=blocks.units, WIDTH=blocks.width, PRECISION=PRECISION,
         MERGED_TOKENS=merged.tokens, TILES=merged.units, BATCH=merged.group,
         warps=blocks.warps, stages=blocks.stages, registers=blocks.registers,
     )  # fmt: skip
-    return Scored(units, unit_prior, unit_weight, unit_inverse, text_inverse, kept)
-
-
-def outcome(text, finished, reduction=None):
-    """An outcome to be filled: of each token [B, N], and with a reduction the loss and its grad_scale."""
-    (batch, tokens), device = text.shape[:2], text.device
-    similarity, log_normalizer = torch.empty(2, batch, tokens, dtype=torch.float32, device=device)
-    unit = torch.empty(batch, tokens, dtype=torch.int64, device=device)
-    distance = counts = loss = grad_scale = None
-    if reduction is not None:
-        distance, counts, loss, grad_scale = reduction_buffers(batch, reduction, device)
-    return Outcome(similarity, unit, log_normalizer, distance, counts, finished, loss, grad_scale)
-
-
-def reduction_buffers(batch, reduction, device):
-    """Distances, counts, loss and grad_scale, which `reduce_batch` writes; unreduced, the loss is the distances."""
-    distance = torch.empty(batch, dtype=torch.float32, device=device)
-    loss, grad_scale = torch.empty(2, dtype=torch.float32, device=device)
-    counts = torch.empty(batch, dtype=torch.int32, device=device)
-    return distance, counts, distance if reduction == "none" else loss, grad_scale
 
 
 def unfinished(batch, device):
@@ -301,14 +318,17 @@ def unfinished(batch, device):
 
 def alignment_forward(inputs: AlignmentInputs) -> Saved:
     """Similarity, best unit and log-normaliser of each token."""
-    text = inputs.text
-    if is_empty(inputs.speech, text, inputs.start):
-        similarity = torch.zeros(text.shape[:2], dtype=torch.float32, device=text.device)
+    (batch, tokens), device = inputs.text.shape[:2], inputs.text.device
+    if is_empty(inputs.speech, inputs.text, inputs.start):
+        similarity = torch.zeros(batch, tokens, dtype=torch.float32, device=device)
         return Saved(similarity, torch.full_like(similarity, -1, dtype=torch.int64), torch.zeros_like(similarity))
-    inputs = as_read(inputs)
-    filled = outcome(text, unfinished(text.shape[0], text.device))
-    score(*inputs, keep=False, outcome=filled)
-    return Saved(*filled[:3])
+    sides = sides_of(inputs)
+    dtypes = torch.float32, torch.int64, torch.float32
+    saved = Saved(*(torch.empty(batch, tokens, dtype=dtype, device=device) for dtype in dtypes))
+    outcome = Outcome(*map(operand, saved), finished=operand(unfinished(batch, device)))
+    room = kept_layout(sides, inputs.temperature, cosine=False)
+    score(sides, scored_in(room.allocate(device), room, sides), inputs.temperature, outcome)
+    return saved
 
 
 def is_empty(speech, text, start):
@@ -316,9 +336,11 @@ def is_empty(speech, text, start):
     return text.shape[0] * text.shape[1] * speech.shape[1] == 0 or start is not None and start.shape[1] == 0
 
 
-def as_read(inputs: AlignmentInputs) -> AlignmentInputs:
-    """The tensors as the kernels read them: what they are not already is copied; the mask as bytes."""
+def sides_of(inputs: AlignmentInputs) -> Sides:
+    """The tensors as the kernels read them: what they are not already is copied."""
     start, end = (None if bound is None else bound.contiguous() for bound in (inputs.start, inputs.end))
-    mask = inputs.token_mask.contiguous().view(torch.uint8)
     prior = inputs.frame_prior.to(torch.float32).contiguous()
-    return AlignmentInputs(rows(inputs.speech), rows(inputs.text), prior, mask, start, end, inputs.temperature)
+    return Sides(
+        rows(inputs.speech), rows(inputs.text), operand(prior), operand(inputs.token_mask.contiguous(), torch.uint8),
+        operand(start), operand(end), 0 if start is None else start.shape[1],
+    )  # fmt: skip

@@ -11,6 +11,7 @@ import triton.language as tl
 from pad_kernels.backends.triton import configurations
 from pad_kernels.backends.triton.common import PRECISION, launch, load_rows, product, rows
 from pad_kernels.backends.triton.configurations import ceil_div
+from pad_kernels.backends.triton.memory import allocate, operand
 
 
 @triton.jit
@@ -96,15 +97,14 @@ def normalizer_kernel(
     tl.store(normalizer + place, found, mask=row < length)
 
 
-@triton.jit(do_not_specialize=["length", "tiles"])
+@triton.jit(do_not_specialize=["length", "tiles", "normalizer_batch", "normalizer_head", "normalizer_row"])
 def column_kernel(
-    query, key, mask, normalizer, sums,
+    query, key, mask, normalizer, sums, normalizer_batch, normalizer_head, normalizer_row,
     query_batch, query_head, query_row, key_batch, key_head, key_row, length, width, heads, tiles, scale, factor,
     OWN: tl.constexpr, OTHER: tl.constexpr, WIDTH: tl.constexpr, WHOLE: tl.constexpr, COUNT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Sum over the real queries of 2^(scale q k - factor normalizer), for a tile of keys; the normaliser of the other
-    queries is infinite."""
+    """Sum over the real queries of 2^(scale q k - factor normalizer), for a tile of keys."""
     program = tl.program_id(0)
     column = program % tiles * OWN + tl.arange(0, OWN)
     head = (program // tiles % heads).to(tl.int64)
@@ -112,7 +112,7 @@ def column_kernel(
     query += utterance * query_batch + head * query_head
     key += utterance * key_batch + head * key_head
     mask += utterance * length
-    place = (utterance * heads + head) * length
+    normalizer += utterance * normalizer_batch + head * normalizer_head
     real = tl.load(mask + column, mask=column < length, other=0) != 0
     found = tl.zeros([OWN], tl.float32)
     past = 0
@@ -122,7 +122,8 @@ def column_kernel(
     for first in range(0, past, OTHER):
         row = first + tl.arange(0, OTHER)
         present = tl.load(mask + row, mask=row < length, other=0) != 0
-        normal = tl.load(normalizer + place + row, mask=row < length, other=float("inf"))
+        # A row that does not count has an infinite normaliser.
+        normal = tl.load(normalizer + row.to(tl.int64) * normalizer_row, mask=present, other=float("inf"))
         score = scores(
             own,
             key,
@@ -140,11 +141,11 @@ def column_kernel(
             WHOLE,
             PRECISION,
         )
-        # A row that does not count has an infinite normaliser.
-        exponent = score * scale - (normal * factor)[None, :]
+        exponent = score * scale - (normal.to(tl.float32) * factor)[None, :]
         # No score is above its row's normaliser, but for rounding, which large scores would magnify without end.
         found += tl.sum(tl.exp2(tl.minimum(exponent, 0.0, propagate_nan=tl.PropagateNan.ALL)), 1)
-    tl.store(sums + place + column, tl.where(real, found, 0.0), mask=column < length)
+    place = (utterance * heads + head) * length + column
+    tl.store(sums + place, tl.where(real, found, 0.0), mask=column < length)
 
 
 @triton.jit
@@ -177,14 +178,12 @@ def normalize_kernel(sums, out, length, heads, HEADS: tl.constexpr, COUNT: tl.co
 
 def significance(query, key, mask, scale, lse):
     """Column sums [B, T] of softmax(q k^T scale) over the real rows, mean over heads, scaled to sum to 1."""
-    batch, heads, length, width = query.shape
-    out = torch.empty(batch, length, dtype=torch.float32, device=query.device)
+    (batch, heads, length, width), device = query.shape, query.device
+    out = torch.empty(batch, length, dtype=torch.float32, device=device)
     if out.numel() == 0:
         return out
     query, key = rows(query), rows(key)
-    if mask is None:
-        mask = torch.ones(batch, length, dtype=torch.bool, device=query.device)
-    mask = mask.contiguous().view(torch.uint8)
+    mask = torch.ones(batch, length, dtype=torch.bool, device=device) if mask is None else mask.contiguous()
     blocks = configurations.significance_blocks(query.dtype, width)
     tiles = ceil_div(length, blocks.units)
     strides = (*query.stride()[:3], *key.stride()[:3])
@@ -193,19 +192,21 @@ def significance(query, key, mask, scale, lse):
         OWN=blocks.units, OTHER=blocks.group, WIDTH=blocks.width, WHOLE=blocks.width >= width,
         COUNT=configurations.NORMALIZE.width, PRECISION=PRECISION, warps=blocks.warps, stages=blocks.stages,
     )  # fmt: skip
-    programs = batch * heads * tiles
-    scale, factor = scale / math.log(2), 1.0
-    if lse is None:
-        normalizer = torch.empty(batch, heads, length, dtype=torch.float32, device=query.device)
-        launch(normalizer_kernel, programs, query, key, mask, normalizer, *strides, *sizes, scale, **constants)
+    programs, shape = batch * heads * tiles, (torch.float32, batch, heads, length)
+    sums, normalizer = allocate(device, shape, shape if lse is None else None)
+    inputs = operand(query), operand(key), operand(mask, torch.uint8)
+    scale, factor, normalizer_strides = scale / math.log(2), 1.0, (heads * length, length, 1)
+    if normalizer is None:
+        normalizer, factor, normalizer_strides = operand(lse), 1 / math.log(2), lse.stride()
     else:
-        present = mask.view(torch.bool)[:, None]
-        normalizer, factor = torch.where(present, lse.to(torch.float32), math.inf).contiguous(), 1 / math.log(2)
-    sums = torch.empty(batch, heads, length, dtype=torch.float32, device=query.device)
-    launch(column_kernel, programs, query, key, mask, normalizer, sums, *strides, *sizes, scale, factor, **constants)
+        launch(normalizer_kernel, device, programs, *inputs, normalizer, *strides, *sizes, scale, **constants)
+    launch(
+        column_kernel, device, programs, *inputs, normalizer, sums, *normalizer_strides, *strides, *sizes, scale,
+        factor, **constants,
+    )  # fmt: skip
     blocks = configurations.NORMALIZE
     launch(
-        normalize_kernel, batch, sums, out, length, heads,
+        normalize_kernel, device, batch, sums, operand(out), length, heads,
         HEADS=blocks.units, COUNT=blocks.width, warps=blocks.warps, stages=blocks.stages,
     )  # fmt: skip
     return out

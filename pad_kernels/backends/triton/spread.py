@@ -1,12 +1,12 @@
 """From the gradient of the units to that of the frames: every frame gathers from the units that cover it."""
 
-import torch
 import triton
 import triton.language as tl
 
 from pad_kernels.backends.triton import configurations
 from pad_kernels.backends.triton.common import PRECISION, eights, launch, load_rows, load_span, narrowed, product
 from pad_kernels.backends.triton.configurations import ceil_div
+from pad_kernels.backends.triton.memory import operand
 
 
 @triton.jit(do_not_specialize=["frames", "units", "width", "frame_tiles", "steps"])
@@ -52,18 +52,14 @@ def spread_kernel(
                  mask=in_tile[:, None] & (column < width)[None, :])  # fmt: skip
 
 
-def spread_to_frames(grad_units, frame_prior, start, end, dtype):
-    """Gradient [B, M, D] of the frames in `dtype`, from that of the units [B, U, D] over the sum of their priors."""
-    batch, units, width = grad_units.shape
-    frames = frame_prior.shape[1]
-    blocks = configurations.by_itemsize(configurations.SPREAD, grad_units.dtype)
+def spread_to_frames(grad_units, sides, out):
+    """Fill the gradient [B, M, D] of the frames from that of the units [B, U, D] over the sum of their priors."""
+    batch, frames, width = out.shape
+    blocks = configurations.by_itemsize(configurations.SPREAD, grad_units.kind)
     frame_tiles, steps = ceil_div(frames, blocks.tokens), ceil_div(width, blocks.width * blocks.group)
-    out = torch.empty(batch, frames, width, dtype=dtype, device=grad_units.device)
     launch(
-        spread_kernel, batch * frame_tiles * steps,
-        grad_units, frame_prior, start, end, out, frames, units, width, frame_tiles, steps,
-        FRAMES=blocks.tokens, UNITS=blocks.units, WIDTH=blocks.width, GROUP=blocks.group, SCAN=configurations.SCAN,
-        PRECISION=PRECISION,
-        warps=blocks.warps, stages=blocks.stages,
+        spread_kernel, out.device, batch * frame_tiles * steps,
+        grad_units, sides.frame_prior, sides.start, sides.end, operand(out), frames, sides.units, width, frame_tiles,
+        steps, FRAMES=blocks.tokens, UNITS=blocks.units, WIDTH=blocks.width, GROUP=blocks.group,
+        SCAN=configurations.SCAN, PRECISION=PRECISION, warps=blocks.warps, stages=blocks.stages,
     )  # fmt: skip
-    return out

@@ -4,17 +4,18 @@ from typing import NamedTuple
 
 import triton
 import triton.language as tl
-from torch import Tensor
+
+from pad_kernels.backends.triton.memory import Buffer
 
 
 class TokenGradient(NamedTuple):
     """The gradient of each similarity: given [B, N], or upstream * -grad_scale * weight as the loss has it."""
 
-    given: Tensor | None
-    upstream: Tensor | None = None
+    given: Buffer | None
+    upstream: Buffer | None = None
     upstream_stride: int = 0
-    grad_scale: Tensor | None = None
-    weight: Tensor | None = None
+    grad_scale: Buffer | None = None
+    weight: Buffer | None = None
 
 
 @triton.jit

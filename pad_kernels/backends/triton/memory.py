@@ -1,0 +1,87 @@
+"""Operands of kernels: pointers of a type, many of them into one allocation, without a tensor for each.
+
+On the host an allocation, or a view, takes as long as a small kernel takes on the GPU.
+"""
+
+import functools
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+# Bytes: a buffer begins at a multiple of it.
+_STEP = 256
+
+
+class Part(NamedTuple):
+    """A place in an allocation."""
+
+    offset: int
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+
+class Layout(NamedTuple):
+    """The places of several buffers in one allocation, and its bytes."""
+
+    parts: tuple[Part | None, ...]
+    bytes: int
+
+    def allocate(self, device: torch.device) -> Tensor:
+        """Memory for all of them."""
+        return torch.empty(self.bytes, dtype=torch.uint8, device=device)
+
+    def buffers(self, memory: Tensor) -> "list[Buffer | None]":
+        """The buffers in that memory; None for what was not wanted."""
+        base = memory.data_ptr()
+        return [None if part is None else Buffer(base + part.offset, part.dtype, memory, part) for part in self.parts]
+
+
+class Buffer(NamedTuple):
+    """An operand of a kernel. `kind` is what it is compiled for: the dtype, in a tuple where the pointer is not aligned
+    to 16 bytes."""
+
+    pointer: int
+    kind: torch.dtype | tuple[torch.dtype]
+    memory: Tensor
+    part: Part | None = None  # None: all of `memory`, in the dtype that it is to be read as
+
+    def tensor(self) -> Tensor:
+        """The same memory as a tensor."""
+        if self.part is None:
+            dtype = self.kind if isinstance(self.kind, torch.dtype) else self.kind[0]
+            return self.memory if self.memory.dtype == dtype else self.memory.view(dtype)
+        offset, dtype, shape = self.part
+        bytes = math.prod(shape) * dtype.itemsize
+        return self.memory[offset : offset + bytes].view(dtype).view(shape)
+
+
+@functools.lru_cache(maxsize=4096)
+def layout(*wanted: tuple | None) -> Layout:
+    """Room for buffers of (dtype, *shape) each; None: for nothing."""
+    parts: list[Part | None] = []
+    offset = 0
+    for one in wanted:
+        if one is None:
+            parts.append(None)
+            continue
+        dtype, *shape = one
+        parts.append(Part(offset, dtype, tuple(shape)))
+        offset += -(-math.prod(shape) * dtype.itemsize // _STEP) * _STEP
+    return Layout(tuple(parts), offset)
+
+
+def allocate(device: torch.device, *wanted: tuple | None) -> "list[Buffer | None]":
+    """New buffers that live as long as one of them does."""
+    room = layout(*wanted)
+    return room.buffers(room.allocate(device))
+
+
+def operand(tensor: Tensor | None, dtype: torch.dtype | None = None) -> Buffer | None:
+    """A tensor as a kernel's operand, its elements read as `dtype`."""
+    if tensor is None:
+        return None
+    pointer = tensor.data_ptr()
+    kind = tensor.dtype if dtype is None else dtype
+    return Buffer(pointer, (kind,) if pointer & 15 else kind, tensor)
