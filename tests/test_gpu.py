@@ -118,6 +118,35 @@ def test_loss_against_the_reference(dtype, level):
         assert relative_error(value, correct) <= BAR[dtype]
 
 
+def misaligned(tensor):
+    """The same values one element further on in memory than an allocation begins."""
+    return torch.empty(tensor.numel() + 1, dtype=tensor.dtype, device=tensor.device)[1:].view(tensor.shape).copy_(tensor)
+
+
+@pytest.mark.parametrize("reduction", few(["mean", "none"]))
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("dtype", few([torch.float32, torch.bfloat16]), ids=lambda dtype: str(dtype)[6:])
+def test_a_kernel_started_again(dtype, level, reduction):
+    """What was compiled for one call serves others: of other sizes, masks, priors, strides and places in memory."""
+    shapes = [(2, 40, 5, 64), (1, 40, 5, 64), (2, 33, 1, 64), (3, 48, 16, 128), (1, 1, 1, 64)]
+    for shape in shapes[: times(len(shapes))] * 2:
+        for change in (lambda x: x, misaligned, lambda x: x.repeat_interleave(2, 1)[:, ::2]):
+            batch, frames, tokens, width = shape
+            speech, text, *sides = map(change, batch_of(frames, tokens, width, batch, dtype))
+            sides[3 if tokens % 2 else 2] = None
+            sides[1] = sides[1].long() if tokens == 5 else sides[1]
+
+            def loss_and_gradients(speech, text, backend):
+                speech, text = (x.detach().requires_grad_() for x in (speech, text))
+                loss = pad_loss(speech, text, *sides, level=level, reduction=reduction, backend=backend)
+                return loss, *torch.autograd.grad(loss.sum(), (speech, text))
+
+            found = loss_and_gradients(speech, text, "auto")
+            correct = loss_and_gradients(speech.double(), text.double(), "reference")
+            for one, other in zip(found, correct):
+                assert relative_error(one, other) <= BAR[dtype], shape
+
+
 @TEMPERATURES
 @SPANS
 def test_twenty_runs_give_the_same_bits(gpu, spans, temperature):

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pad_kernels import backends, checks
+from pad_kernels import backends, checks, torch_internals
 from pad_kernels.inputs import FLOATING, opmath_dtype
 from pad_kernels.ops import registration
 from pad_kernels.ops.weights import normalize
@@ -115,10 +115,10 @@ def significance(
     mask = checks.mask("mask", mask, (batch, length), query.device)
     lse = None if lse is None else lse.detach()
     scale = 1 / math.sqrt(width) if scale is None else checks.number("scale", scale)
-    found: Tensor = torch.ops.pad_kernels.significance.default(
-        query.detach(), key.detach(), mask, scale, lse, backend or ""
-    )
-    return found
+    run = _significance
+    if not torch_internals.can_bypass_dispatcher(query, key, mask, lse):
+        run = torch.ops.pad_kernels.significance.default
+    return run(query.detach(), key.detach(), mask, scale, lse, backend or "")
 
 
 def significance_from_attentions(attentions: Tensor | Sequence[Tensor], mask: Tensor | None = None) -> Tensor:

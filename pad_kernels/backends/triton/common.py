@@ -67,13 +67,6 @@ def narrowed(value, kind: tl.constexpr):
 _compiled: dict[tuple, tuple] = {}
 
 
-def _number_kind(number: int | float) -> int:
-    """What Triton may compile a kernel for of a number: that it is 1, a multiple of 16, or needs 64 bits."""
-    if number.__class__ is float:
-        return 0
-    return 1 + (number == 1) + 2 * (not number & 15) + 4 * (number >= 2**31)
-
-
 def launch(kernel, device, programs, *operands, warps, stages, registers=0, **constants):
     """Run `programs` programs on the device's current stream. operands: buffers, numbers and None; what is in
     `constants` is compiled into the kernel."""
@@ -90,7 +83,13 @@ def forget_compiled():
 
 
 def _launch(kernel, device, programs, operands, options, constants):
-    kinds = [x.kind if x.__class__ is Buffer else None if x is None else _number_kind(x) for x in operands]
+    # Of a whole number Triton may compile in that it is 1, a multiple of 16, or needs 64 bits.
+    kinds = [
+        x.kind if x.__class__ is Buffer
+        else (x == 1) + 2 * (not x & 15) + 4 * (x >= 2**31) if x.__class__ is int
+        else x.__class__
+        for x in operands
+    ]  # fmt: skip
     key = id(kernel), device, options, *constants.items(), *kinds
     found = _compiled.get(key)
     if found is not None:
