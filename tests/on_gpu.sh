@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # All that needs a GPU, in one run of at most LIMIT seconds: build, tests, benchmarks. A step that fails stops no other.
+# Tests run beside one another; what is timed, and what watches the memory of the GPU, runs alone.
 #   tests/on_gpu.sh [RESULTS]            results go to RESULTS (default: runs/gpu): at most 8 files, each step's at once
 #   tests/on_gpu.sh --dry-run [RESULTS]  every step on the CPU at tiny sizes: to find mistakes, not to measure
 # LIMIT=570       seconds for all; with less every step gets less, and the last ones are left out where time is up
-# STEPS="..."     some of: build triton info native losses significance training step compiled compile_tests soak
-#                 sanitizer
+# STEPS="..."     some of: build triton info native training compile_tests sanitizer losses significance step soak
+#                 compiled
 # WHEELS=FOLDER   wheels of what the machine lacks, where it has no package index
 # ARCH=90         what CUDA is compiled for (default: the GPU at hand)
 # PYTHON=python3  has torch, transformers, rich, pytest, hypothesis, pybind11; cmake, ninja and nvcc are on the PATH
@@ -38,11 +39,11 @@ export PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 OMP_NUM_THREADS=2 HF_HUB_OFF
 export TRITON_CACHE_DIR=$scratch/triton TORCHINDUCTOR_CACHE_DIR=$scratch/inductor OUTCOMES=$results/tests.json
 unset PAD_KERNELS_BACKEND TRITON_INTERPRET PYTEST_ADDOPTS
 device=cuda
-workers=14
+workers=(14 5)  # of a test step alone, and of one beside others
 threads=4
 if [ -n "$dry_run" ]; then
   device=dry-run
-  workers=2
+  workers=(2 2)
   threads=1
   export PAD_KERNELS_TEST_DEVICE=cpu OMP_NUM_THREADS=1
 fi
@@ -74,6 +75,22 @@ step() {
   note "$name" $((SECONDS - begin)) "$code"
 }
 
+# beside NAME SECONDS COMMAND...: a step that others run beside; `together` waits for all of them
+beside() {
+  (log=$scratch/$1.log step "$@") > "$scratch/$1.out" &
+  jobs_beside+=("$!:$1")
+}
+jobs_beside=()
+together() {
+  local one
+  for one in "${jobs_beside[@]}"; do
+    wait "${one%%:*}"
+    cat "$scratch/${one#*:}.out"
+    cat "$scratch/${one#*:}.log" >> "$log" 2> /dev/null
+  done
+  jobs_beside=()
+}
+
 seconds_for() {  # seconds_for SECONDS REST: what a step of so many seconds has for its cases, the rest taken off
   local most left=$((limit - SECONDS - 4))
   most=$(scaled "$1")
@@ -94,7 +111,11 @@ if [ -n "$wheels" ]; then
 fi
 pytest=("$python" -m pytest -q --tb=short -p no:cacheprovider -p outcomes
   -c "$root/pyproject.toml" -o pythonpath= -o addopts=)
-if "$python" -c "import xdist" 2> /dev/null; then pytest+=(-n "$workers"); fi
+spread=()
+if "$python" -c "import xdist" 2> /dev/null; then spread=(-n); fi
+tests() {  # tests WORKERS MARKER ARGUMENTS...: the words of a command
+  words=("${pytest[@]}" ${spread[@]+"${spread[@]}" "$1"} -m "$2" "${@:3}")
+}
 "$python" - <<'PYTHON' 2>&1 | tee -a "$log"
 import importlib.util
 needed = "torch triton transformers rich pytest hypothesis xdist pybind11 soundfile soxr tyro accelerate safetensors yaml tqdm"
@@ -145,8 +166,9 @@ if wanted build; then
   build_job=$!
 fi
 
-quick=("${pytest[@]}" -m "gpu and not slow")
-step triton 110 "${interpreted[@]}" "${quick[@]}" "$root"/tests/test_gpu.py -k "triton or test_significance"
+quick="gpu and not slow"
+tests "${workers[0]}" "$quick" "$root"/tests/test_gpu.py -k "triton or test_significance"
+step triton 130 "${interpreted[@]}" "${words[@]}"
 
 if [ -n "$build_job" ]; then
   while kill -0 "$build_job" 2> /dev/null && [ "$SECONDS" -lt $((limit / 2)) ]; do sleep 0.5; done
@@ -158,8 +180,16 @@ elif compgen -G "$root/pad_kernels/_native*" > /dev/null; then
   cp "$root"/pad_kernels/_native* "$site/pad_kernels/"
 fi
 
-step info 40 "$python" -m pad_kernels.info --check
-step native 90 "${quick[@]}" "$root"/tests/test_gpu.py -k "not triton and not test_significance and not compiled"
+beside info 60 "$python" -m pad_kernels.info --check
+tests "${workers[1]}" "$quick" "$root"/tests/test_gpu.py -k "not triton and not test_significance and not compiled"
+beside native 120 "${words[@]}"
+tests "${workers[1]}" "$quick" "$root"/tests/test_pad_gpu.py
+beside training 110 "${words[@]}"
+tests "${workers[1]}" "$quick" "$root"/tests/test_gpu.py -k compiled
+beside compile_tests 110 "${words[@]}"
+tests 0 "gpu and slow" "$root"/tests/test_gpu.py -k sanitizer
+beside sanitizer 120 "${words[@]}"
+together
 
 directions=(forward forward+backward)
 dtypes=(bfloat16 float32)
@@ -167,28 +197,23 @@ levels=(token span global)
 modes=(hard soft)
 [ -z "$dry_run" ] || directions=(forward+backward) dtypes=(bfloat16) modes=(hard)
 bench=(--device "$device" --threads "$threads")
-step losses 95 "${interpreted[@]}" "$python" "$root"/benchmarks/align_bench.py "${bench[@]}" \
-  --output "$results/align.json" --seconds 0.4 --seconds-total "$(seconds_for 95 15)" \
+step losses 150 "${interpreted[@]}" "$python" "$root"/benchmarks/align_bench.py "${bench[@]}" \
+  --output "$results/align.json" --seconds 0.25 --seconds-total "$(seconds_for 150 8)" \
   --sizes gpu gpu-many gpu-long --dtypes "${dtypes[@]}" --directions "${directions[@]}" --levels "${levels[@]}" \
   --modes "${modes[@]}" --providers eager eager-scaled sdpa ours
-step significance 30 "${interpreted[@]}" "$python" "$root"/benchmarks/significance_bench.py "${bench[@]}" --seconds 0.8 \
-  --seconds-total "$(seconds_for 30 10)" --output "$results/significance.json"
-step training 50 "${quick[@]}" "$root"/tests/test_pad_gpu.py
-step step 55 "$python" "$root"/benchmarks/step_bench.py "${bench[@]}" --output "$results/step.json" \
-  --precision bfloat16 --rounds 3 --seconds 2 --seconds-total "$(seconds_for 55 20)" \
+step significance 40 "${interpreted[@]}" "$python" "$root"/benchmarks/significance_bench.py "${bench[@]}" --seconds 0.5 \
+  --seconds-total "$(seconds_for 40 10)" --output "$results/significance.json"
+step step 65 "$python" "$root"/benchmarks/step_bench.py "${bench[@]}" --output "$results/step.json" \
+  --precision bfloat16 --rounds 5 --seconds 4 --seconds-total "$(seconds_for 65 20)" \
   --cases "15 s x 32" "10 s x 4"
-levels=(span global token)  # the other packages, which tune themselves for long, come last
+tests 0 "gpu and slow" "$root"/tests/test_gpu.py -k "not sanitizer"
+step soak 60 "${interpreted[@]}" "${words[@]}"
+levels=(span token global)  # the other packages, which tune themselves for long, come last
 [ -z "$dry_run" ] || levels=(token)
 step compiled 90 "$python" "$root"/benchmarks/align_bench.py "${bench[@]}" --output "$results/compiled.json" \
   --seconds 0.3 --seconds-total "$(seconds_for 90 30)" --no-kernels --sizes gpu \
   --dtypes bfloat16 --directions forward+backward --levels "${levels[@]}" --modes "${modes[@]}" \
   --providers torch.compile ours late-interaction-kernels flash-maxsim
-step compile_tests 45 "${quick[@]}" "$root"/tests/test_gpu.py -k compiled
-# One after another: they look at the memory of the whole GPU.
-alone=()
-case " ${pytest[*]} " in *" -n "*) alone=(-n 0) ;; esac
-step soak 40 "${interpreted[@]}" "${pytest[@]}" "${alone[@]}" -m "gpu and slow" "$root"/tests/test_gpu.py -k "not sanitizer"
-step sanitizer 100 "${pytest[@]}" "${alone[@]}" -m "gpu and slow" "$root"/tests/test_gpu.py -k sanitizer
 
 say "== $SECONDS s"
 "$python" -m benchmarks.summary "$scratch/steps.tsv" "$results" 2>&1 | tee "$results/summary.txt"

@@ -120,7 +120,9 @@ def test_loss_against_the_reference(dtype, level):
 
 def misaligned(tensor):
     """The same values one element further on in memory than an allocation begins."""
-    return torch.empty(tensor.numel() + 1, dtype=tensor.dtype, device=tensor.device)[1:].view(tensor.shape).copy_(tensor)
+    return (
+        torch.empty(tensor.numel() + 1, dtype=tensor.dtype, device=tensor.device)[1:].view(tensor.shape).copy_(tensor)
+    )
 
 
 @pytest.mark.parametrize("reduction", few(["mean", "none"]))
@@ -136,7 +138,7 @@ def test_a_kernel_started_again(dtype, level, reduction):
             sides[3 if tokens % 2 else 2] = None
             sides[1] = sides[1].long() if tokens == 5 else sides[1]
 
-            def loss_and_gradients(speech, text, backend):
+            def loss_and_gradients(speech, text, backend, sides=sides):
                 speech, text = (x.detach().requires_grad_() for x in (speech, text))
                 loss = pad_loss(speech, text, *sides, level=level, reduction=reduction, backend=backend)
                 return loss, *torch.autograd.grad(loss.sum(), (speech, text))
@@ -248,6 +250,21 @@ def test_compute_sanitizer(tool):
     if not DRY_RUN and not Path(sanitizer).exists():
         pytest.skip("compute-sanitizer is not installed")
     under = [] if DRY_RUN else [sanitizer, "--tool", tool, "--error-exitcode", "7"]
-    tests = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", __file__, "-k", SANITIZED]
+    # Not the checkout but the package that runs here: its library is beside it.
+    as_here = ["-c", Path(__file__).parents[1] / "pyproject.toml", "-o", "pythonpath=", "-o", "addopts="]
+    tests = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        *as_here,
+        "-m",
+        "gpu",
+        "-p",
+        "no:cacheprovider",
+        __file__,
+        "-k",
+        SANITIZED,
+    ]
     done = subprocess.run([*under, *tests], capture_output=True, text=True)
     assert done.returncode == 0 and "passed" in done.stdout, done.stdout[-4000:]
