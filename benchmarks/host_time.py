@@ -1,7 +1,7 @@
 """Time of the host around a Triton call, and launches per call: `python -m benchmarks.host_time [--check]`.
 
-Needs triton, but no GPU: compiled kernels are replaced by a counter, and the tensors lie on the CPU. The time is that of
-Python and torch alone; what the driver takes to start a kernel is not in it.
+Needs triton, but no GPU: compiled kernels are replaced by a counter, and the tensors lie on the CPU. The time is that
+of Python and torch alone; what the driver takes to start a kernel is not in it.
 Launches are Triton kernels and operators of torch that run a kernel. Times are the fastest of many calls: the rest is
 what else the machine does.
 """

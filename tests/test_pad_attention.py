@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.attention import SDPBackend
 
 pytest.importorskip("transformers")
 
@@ -109,9 +110,10 @@ def test_double_backward_is_refused():
         first.sum().backward()
 
 
-def test_flash_attention_gives_the_log_sum_exp_where_no_mask_is(monkeypatch):
+@pytest.mark.parametrize("chosen", ["FLASH_ATTENTION", "CUDNN_ATTENTION"])
+def test_the_chosen_attention_gives_the_log_sum_exp_where_no_mask_is(chosen, monkeypatch):
     """On tensors of a GPU that is not there: shapes and dtypes alone."""
-    monkeypatch.setattr("pad.priors.attention._flash_serves", lambda *inputs: True)
+    monkeypatch.setattr("pad.priors.attention._chosen", lambda *inputs: getattr(SDPBackend, chosen))
     with FakeTensorMode():
         query, key, value = (torch.empty(2, 4, 50, 64, device="cuda", dtype=torch.bfloat16) for _ in range(3))
         output, normalizer = _attend(query, key, value, None, 0.1, 0.125)

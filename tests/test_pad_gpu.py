@@ -11,6 +11,7 @@ pytest.importorskip("soundfile")
 from audio_files import write_chapter  # noqa: E402
 from test_pad_distill import STUDENT, losses, save_teacher  # noqa: E402
 from test_pad_significance import from_maps, speech_batch, speech_model  # noqa: E402
+from torch.nn.attention import SDPBackend  # noqa: E402
 from transformers import BertConfig, BertModel, Wav2Vec2Config, Wav2Vec2Model  # noqa: E402
 
 from pad import record_significance  # noqa: E402
@@ -76,7 +77,9 @@ def test_gradients_are_those_of_the_model_alone(masked, width, heads):
 
 @pytest.mark.parametrize("dtype", few([torch.float16, torch.bfloat16]), ids=str)
 @pytest.mark.parametrize("masked", [True, False], ids=["masked", "unmasked"])
-def test_attention_in_half_precision_and_its_log_sum_exp(masked, dtype):
+@pytest.mark.parametrize("chosen", few(["CUDNN_ATTENTION", "EFFICIENT_ATTENTION", "FLASH_ATTENTION"]))
+def test_attention_in_half_precision_and_its_log_sum_exp(masked, dtype, chosen, monkeypatch):
+    monkeypatch.setattr("pad.priors.attention._chosen", lambda *inputs: getattr(SDPBackend, chosen))
     generator = torch.Generator().manual_seed(0)
     inputs = [torch.randn(2, 4, 50, 64, generator=generator).to(DEVICE, dtype).requires_grad_() for _ in range(3)]
     mask = (torch.arange(50) < torch.tensor([[50], [31]])).to(DEVICE)[:, None, None] if masked else None

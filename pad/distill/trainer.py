@@ -121,12 +121,18 @@ def batch_loss(model, batch, teacher: Teacher, objective: Objective):
     """(loss, student outputs) for one batch of the Collator; model: a student, or a StudentWithMap."""
     inputs, real_frames = batch["speech"], batch["frame_mask"]
     plain = getattr(model, "module", model)
-    text, text_prior = teacher(batch["text_ids"], batch["text_attention_mask"], batch["text_mask"])
+
+    def read():
+        return teacher(batch["text_ids"], batch["text_attention_mask"], batch["text_mask"])
+
     with objective.recording(model, real_frames) as record:
         if isinstance(plain, StudentWithMap):
+            text, text_prior = read()
             outputs, text = model(text, **inputs)
         else:
             outputs = model(**inputs)
+            # A GPU is busy with the student while the host goes through the teacher.
+            text, text_prior = read()
     speech = outputs.last_hidden_state
     speech_prior = None if record is None else record.prior()
     loss = objective(speech, text.to(speech.dtype), real_frames, batch["text_mask"], speech_prior, text_prior)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.attention import SDPBackend
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import bidirectional_mask_function, sdpa_mask
 
@@ -105,22 +106,29 @@ def _attend(query, key, value, mask, dropout, scale) -> tuple[Tensor, Tensor | N
             query, key, value, 0.0, False, attn_mask=bias, scale=scale
         )
     if query.device.type == "cuda" and query.shape[3] % 8 == 0 and query.dtype != torch.float64:
-        if mask is None and _flash_serves(query, key, value, dropout):
+        # Flash attention takes no mask, and cuDNN's is not asked to.
+        chosen = SDPBackend.EFFICIENT_ATTENTION if mask is not None else _chosen(query, key, value, dropout, scale)
+        if chosen == SDPBackend.FLASH_ATTENTION:
             output, normalizer, *_ = torch.ops.aten._scaled_dot_product_flash_attention(
                 query, key, value, dropout, scale=scale
             )
-            return output, normalizer
-        output, normalizer, *_ = torch.ops.aten._scaled_dot_product_efficient_attention(
-            query, key, value, _bias(mask, query), True, dropout, False, scale=scale
-        )
-        return output, normalizer[:, :, : query.shape[2]]
+        elif chosen == SDPBackend.CUDNN_ATTENTION:
+            output, normalizer, *_ = torch.ops.aten._scaled_dot_product_cudnn_attention(
+                query, key, value, None, True, dropout, scale=scale
+            )
+            normalizer = normalizer.squeeze(-1) if normalizer.dim() == 4 else normalizer
+        else:
+            output, normalizer, *_ = torch.ops.aten._scaled_dot_product_efficient_attention(
+                query, key, value, _bias(mask, query), True, dropout, False, scale=scale
+            )
+            normalizer = normalizer[:, :, : query.shape[2]]
+        return output, normalizer
     return functional.scaled_dot_product_attention(query, key, value, mask, dropout, scale=scale), None
 
 
-def _flash_serves(query: Tensor, key: Tensor, value: Tensor, dropout: float) -> bool:
-    """Whether torch would take flash attention, which takes no mask."""
-    parameters = torch.backends.cuda.SDPAParams(query, key, value, None, dropout, False, False)
-    return torch.backends.cuda.can_use_flash_attention(parameters)
+def _chosen(query: Tensor, key: Tensor, value: Tensor, dropout: float, scale: float) -> SDPBackend:
+    """The attention that torch itself would take without a mask."""
+    return SDPBackend(torch._fused_sdp_choice(query, key, value, None, dropout, False, scale=scale))
 
 
 def _bias(mask: Tensor | None, query: Tensor) -> Tensor | None:
