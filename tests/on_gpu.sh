@@ -8,6 +8,7 @@
 #                 compiled
 # WHEELS=FOLDER   wheels of what the machine lacks, where it has no package index
 # ARCH=90         what CUDA is compiled for (default: the GPU at hand)
+# TRITON_CACHE_DIR=FOLDER  kernels that Triton has compiled before (default: none)
 # PYTHON=python3  has torch, transformers, rich, pytest, hypothesis, pybind11; cmake, ninja and nvcc are on the PATH
 # Exit code: 0 all passed; 1 a step failed or ran out of time; 3 none did, but some were left out.
 # Nothing is installed, and nothing is written to the checkout.
@@ -36,7 +37,7 @@ cd "$scratch/here" || exit 2
 rm -f "$site"/pad_kernels/_native*
 export PYTHONPATH=$site:$root/tests:$root PATH=$(dirname "$python"):$PATH:/usr/local/cuda/bin
 export PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 OMP_NUM_THREADS=2 HF_HUB_OFFLINE=1 MPLBACKEND=Agg
-export TRITON_CACHE_DIR=$scratch/triton TORCHINDUCTOR_CACHE_DIR=$scratch/inductor OUTCOMES=$results/tests.json
+export TRITON_CACHE_DIR=${TRITON_CACHE_DIR:-$scratch/triton} TORCHINDUCTOR_CACHE_DIR=$scratch/inductor OUTCOMES=$results/tests.json
 unset PAD_KERNELS_BACKEND TRITON_INTERPRET PYTEST_ADDOPTS
 device=cuda
 workers=(14 5)  # of a test step alone, and of one beside others

@@ -34,28 +34,32 @@ SCORE = {
 }
 # Where units are spans there are fewer of them, and a second product for what rounding them left over.
 SCORE_SPANS = {
-    2: {16: Blocks(16, 64, 64, 4, 4, registers=255), 32: Blocks(32, 64, 64, 4, 4)},
-    4: {16: Blocks(16, 64, 16, 4, 5), 32: Blocks(32, 64, 16, 4, 5, registers=128)},
+    2: {16: Blocks(16, 64, 64, 4, 4, registers=255), 32: Blocks(32, 64, 64, 4, 4), 64: Blocks(64, 64, 64, 4, 4)},
+    4: {
+        16: Blocks(16, 64, 16, 4, 5),
+        32: Blocks(32, 64, 16, 4, 5, registers=128),
+        64: Blocks(64, 64, 16, 4, 4),
+    },
 }
 UNIT_GRADIENT = {
     2: {16: Blocks(16, 64, 64, 4, 1), 32: Blocks(32, 64, 64, 4, 1), 64: Blocks(64, 64, 64, 4, 1)},
-    4: {16: Blocks(16, 64, 64, 4, 1)},
+    4: {16: Blocks(16, 128, 64, 8, 1)},
 }
 TEXT_GRADIENT = {
     2: {16: Blocks(16, 64, 64, 2, 3), 32: Blocks(32, 64, 64, 4, 3), 64: Blocks(64, 128, 64, 4, 3)},
-    4: {16: Blocks(16, 32, 64, 4, 3), 32: Blocks(32, 32, 64, 4, 3), 64: Blocks(64, 32, 32, 4, 3)},
+    4: {16: Blocks(16, 32, 64, 4, 3), 32: Blocks(32, 32, 64, 4, 3)},
 }
 # By the bytes of an element. `group`: frames.
-POOL = {2: Blocks(0, 16, 256, 4, 5, 32), 4: Blocks(0, 16, 128, 8, 5, 32)}
+POOL = {2: Blocks(0, 16, 256, 4, 5, 32), 4: Blocks(0, 16, 128, 4, 4, 16)}
 # Rows of frames or tokens, `units`, for the global level.
-POOL_ROWS = {2: Blocks(0, 64, 64, 8, 3, registers=80), 4: Blocks(0, 32, 64, 4, 3)}
+POOL_ROWS = {2: Blocks(0, 64, 64, 4, 3), 4: Blocks(0, 32, 64, 4, 3)}
 # `tokens`: frames, `group`: steps of columns.
 SPREAD = {2: Blocks(32, 16, 128, 4, 1, 3), 4: Blocks(32, 16, 64, 4, 1, 4)}
 SCAN = 256
 # Kernels without a matrix product: one choice each. `group`: utterances.
-SOFT_WEIGHTS = Blocks(32, 32, 0, 4, 1, registers=168)
+SOFT_WEIGHTS = Blocks(32, 64, 0, 4, 1, registers=168)
 MERGE = Blocks(64, 16, 0, 0, 0, 128)
-HARD = Blocks(32, 8, 1024, 8, 1, registers=64)
+HARD = Blocks(32, 8, 1024, 4, 1)
 PREPARE = Blocks(0, 0, 1024, 8, 1)
 POOL_DISTANCE = Blocks(0, 0, 1024, 0, 0, 64)
 POOL_GRADIENT = Blocks(0, 16, 512, 4, 1)

@@ -97,9 +97,9 @@ def normalizer_kernel(
     tl.store(normalizer + place, found, mask=row < length)
 
 
-@triton.jit(do_not_specialize=["length", "tiles", "normalizer_batch", "normalizer_head", "normalizer_row"])
+@triton.jit(do_not_specialize=["length", "tiles", "pitch"])
 def column_kernel(
-    query, key, mask, normalizer, sums, normalizer_batch, normalizer_head, normalizer_row,
+    query, key, mask, normalizer, sums, pitch,
     query_batch, query_head, query_row, key_batch, key_head, key_row, length, width, heads, tiles, scale, factor,
     OWN: tl.constexpr, OTHER: tl.constexpr, WIDTH: tl.constexpr, WHOLE: tl.constexpr, COUNT: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -112,7 +112,7 @@ def column_kernel(
     query += utterance * query_batch + head * query_head
     key += utterance * key_batch + head * key_head
     mask += utterance * length
-    normalizer += utterance * normalizer_batch + head * normalizer_head
+    normalizer += (utterance * heads + head) * pitch
     real = tl.load(mask + column, mask=column < length, other=0) != 0
     found = tl.zeros([OWN], tl.float32)
     past = 0
@@ -123,7 +123,7 @@ def column_kernel(
         row = first + tl.arange(0, OTHER)
         present = tl.load(mask + row, mask=row < length, other=0) != 0
         # A row that does not count has an infinite normaliser.
-        normal = tl.load(normalizer + row.to(tl.int64) * normalizer_row, mask=present, other=float("inf"))
+        normal = tl.load(normalizer + row, mask=present, other=float("inf"))
         score = scores(
             own,
             key,
@@ -195,13 +195,17 @@ def significance(query, key, mask, scale, lse):
     programs, shape = batch * heads * tiles, (torch.float32, batch, heads, length)
     sums, normalizer = allocate(device, shape, shape if lse is None else None)
     inputs = operand(query), operand(key), operand(mask, torch.uint8)
-    scale, factor, normalizer_strides = scale / math.log(2), 1.0, (heads * length, length, 1)
+    scale, factor, pitch = scale / math.log(2), 1.0, length
     if normalizer is None:
-        normalizer, factor, normalizer_strides = operand(lse), 1 / math.log(2), lse.stride()
+        # An attention's own has rows of a length that suits it.
+        pitch, factor = lse.stride(1), 1 / math.log(2)
+        if lse.stride() != (heads * pitch, pitch, 1):
+            lse, pitch = lse.contiguous(), length
+        normalizer = operand(lse)
     else:
         launch(normalizer_kernel, device, programs, *inputs, normalizer, *strides, *sizes, scale, **constants)
     launch(
-        column_kernel, device, programs, *inputs, normalizer, sums, *normalizer_strides, *strides, *sizes, scale,
+        column_kernel, device, programs, *inputs, normalizer, sums, pitch, *strides, *sizes, scale,
         factor, **constants,
     )  # fmt: skip
     blocks = configurations.NORMALIZE
