@@ -93,12 +93,17 @@ def run(options: argparse.Namespace, scratch: Path) -> int:
         return status
     if options.output is None:
         return 0
-    measurements = measured.measured_calls()
+    measurements, there = measured.measured_calls(), measured.measured_chip()
     file = {
         "machine": machine.describe(accelerator.Cpu(), torch.get_num_threads()) | {"command": command(options)},
-        "model": content.of_model(chip, constants),
+        "model": content.of_model(chip, constants) | {"measured_chip": there.name},
         "calls": [
-            content.of_call(one, baseline.predict(call, chip, constants), measurements.get(call))
+            content.of_call(
+                one,
+                baseline.predict(call, chip, constants),
+                measurements.get(call),
+                prediction.predict(call, known[call], there, constants),
+            )  # fmt: skip
             for call, one in predicted.items()
         ],
         "native": native.kernels(scratch, options.jobs),

@@ -13,8 +13,8 @@ from benchmarks.gpu_static.recording import Launch
 TAKEN = ("registers", "spills", "stack", "shared")  # what a kernel takes of a chip
 
 
-def of_call(predicted: Predicted, eager: float | None, known: measured.Measured | None) -> dict:
-    """A call as plain data; times in us, bytes as such."""
+def of_call(predicted: Predicted, eager: float | None, known: measured.Measured | None, there: Predicted) -> dict:
+    """A call as plain data; times in us, bytes as such. there: as predicted for the chip that was measured."""
     call = predicted.call
     kernels = [of_kernel(*row) for row in predicted.rows]
     return {
@@ -26,6 +26,7 @@ def of_call(predicted: Predicted, eager: float | None, known: measured.Measured 
         "predicted_us": _rounded(predicted.microseconds),
         "eager_predicted_us": _rounded(eager),
         "measured_us": None if known is None else _rounded(known.whole),
+        "predicted_there_us": None if known is None else _rounded(there.microseconds),
         "kernels": kernels,
     }
 

@@ -18,22 +18,25 @@ def _shape(call: dict) -> str:
 
 
 def calls(content: dict) -> str:
-    """Every call: floor, predicted time, measured time where there is one, and eager PyTorch's predicted time."""
-    header = ["call", "launches", "floor, us", "predicted, us", "measured (earlier kernels), us", "eager, predicted us"]
+    """Every call: floor and predicted time on an H100, eager PyTorch's too; the times on the chip that was measured."""
+    chip = content["model"]["measured_chip"]
+    header = ["call", "launches", "floor, us", "predicted, us", "eager, predicted us"]
+    header += [f"{chip}: predicted, us", f"{chip}: measured, us"]
     parts = []
     for size, dtype in dict.fromkeys((one["call"]["size"], one["call"]["dtype"]) for one in content["calls"]):
         found = _calls(content, size, dtype)
         rows = []
         for one in found:
-            launches, times = one["launches"], ("floor_us", "predicted_us", "measured_us", "eager_predicted_us")
+            launches = one["launches"]
+            times = "floor_us", "predicted_us", "eager_predicted_us", "predicted_there_us", "measured_us"
             label = one["label"] + (f" ({_shape(one)})" if one["call"]["name"] == "significance" else "")
             counts = f"{launches['forward']} + {launches['backward']}"
             rows.append([label, counts, *(number(one[name]) for name in times)])
         parts.append(f"{_shape(found[0])} {dtype}, ragged 40-100 %:\n\n{table(header, rows)}")
     return "\n\n".join(parts) + (
-        "\n\nLaunches: of the forward + the backward pass, PyTorch's own included. Measured: GPU time of an earlier "
-        "set of kernels on an NVIDIA H100; at the span level with spans given, where the prediction includes their "
-        "choice. All else is predicted."
+        "\n\nLaunches: of the forward + the backward pass, PyTorch's own included. Floor and the first two "
+        f"predictions: for an H100. Measured: GPU time on an NVIDIA {chip}; at the span level with spans given, where "
+        "the prediction includes their choice. All else is predicted."
     )
 
 

@@ -33,7 +33,7 @@ def loss(known: dict[Call, Known], constants: model.Constants) -> float:
     """The mean error over the kernels, and how implausible the constants are."""
     values = asdict(constants)
     far = sum((math.log(values[name] / value) / width) ** 2 for name, (value, width) in PLAUSIBLE.items())
-    return measured.badness(measured.compare(known, model.Chip(), constants, whole=False)) + WEIGHT * far
+    return measured.badness(measured.compare(known, constants, whole=False)) + WEIGHT * far
 
 
 def fit(known: dict[Call, Known], start: model.Constants, seconds: float) -> model.Constants:
@@ -58,7 +58,9 @@ def fit(known: dict[Call, Known], start: model.Constants, seconds: float) -> mod
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], prog="python -m benchmarks.gpu_static.fit")
     parser.add_argument("--scratch", type=Path, required=True, help="where compiled and counted results are kept")
-    parser.add_argument("--seconds", type=float, default=600, help="of each fit, at most (default: 600)")
+    parser.add_argument(
+        "--seconds", type=float, default=600, help="of each fit, at most (default: 600); 0: compare the model as it is"
+    )
     parser.add_argument("--output", type=Path, default=results.FOLDER / "gpu_static_fit.json")
     options = parser.parse_args()
     known = prediction.gather(
@@ -67,15 +69,15 @@ def main() -> None:
     found = fit(known, model.Constants(), options.seconds)
     for name in PLAUSIBLE:
         print(f"    {name}: float = {getattr(found, name):.3g}")
-    compared = measured.compare(known, model.Chip(), found)
+    compared = measured.compare(known, found)
     print(content.of_errors(compared)["kernels"])
     described = machine.describe(accelerator.Cpu(), torch.get_num_threads())
     file = {"machine": described | {"command": "python -m benchmarks.gpu_static.fit"}}
-    results.write_json(options.output, file | content.of_fit(model.Chip(), found, compared))
+    results.write_json(options.output, file | content.of_fit(measured.measured_chip(), found, compared))
     for size in cases.SHAPES:
         others = {call: one for call, one in known.items() if call.size != size}
         left_out = {call: one for call, one in known.items() if call.size == size}
-        compared = measured.compare(left_out, model.Chip(), fit(others, found, options.seconds))
+        compared = measured.compare(left_out, fit(others, found, options.seconds))
         print(f"{size}, fitted to the others: {content.of_errors(compared)['kernels']}")
 
 

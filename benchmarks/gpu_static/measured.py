@@ -1,4 +1,4 @@
-"""Times measured on an H100 beside predicted ones."""
+"""Times measured on a GPU beside predicted ones."""
 
 import functools
 import math
@@ -44,6 +44,13 @@ def measured_calls(folder=results.FOLDER) -> dict[Call, Measured]:
     return found
 
 
+@functools.cache
+def measured_chip(folder=results.FOLDER) -> model.Chip:
+    """The chip that they were measured on."""
+    name = results.read_json(folder / FILES[0])["machine"]["gpu"]
+    return next(chip for known, chip in model.CHIPS.items() if known in name)
+
+
 @dataclass(frozen=True)
 class Compared:
     """One kernel of a call, or the whole call: measured and predicted us."""
@@ -59,9 +66,9 @@ class Compared:
         return self.predicted / self.measured - 1
 
 
-def compare(known: dict[Call, Known], chip: model.Chip, constants: model.Constants, whole: bool = True):
+def compare(known: dict[Call, Known], constants: model.Constants, whole: bool = True):
     """Each kernel and each call that was measured. A profile repeats the call, so that the caches are warm."""
-    found = []
+    found, chip = [], measured_chip()
     for call, measured in measured_calls().items():
         if call not in known:
             continue

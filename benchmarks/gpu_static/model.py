@@ -1,4 +1,4 @@
-"""From what a kernel's programs do to microseconds on an H100. Every figure that comes from here is a prediction.
+"""From what a kernel's programs do to microseconds on an H100, or another chip of its kind: predictions, all of them.
 
 A program is timed by itself: its operations pass in order, each waits for what it needs, loads that the compiler made
 asynchronous are issued some iterations ahead. A kernel is as slow as the worst of five bounds, softly: the programs
@@ -43,6 +43,10 @@ class Chip:
     level2_bytes: float = 50e6
     half: float = 2048.0  # multiply-adds of a cycle and SM, 16-bit operands
     single: float = 1024.0  # tf32 operands
+
+
+# The chips that there are measured times of.
+CHIPS = {chip.name: chip for chip in (Chip(), Chip("H200", memory=4200.0, written=4700.0, level2_bytes=60e6))}
 
 
 @dataclass(frozen=True)

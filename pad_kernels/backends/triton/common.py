@@ -35,6 +35,16 @@ def product(left, right, sum, PRECISION: tl.constexpr):
         return tl.dot(left, right, sum)
 
 
+@triton.jit
+def add_product(left, right, sum, PRECISION: tl.constexpr):
+    """sum + left @ right, of a sum over many steps: in float32 each product is rounded into it by an addition, because
+    the matrix units cut off what they add, always towards 0, and the errors of a thousand steps would add up."""
+    if left.dtype == tl.float32:
+        return sum + product(left, right, tl.zeros(sum.shape, tl.float32), PRECISION)
+    else:
+        return product(left, right, sum, PRECISION)
+
+
 # The interpreter's product of bfloat16 is wrong: it reads the bits as integers.
 INTERPRETED = tl.constexpr(not isinstance(product, triton.runtime.JITFunction))
 AMD = torch.version.hip is not None

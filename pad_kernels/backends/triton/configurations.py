@@ -47,10 +47,10 @@ UNIT_GRADIENT = {
 }
 TEXT_GRADIENT = {
     2: {16: Blocks(16, 64, 64, 2, 3), 32: Blocks(32, 64, 64, 4, 3), 64: Blocks(64, 128, 64, 4, 3)},
-    4: {16: Blocks(16, 32, 64, 4, 3), 32: Blocks(32, 32, 64, 4, 3)},
+    4: {16: Blocks(16, 32, 64, 4, 3), 32: Blocks(32, 32, 64, 4, 3, registers=168)},
 }
 # By the bytes of an element. `group`: frames.
-POOL = {2: Blocks(0, 16, 256, 4, 5, 32), 4: Blocks(0, 16, 128, 4, 4, 16)}
+POOL = {2: Blocks(0, 16, 256, 4, 6, 16), 4: Blocks(0, 16, 128, 4, 5, 16)}
 # Rows of frames or tokens, `units`, for the global level.
 POOL_ROWS = {2: Blocks(0, 64, 64, 4, 3), 4: Blocks(0, 32, 64, 4, 3)}
 # `tokens`: frames, `group`: steps of columns.
@@ -60,7 +60,7 @@ SCAN = 256
 SOFT_WEIGHTS = Blocks(32, 64, 0, 4, 1, registers=168)
 MERGE = Blocks(64, 16, 0, 0, 0, 128)
 HARD = Blocks(32, 8, 1024, 4, 1)
-PREPARE = Blocks(0, 0, 1024, 8, 1)
+PREPARE = Blocks(0, 0, 1024, 4, 1)
 POOL_DISTANCE = Blocks(0, 0, 1024, 0, 0, 64)
 POOL_GRADIENT = Blocks(0, 16, 512, 4, 1)
 # `units`: heads.

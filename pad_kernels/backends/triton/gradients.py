@@ -14,6 +14,7 @@ from pad_kernels.backends.triton import configurations
 from pad_kernels.backends.triton.common import (
     PRECISION,
     STRIDES_AND_SIZES,
+    add_product,
     direction_weight,
     eights,
     launch,
@@ -161,7 +162,7 @@ def soft_text_kernel(
                 part = direction(part, of_unit)
             pointers = text_weights + token[:, None] * unit_pitch + row[None, :]
             factor = tl.load(pointers, mask=valid[:, None] & (row < unit_pitch)[None, :], other=0.0)
-            found = product(factor, part, found, PRECISION)
+            found = add_product(factor, part, found, PRECISION)
         for tile in range(0, along_tiles):
             along += tl.load(text_along + (utterance * along_tiles + tile) * tokens + token, mask=valid, other=0.0)
     grad = token_gradients(given, upstream, upstream_stride, grad_scale, weight, utterance, token, tokens, valid)
@@ -251,13 +252,17 @@ def soft_gradients_kernel(
 def gradients(grad, sides: Sides, scored: Scored, saved: Saved, temperature, needed: Needed) -> Gradients:
     """Gradients of speech and text, each empty unless needed. grad: a TokenGradient; saved: buffers."""
     speech, text, device = sides.speech, sides.text, sides.text.device
-    grad_speech = torch.empty(speech.shape if needed.speech else 0, dtype=text.dtype, device=device)
-    grad_text = torch.empty(text.shape if needed.text else 0, dtype=text.dtype, device=device)
+
+    def of(embeddings, is_needed):
+        return torch.empty(embeddings.shape if is_needed else 0, dtype=text.dtype, device=device)
+
+    spread = needed.speech and sides.start is not None
+    grad_speech, grad_text = of(speech, needed.speech and not spread), of(text, needed.text)
     if not any(needed):
         return grad_speech, grad_text
     of_text = operand(grad_text) if needed.text else None
     of_units = operand(grad_speech) if needed.speech else None
-    if needed.speech and sides.start is not None:
+    if spread:
         # What is spread to frames is rounded once more: bfloat16 alone has the range for that.
         narrow = text.dtype if text.dtype == torch.bfloat16 else torch.float32
         (of_units,) = allocate(device, (narrow, speech.shape[0], sides.units, speech.shape[2]))
@@ -265,7 +270,8 @@ def gradients(grad, sides: Sides, scored: Scored, saved: Saved, temperature, nee
         fill_hard(grad, sides, scored, saved, of_text, of_units)
     else:
         fill_soft(grad, sides, scored, saved, temperature, of_text, of_units)
-    if needed.speech and sides.start is not None:
+    if spread:
+        grad_speech = of(speech, True)
         spread_to_frames(of_units, sides, grad_speech)
     return grad_speech, grad_text
 
@@ -312,7 +318,7 @@ def fill_soft(grad, sides, scored, saved, temperature, grad_text, grad_units):
             scored.text_inverse, unit, text_weights, text_along, grad_text, *strides, count, tokens, width,
             along_tiles, unit_pitch,
             TOKENS=of_text.tokens, UNITS=of_text.units, WIDTH=of_text.width, PRECISION=PRECISION,
-            warps=of_text.warps, stages=of_text.stages,
+            warps=of_text.warps, stages=of_text.stages, registers=of_text.registers,
         )  # fmt: skip
     if grad_units is not None:
         launch(

@@ -7,7 +7,16 @@ import triton
 import triton.language as tl
 
 from pad_kernels.backends.triton import configurations
-from pad_kernels.backends.triton.common import PRECISION, eights, launch, load_rows, load_span, narrowed, product
+from pad_kernels.backends.triton.common import (
+    PRECISION,
+    add_product,
+    eights,
+    launch,
+    load_rows,
+    load_span,
+    narrowed,
+    product,
+)
 from pad_kernels.backends.triton.configurations import ceil_div
 from pad_kernels.backends.triton.memory import operand
 
@@ -62,7 +71,7 @@ def pool_kernel(
         reals += counted
         values = load_rows(speech, frame, speech_row, prior > 0, column, width)
         if kind == tl.float32:
-            found = product(weight, values, found, PRECISION)
+            found = add_product(weight, values, found, PRECISION)
         else:
             weight = weight / divisor[:, None]
             high_part = narrowed(weight, kind)
