@@ -58,7 +58,9 @@ def test_choices_depend_on_sizes_alone():
         configurations.SCORE,
         configurations.SCORE_SPANS,
         configurations.UNIT_GRADIENT,
+        configurations.UNIT_GRADIENT_SPANS,
         configurations.TEXT_GRADIENT,
+        configurations.TEXT_GRADIENT_SPANS,
     ):
         for dtype in (torch.float32, torch.float16):
             for tokens in (1, 31, 32, 33, 64, 65, 1000):
@@ -66,3 +68,69 @@ def test_choices_depend_on_sizes_alone():
                 assert blocks.tokens >= min(tokens, max(table[dtype.itemsize]))
     assert configurations.significance_blocks(torch.bfloat16, 64).width == 64
     assert configurations.significance_blocks(torch.bfloat16, 65).width == 128
+
+
+def test_buffers_share_an_allocation():
+    from pad_kernels.backends.triton.memory import layout, operand
+
+    room = layout((torch.float32, 3, 5), None, (torch.int64, 7), (torch.bfloat16, 0), (torch.uint8, 2))
+    memory = room.allocate(torch.device("cpu"))
+    buffers = room.buffers(memory)
+    found = [buffer and buffer.tensor() for buffer in buffers]
+    assert found[1] is None and [x.shape for x in found if x is not None] == [(3, 5), (7,), (0,), (2,)]
+    assert [x.dtype for x in found if x is not None] == [torch.float32, torch.int64, torch.bfloat16, torch.uint8]
+    for value, tensor in enumerate(x for x in found if x is not None):
+        tensor.fill_(value)
+    assert (found[0] == 0).all() and (found[2] == 1).all() and (found[4] == 3).all()
+    for buffer, tensor in zip(buffers, found):
+        if buffer is not None and tensor.numel():
+            assert buffer.pointer == tensor.data_ptr() and (buffer.pointer - memory.data_ptr()) % 256 == 0
+    values = torch.arange(9, dtype=torch.bfloat16)
+    assert operand(values).kind == torch.bfloat16 and operand(values[1:]).kind == (torch.bfloat16,)
+    mask = torch.tensor([True, False])
+    assert operand(mask, torch.uint8).tensor().tolist() == [1, 0] and operand(None) is None
+
+
+class Kernel:
+    """Stands in for a kernel of Triton: takes down how it is compiled, and how it is started again."""
+
+    arg_names = ("values", "size", "other", "factor", "BLOCK")
+
+    def __init__(self):
+        self.compiled, self.started = [], []
+
+    def __getitem__(self, grid):
+        def run(*arguments, **options):
+            if options:
+                self.compiled.append((arguments, options))
+                return self
+            self.started.append((grid, arguments))
+
+        return run
+
+
+def test_a_compiled_kernel_is_started_directly():
+    from pad_kernels.backends.triton.common import forget_compiled, launch
+    from pad_kernels.backends.triton.memory import operand
+
+    kernel, memory = Kernel(), torch.zeros(64)
+
+    def start(values=memory, size=5, other=None, factor=0.5, block=8, warps=4):
+        operands = operand(values), size, operand(other), factor
+        launch(kernel, values.device, 3, *operands, warps=warps, stages=1, BLOCK=block)
+        return len(kernel.compiled), len(kernel.started)
+
+    try:
+        assert start() == (1, 0)
+        tensors, options = kernel.compiled[0]
+        assert tensors[0] is memory and options == {"BLOCK": 8, "num_warps": 4, "num_stages": 1}
+        assert start(memory[4:], size=6, factor=1.5) == (1, 1)
+        assert kernel.started == [((3, 1, 1), (memory[4:].data_ptr(), 6, None, 1.5, 8))]
+        # What Triton compiles for: alignment, dtype, being there, 1, multiples of 16, more than 32 bits, constants.
+        others = [{"values": memory[1:]}, {"values": memory.double()}, {"other": memory}, {"size": 1}, {"size": 32},
+                  {"size": 2**31 + 1}, {"block": 16}, {"warps": 8}]  # fmt: skip
+        for number, change in enumerate(others, start=2):
+            assert start(**change) == (number, number - 1), change
+            assert start(**change) == (number, number), change
+    finally:
+        forget_compiled()

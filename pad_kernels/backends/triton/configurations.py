@@ -49,6 +49,11 @@ TEXT_GRADIENT = {
     2: {16: Blocks(16, 64, 64, 2, 3), 32: Blocks(32, 64, 64, 4, 3), 64: Blocks(64, 128, 64, 4, 3)},
     4: {16: Blocks(16, 32, 64, 4, 3), 32: Blocks(32, 32, 64, 4, 3, registers=168)},
 }
+# Of spans, which are few: both gradients in one launch, with the warps of the larger choice.
+UNIT_GRADIENT_SPANS = UNIT_GRADIENT | {4: {16: Blocks(16, 64, 64, 4, 1)}}
+TEXT_GRADIENT_SPANS = TEXT_GRADIENT | {
+    4: {16: Blocks(16, 32, 64, 4, 3), 32: Blocks(32, 32, 64, 4, 3), 64: Blocks(64, 32, 32, 4, 3)}
+}
 # By the bytes of an element. `group`: frames.
 POOL = {2: Blocks(0, 16, 256, 4, 6, 16), 4: Blocks(0, 16, 128, 4, 5, 16)}
 # Rows of frames or tokens, `units`, for the global level.
@@ -58,6 +63,7 @@ SPREAD = {2: Blocks(32, 16, 128, 4, 1, 3), 4: Blocks(32, 16, 64, 4, 1, 4)}
 SCAN = 256
 # Kernels without a matrix product: one choice each. `group`: utterances.
 SOFT_WEIGHTS = Blocks(32, 64, 0, 4, 1, registers=168)
+SOFT_WEIGHTS_SPANS = Blocks(32, 32, 0, 4, 1, registers=168)
 MERGE = Blocks(64, 16, 0, 0, 0, 128)
 HARD = Blocks(32, 8, 1024, 4, 1)
 PREPARE = Blocks(0, 0, 1024, 4, 1)

@@ -281,7 +281,10 @@ def fill_soft(grad, sides, scored, saved, temperature, grad_text, grad_units):
     text, unit, count = sides.text, saved.unit, sides.units
     (batch, tokens, width), device = text.shape, text.device
     strides = (*scored.strides, *text.stride()[:2])
-    blocks = configurations.SOFT_WEIGHTS
+    of_spans = sides.start is not None
+    blocks = configurations.SOFT_WEIGHTS_SPANS if of_spans else configurations.SOFT_WEIGHTS
+    text_table = configurations.TEXT_GRADIENT_SPANS if of_spans else configurations.TEXT_GRADIENT
+    unit_table = configurations.UNIT_GRADIENT_SPANS if of_spans else configurations.UNIT_GRADIENT
     along_tiles = ceil_div(count, blocks.units)
     token_pitch, unit_pitch = round_up(tokens, 16), round_up(count, 16)
     unit_weights, text_weights, unit_scale, unit_along, text_along = allocate(
@@ -295,12 +298,12 @@ def fill_soft(grad, sides, scored, saved, temperature, grad_text, grad_units):
         TOKENS=blocks.tokens, UNITS=blocks.units,
         warps=blocks.warps, stages=blocks.stages, registers=blocks.registers,
     )  # fmt: skip
-    of_text = configurations.by_tokens(configurations.TEXT_GRADIENT, text.dtype, tokens)
-    of_units = configurations.by_tokens(configurations.UNIT_GRADIENT, text.dtype, tokens)
+    of_text = configurations.by_tokens(text_table, text.dtype, tokens)
+    of_units = configurations.by_tokens(unit_table, text.dtype, tokens)
     text_programs = batch * ceil_div(tokens, of_text.tokens) * ceil_div(width, of_text.width)
     unit_programs = batch * ceil_div(count, of_units.units) * ceil_div(width, of_units.width)
     units, own = scored.units, operand(text)
-    if grad_text is not None and grad_units is not None and scored.unit_weight is not None:
+    if grad_text is not None and grad_units is not None and of_spans:
         # Spans are few: one launch less is worth more than the shared memory that every program then holds.
         launch(
             soft_gradients_kernel, device, text_programs + unit_programs, *grad, units, own, scored.unit_prior,
