@@ -17,7 +17,7 @@ from benchmarks.interpreter import make_fast
 from pad_kernels import pad_loss
 from pad_kernels.backends.reference import BACKEND as reference
 from pad_kernels.backends.triton import BACKEND as backend
-from pad_kernels.inputs import ANCHORS, REDUCTIONS, AlignmentInputs, Needed, PoolingInputs, SpanInputs
+from pad_kernels.inputs import ANCHORS, LEVELS, REDUCTIONS, AlignmentInputs, Needed, PoolingInputs, SpanInputs
 
 make_fast()
 significance = backend.function("significance")
@@ -292,6 +292,32 @@ def test_empty_dimensions(batch, frames, tokens, units, temperature):
     found = run(inputs, temperature, torch.ones(batch, tokens))
     assert found[3].shape == inputs.speech.shape and found[4].shape == inputs.text.shape
     assert all((x == 0).all() for x in (found[0], *found[2:])) and (found[1] == -1).all()
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("level", LEVELS)
+def test_what_a_loss_keeps_serves_others(level, reduction):
+    """Batches of upstream gradients, which another way of the backward takes; hooks that move what was kept."""
+    inputs = make_inputs(3, 20, 4, 16)
+    sides = inputs.frame_prior > 0, inputs.token_mask, inputs.frame_prior
+
+    def gradients(name, hooks=None, batched=False):
+        speech, text = (x.clone().requires_grad_() for x in inputs[:2])
+        with torch.autograd.graph.saved_tensors_hooks(*hooks or [lambda x: x] * 2):
+            loss = pad_loss(speech, text, *sides, level=level, reduction=reduction, backend=name)
+        upstream = torch.randn(5, *loss.shape, generator=torch.Generator().manual_seed(0))
+        upstream = upstream if batched else upstream[0]
+        return torch.autograd.grad(loss, (speech, text), upstream, is_grads_batched=batched)
+
+    def further_on(tensor):
+        return torch.empty(tensor.numel() + 1, dtype=tensor.dtype)[1:].view(tensor.shape).copy_(tensor)
+
+    expected = gradients("reference")
+    for hooks in (None, (torch.clone, lambda x: x), (lambda x: x, further_on)):
+        for one, other in zip(gradients("triton", hooks), expected):
+            assert relative_error(one, other) <= 1e-5
+    for one, other in zip(gradients("triton", batched=True), gradients("reference", batched=True)):
+        assert relative_error(one, other) <= 1e-5
 
 
 def test_repeated_runs_give_the_same_bits():
