@@ -57,7 +57,7 @@ TEXT_GRADIENT_SPANS = TEXT_GRADIENT | {
 # By the bytes of an element. `group`: frames.
 POOL = {2: Blocks(0, 16, 256, 4, 6, 16), 4: Blocks(0, 16, 128, 4, 5, 16)}
 # Rows of frames or tokens, `units`, for the global level.
-POOL_ROWS = {2: Blocks(0, 64, 64, 4, 3), 4: Blocks(0, 32, 64, 4, 3)}
+POOL_ROWS = {2: Blocks(0, 64, 64, 4, 3, registers=128), 4: Blocks(0, 32, 64, 4, 3)}
 # `tokens`: frames, `group`: steps of columns.
 SPREAD = {2: Blocks(32, 16, 128, 4, 1, 3), 4: Blocks(32, 16, 64, 4, 1, 4)}
 SCAN = 256
@@ -65,8 +65,8 @@ SCAN = 256
 SOFT_WEIGHTS = Blocks(32, 64, 0, 4, 1, registers=168)
 SOFT_WEIGHTS_SPANS = Blocks(32, 32, 0, 4, 1, registers=168)
 MERGE = Blocks(64, 16, 0, 0, 0, 128)
-HARD = Blocks(32, 8, 1024, 4, 1)
-PREPARE = Blocks(0, 0, 1024, 4, 1)
+HARD = Blocks(32, 8, 1024, 4, 1, registers=80)
+PREPARE = Blocks(0, 0, 1024, 4, 1, registers=96)
 POOL_DISTANCE = Blocks(0, 0, 1024, 0, 0, 64)
 POOL_GRADIENT = Blocks(0, 16, 512, 4, 1)
 # `units`: heads.

@@ -238,7 +238,7 @@ def prepare(given: Preparation, choice: Choice, device, batch, frames, tokens, m
         prepare_kernel, device, batch, *given, frames, tokens, choice.room, choice.count,
         MASKED=masked, ANCHORS=choice.anchors, SCALES=choice.scales, BLOCK=blocks.width,
         enable_fp_fusion=False,  # widths of spans round as the reference does
-        warps=blocks.warps, stages=blocks.stages,
+        warps=blocks.warps, stages=blocks.stages, registers=blocks.registers,
     )  # fmt: skip
 
 
