@@ -38,7 +38,7 @@ SCORE_SPANS = {
     4: {
         16: Blocks(16, 64, 16, 4, 5),
         32: Blocks(32, 64, 16, 4, 5, registers=128),
-        64: Blocks(64, 64, 16, 4, 4),
+        64: Blocks(64, 64, 16, 4, 5, registers=168),
     },
 }
 UNIT_GRADIENT = {
