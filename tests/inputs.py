@@ -81,6 +81,13 @@ def make_inputs(
     return Inputs(speech, text, prior.to(accumulator), token_mask, start, end)
 
 
+def misaligned(tensor: Tensor) -> Tensor:
+    """The same values one element further on in memory than an allocation begins."""
+    return (
+        torch.empty(tensor.numel() + 1, dtype=tensor.dtype, device=tensor.device)[1:].view(tensor.shape).copy_(tensor)
+    )
+
+
 def relative_error(value: Tensor, truth: Tensor) -> float:
     """||value - truth|| / ||truth||; 0 where both are exactly 0."""
     difference = (value.double() - truth.double()).norm().item()

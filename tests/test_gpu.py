@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from gpu_device import DEVICE, DRY_RUN, GPU, few, needs_gpu, serving, sized, times, to_device
-from inputs import KINDS, Inputs, make_inputs, relative_error
+from inputs import KINDS, Inputs, make_inputs, misaligned, relative_error
 from test_alignment import check, random_grad, run
 from test_significance import make as make_significance
 from test_significance import row_normalizer
@@ -116,13 +116,6 @@ def test_loss_against_the_reference(dtype, level):
     wide = [x.double() if x.is_floating_point() else x for x in arguments]
     for value, correct in zip(found, loss_and_gradients(wide, "reference")):
         assert relative_error(value, correct) <= BAR[dtype]
-
-
-def misaligned(tensor):
-    """The same values one element further on in memory than an allocation begins."""
-    return (
-        torch.empty(tensor.numel() + 1, dtype=tensor.dtype, device=tensor.device)[1:].view(tensor.shape).copy_(tensor)
-    )
 
 
 @pytest.mark.parametrize("reduction", few(["mean", "none"]))

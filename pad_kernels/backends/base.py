@@ -124,10 +124,7 @@ class Backend:
         """The loss of a level, and what its backward needs."""
         frame_prior, token_prior, start, end = self.loss_weights(request)
         speech, text, options = request.speech.values, request.text.values, request.options
-        inputs = LossInputs(
-            speech, text, frame_prior, token_prior, start, end,
-            options.temperature, options.reduction,
-        )  # fmt: skip
+        inputs = LossInputs(speech, text, frame_prior, token_prior, start, end, options.temperature, options.reduction)
         forward = self.global_loss_forward if options.level == "global" else self.local_loss_forward
         loss, saved = forward(inputs)
         return loss, record_of_ops(speech, text, options, (frame_prior, token_prior, start, end), saved)

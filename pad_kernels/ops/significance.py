@@ -43,6 +43,12 @@ def _significance(
     query: Tensor, key: Tensor, mask: Tensor | None, scale: float, lse: Tensor | None, backend: str
 ) -> Tensor:
     _check(query, key, mask, lse)
+    return _checked_significance(query, key, mask, scale, lse, backend)
+
+
+def _checked_significance(
+    query: Tensor, key: Tensor, mask: Tensor | None, scale: float, lse: Tensor | None, backend: str
+) -> Tensor:
     if lse is not None:
         _check_finite(lse, mask)
     chosen = backends.select_backend("significance", backend, query.device, query.dtype, query.shape[3])
@@ -115,7 +121,7 @@ def significance(
     mask = checks.mask("mask", mask, (batch, length), query.device)
     lse = None if lse is None else lse.detach()
     scale = 1 / math.sqrt(width) if scale is None else checks.number("scale", scale)
-    run = _significance
+    run = _checked_significance
     if not torch_internals.can_bypass_dispatcher(query, key, mask, lse):
         run = torch.ops.pad_kernels.significance.default
     return run(query.detach(), key.detach(), mask, scale, lse, backend or "")

@@ -25,7 +25,7 @@ from pad_kernels.backends.triton.common import (
 )
 from pad_kernels.backends.triton.configurations import ceil_div, round_up
 from pad_kernels.backends.triton.hard_gradients import fill_hard
-from pad_kernels.backends.triton.memory import allocate, operand
+from pad_kernels.backends.triton.memory import allocate, contiguous, operand
 from pad_kernels.backends.triton.scores import Scored, Sides, is_empty, kept_layout, score, scored_in, sides_of
 from pad_kernels.backends.triton.spread import spread_to_frames
 from pad_kernels.backends.triton.token_gradients import TokenGradient, token_gradients
@@ -343,6 +343,6 @@ def alignment_backward(grad_similarity: Tensor, inputs: AlignmentInputs, saved: 
     room = kept_layout(sides, temperature, cosine=temperature > 0)
     scored = scored_in(room.allocate(inputs.text.device), room, sides)
     score(sides, scored, temperature)
-    grad = TokenGradient(operand(grad_similarity.to(torch.float32).contiguous()))
-    aligned = Saved(*(operand(x.contiguous()) for x in saved))
+    grad = TokenGradient(contiguous(grad_similarity.to(torch.float32)))
+    aligned = Saved(*map(contiguous, saved))
     return gradients(grad, sides, scored, aligned, temperature, needed)

@@ -15,9 +15,9 @@ from pad_kernels.backends.base import record_of_ops
 from pad_kernels.backends.triton import pooling
 from pad_kernels.backends.triton.common import rows
 from pad_kernels.backends.triton.gradients import gradients
-from pad_kernels.backends.triton.memory import Buffer, Layout, layout, operand
+from pad_kernels.backends.triton.memory import Buffer, Layout, allocate, contiguous, layout, operand
 from pad_kernels.backends.triton.pooling import Distance, Means
-from pad_kernels.backends.triton.preparation import Preparation, choice_of, contiguous, prepare, scratch_of
+from pad_kernels.backends.triton.preparation import Preparation, choice_of, prepare, scratch_of
 from pad_kernels.backends.triton.scores import Outcome, Sides, is_empty, kept_layout, score, scored_in
 from pad_kernels.backends.triton.token_gradients import TokenGradient
 from pad_kernels.inputs import Gradients, LossRecord, LossRequest, LossSaved, Needed, Saved
@@ -55,7 +55,7 @@ def _room(shape, spans, is_global, reduced) -> Layout:
     """Room for what is kept, in the order of `Kept`. shape: batch, frames, tokens, width; spans: those to be chosen."""
     batch, frames, tokens, width = shape
     of_batch, of_tokens, bounds = (torch.float32, batch), (torch.float32, batch, tokens), (torch.int32, batch, spans)
-    local, pooled = not is_global, is_global
+    local = not is_global
     return layout(
         (torch.float32, batch, frames),
         of_tokens,
@@ -68,8 +68,8 @@ def _room(shape, spans, is_global, reduced) -> Layout:
         of_tokens if local else None,
         (torch.int64, batch, tokens) if local else None,
         of_tokens if local else None,
-        (torch.float32, batch, width) if pooled else None,
-        (torch.float32, batch, 2) if pooled else None,
+        (torch.float32, batch, width) if is_global else None,
+        (torch.float32, batch, 2) if is_global else None,
     )
 
 
@@ -90,13 +90,13 @@ def loss_forward(request: LossRequest) -> tuple[Tensor, LossRecord] | None:
     kept = Kept(*of_loss.buffers(memory))
     start, end = (kept.start, kept.end) if chosen else map(operand, given)
     loss = torch.empty(() if options.reduction != "none" else batch, dtype=torch.float32, device=device)
-    scratch = layout(scratch_of(choice, batch, frames))
+    (scratch,) = allocate(device, scratch_of(choice, batch, frames))
     speech_side, text_side = (
         (contiguous(side.mask, torch.uint8), contiguous(side.prior)) for side in (request.speech, request.text)
     )
     wanted = Preparation(
         *speech_side, *text_side, None, None, None, kept.frame_weights, kept.token_weights, kept.start, kept.end,
-        *scratch.buffers(scratch.allocate(device) if scratch.bytes else memory), kept.finished,
+        scratch, kept.finished,
     )  # fmt: skip
     prepare(wanted, choice, device, batch, frames, tokens, MASKED_IN_SPANS if request.in_spans else 0.0)
     of_batch = operand(loss) if kept.distance is None else kept.distance, kept.counts, kept.finished, operand(loss)

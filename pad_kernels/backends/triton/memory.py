@@ -78,6 +78,8 @@ def layout(*wanted: tuple | None) -> Layout:
 
 def allocate(device: torch.device, *wanted: tuple | None) -> "list[Buffer | None]":
     """New buffers that live as long as one of them does."""
+    if not any(wanted):
+        return [None] * len(wanted)
     room = layout(*wanted)
     return room.buffers(room.allocate(device))
 
@@ -89,3 +91,8 @@ def operand(tensor: Tensor | None, dtype: torch.dtype | None = None) -> Buffer |
     pointer = tensor.data_ptr()
     kind = tensor.dtype if dtype is None else dtype
     return _new(Buffer, (pointer, (kind,) if pointer & 15 else kind, tensor, None))
+
+
+def contiguous(tensor: Tensor | None, dtype: torch.dtype | None = None) -> Buffer | None:
+    """As `operand`, of a tensor that a kernel reads as contiguous."""
+    return None if tensor is None else operand(tensor.contiguous(), dtype)

@@ -10,7 +10,7 @@ from torch import Tensor
 from pad_kernels.backends.triton import configurations
 from pad_kernels.backends.triton.common import launch, narrowed, rows
 from pad_kernels.backends.triton.configurations import ceil_div
-from pad_kernels.backends.triton.memory import Buffer, operand
+from pad_kernels.backends.triton.memory import Buffer, contiguous, operand
 from pad_kernels.backends.triton.scores import is_last, reduce_batch, unfinished
 from pad_kernels.inputs import REDUCTIONS, Gradients, Needed, Pooled, PoolingInputs
 
@@ -177,8 +177,8 @@ def gradients(upstream, grad_scale, means: Means, difference, totals, needed: Ne
 
 def means_of(inputs: PoolingInputs) -> Means:
     """The inputs as the kernels read them."""
-    weights = inputs.frame_weights.contiguous(), inputs.token_weights.contiguous()
-    return Means(rows(inputs.speech), rows(inputs.text), *map(operand, weights))
+    weights = inputs.frame_weights, inputs.token_weights
+    return Means(rows(inputs.speech), rows(inputs.text), *map(contiguous, weights))
 
 
 def pooled_distance_forward(inputs: PoolingInputs) -> Pooled:
@@ -195,5 +195,5 @@ def pooled_distance_forward(inputs: PoolingInputs) -> Pooled:
 
 def pooled_distance_backward(grad: Tensor, inputs: PoolingInputs, saved: Pooled, needed: Needed) -> Gradients:
     """Gradients p_i sign(difference) grad of speech and -q_j sign(difference) grad of text."""
-    kept = operand(saved.difference.contiguous()), operand(saved.totals.contiguous())
+    kept = contiguous(saved.difference), contiguous(saved.totals)
     return gradients(grad, None, means_of(inputs), *kept, needed)

@@ -12,7 +12,7 @@ import triton.language as tl
 
 from pad_kernels.backends.triton import configurations
 from pad_kernels.backends.triton.common import NO_UNIT, launch
-from pad_kernels.backends.triton.memory import Buffer, allocate, operand
+from pad_kernels.backends.triton.memory import Buffer, allocate, contiguous, operand
 from pad_kernels.inputs import LossRequest, SpanInputs
 
 
@@ -219,11 +219,6 @@ class Choice(NamedTuple):
     scales: tuple[float, ...] = ()
     room: int = 0  # for anchors of an utterance
     count: int = -1  # of anchors of every utterance; -1: as many as it has tokens, or what num_anchors says
-
-
-def contiguous(tensor, dtype=None):
-    """A tensor as the kernel reads it."""
-    return None if tensor is None else operand(tensor.contiguous(), dtype)
 
 
 def scratch_of(choice: Choice, batch, frames):

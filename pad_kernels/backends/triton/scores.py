@@ -25,7 +25,7 @@ from pad_kernels.backends.triton.common import (
     strides_in_eights,
 )  # fmt: skip
 from pad_kernels.backends.triton.configurations import ceil_div, round_up
-from pad_kernels.backends.triton.memory import Buffer, Layout, allocate, layout, operand
+from pad_kernels.backends.triton.memory import Buffer, Layout, allocate, contiguous, layout, operand
 from pad_kernels.backends.triton.pooled_units import pool_units
 from pad_kernels.inputs import REDUCTIONS, AlignmentInputs, Saved
 
@@ -338,9 +338,8 @@ def is_empty(speech, text, start):
 
 def sides_of(inputs: AlignmentInputs) -> Sides:
     """The tensors as the kernels read them: what they are not already is copied."""
-    start, end = (None if bound is None else bound.contiguous() for bound in (inputs.start, inputs.end))
-    prior = inputs.frame_prior.to(torch.float32).contiguous()
     return Sides(
-        rows(inputs.speech), rows(inputs.text), operand(prior), operand(inputs.token_mask.contiguous(), torch.uint8),
-        operand(start), operand(end), 0 if start is None else start.shape[1],
+        rows(inputs.speech), rows(inputs.text), contiguous(inputs.frame_prior.to(torch.float32)),
+        contiguous(inputs.token_mask, torch.uint8), contiguous(inputs.start), contiguous(inputs.end),
+        0 if inputs.start is None else inputs.start.shape[1],
     )  # fmt: skip
