@@ -273,7 +273,7 @@ PYBIND11_MODULE(_native, module) {
   module.def("cuda_targets", &pad::cuda::targets, "What the CUDA kernels were compiled for; empty: not at all.");
   module.def("cuda_failure", &pad::cuda::failure, "Why the CUDA runtime cannot be used; empty if it can.");
   module.def("instruction_set", &pad::instruction_set,
-             "The instruction set in use: baseline, avx2, avx512 or avx512_bf16.");
+             "The instruction set in use: baseline, avx2, avx512, avx512_bf16 or amx.");
   module.def("set_instruction_set", &pad::set_instruction_set,
              "Choose a lesser instruction set, for tests; False where it is not to be had.");
 }

@@ -11,7 +11,7 @@ from inputs import make_inputs
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
 
-@pytest.fixture(params=["baseline", "avx2", "avx512", "avx512_bf16"])
+@pytest.fixture(params=["baseline", "avx2", "avx512", "avx512_bf16", "amx"])
 def kernels(request, native):
     """The native backend, made to use one instruction set."""
     from pad_kernels import _native

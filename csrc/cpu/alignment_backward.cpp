@@ -4,10 +4,9 @@
 // With phi = u.t / (|u| |t|) and G = d loss / d phi:
 //   d loss / d u = sum_j G_j (t_j/|t_j| - phi_j u/|u|) / |u|
 //   d loss / d t = sum_k G_k (u_k/|u_k| - phi_k t/|t|) / |t|
+#include "cpu/gradients.h"
 #include "cpu/parts.h"
 #include "cpu/speech_gradient.h"
-#include "cpu/tokens.h"
-#include "cpu/units.h"
 
 namespace pad {
 namespace PAD_INSTRUCTION_SET {
@@ -74,62 +73,6 @@ void score_gradients(const Units<T>& units, const ScoreTile<OpMath<T>>& tile, co
   }
 }
 
-// A tile whose scores are gradients, and the rows that they are multiplied with. Functions take it by value: what is
-// behind a reference would be read anew after each store.
-template <class S>
-struct GradientTile {
-  int64_t units, tokens;      // how many
-  const S* scores;            // [units, columns]: G / |u|
-  int64_t columns;            // the tokens, padded
-  const S* const* unit_rows;  // [units]
-  const S* token_rows;        // [columns, row_stride]
-  int64_t row_stride;         // of the tokens and of their gradients
-  const S* unit_projection;   // [units]
-};
-
-// out[r][d] = sum_j scores[r][j] token_rows[j][d] - unit_projection[r] unit_rows[r][d], for columns
-// [column, column + vectors). Not inlined, so that the sums have the registers to themselves.
-template <int vectors, class T>
-__attribute__((noinline)) void unit_gradients(const GradientTile<OpMath<T>>& tile, int64_t column, T* const* out,
-                                              bool streamed) {
-  using S = OpMath<T>;
-  const S *const scores = tile.scores, *const token_rows = tile.token_rows, *const projection = tile.unit_projection;
-  const S* const* const unit_rows = tile.unit_rows;
-  const int64_t units = tile.units, tokens = tile.tokens, columns = tile.columns, row_stride = tile.row_stride;
-  for (int64_t row = 0; row < units; row += tile_rows) {
-    const S* gradients = scores + row * columns;
-    Vector<S> sums[tile_rows][vectors] = {};
-    multiply_tile<S, vectors>(
-        tokens, [=](int r, int64_t j) { return gradients[r * columns + j]; },
-        [=](int64_t j) { return token_rows + j * row_stride + column; }, sums);
-    for (int r = 0; r < tile_rows && row + r < units; ++r)
-      for (int v = 0; v < vectors; ++v) {
-        const int64_t d = column + v * lanes<S>;
-        const Vector<S> gradient = sums[r][v] - load(unit_rows[row + r] + d) * projection[row + r];
-        streamed ? stream(out[row + r] + d, gradient) : store(out[row + r] + d, gradient);
-      }
-  }
-}
-
-// token_sums[j][d] += sum_r scores[r][j] unit_rows[r][d], for columns [column, column + vectors).
-template <int vectors, class S>
-void token_gradients(const GradientTile<S>& tile, int64_t column, S* token_sums) {
-  const S* const scores = tile.scores;
-  const S* const* const unit_rows = tile.unit_rows;
-  const int64_t units = tile.units, tokens = tile.tokens, columns = tile.columns, row_stride = tile.row_stride;
-  for (int64_t token = 0; token < tokens; token += tile_rows) {
-    Vector<S> sums[tile_rows][vectors] = {};
-    multiply_tile<S, vectors>(
-        units, [&](int r, int64_t unit) { return scores[unit * columns + token + r]; },
-        [&](int64_t unit) { return unit_rows[unit] + column; }, sums);
-    for (int r = 0; r < tile_rows; ++r)
-      for (int v = 0; v < vectors; ++v) {
-        S* place = token_sums + (token + r) * row_stride + column + v * lanes<S>;
-        store(place, load(place) + sums[r][v]);
-      }
-  }
-}
-
 // One part of one utterance: a range of frames, whose speech gradient it writes, and the units that begin there,
 // which it adds to the token gradients.
 template <class T>
@@ -176,30 +119,26 @@ struct TokenSums {
   S *direction, *projection;
 };
 
-template <class T>
-void soft_part(const Part<T>& part, const TokenSums<OpMath<T>>& token_sums) {
+// Works through the units of a part, which `scores` scores tile by tile.
+template <class T, class Scores>
+void soft_units(const Part<T>& part, const Units<T>& units, Scores& scores, const TokenSums<OpMath<T>>& token_sums) {
   using S = OpMath<T>;
   const Utterance<T>& utterance = part.utterance;
   const Tokens<T>& tokens = part.tokens;
   T* const grad_speech = part.grad_speech;
   const int64_t columns = tokens.padded, width = utterance.width, row_stride = utterance.row_stride;
-  const Buffer<int32_t> candidates(utterance.units);
-  all_units(utterance.units, candidates.data());
-  Units<T> units(utterance, candidates.data(), part.select(candidates.data(), utterance.units), UnitOrder::by_start);
   int64_t shared = 0;  // units that begin in an earlier part
   while (shared < units.count && !part.owns(units.index[shared])) ++shared;
 
   const S inverse_temperature = static_cast<S>(1 / part.arguments.temperature);
   const TokenTerms<S> terms(part.arguments, part.batch, tokens);
-  const Buffer<S> panel(width * columns), token_rows(columns * row_stride), scores(tile_units * columns);
-  tokens.write_panel(utterance, panel.data());
-  tokens.write_rows(utterance, token_rows.data());
-  fill_zero(scores.data(), tile_units * columns);
+  const Gradients<Scores> gradients(utterance, tokens, scores);
 
   // A frame's gradient can go to its place at once where it is made of whole vectors; past the caches only by whole
   // lines, or each line would be written in parts.
-  const bool to_place =
-      !utterance.start && width % lanes<S> == 0 && (!part.streamed || lanes<S> * sizeof(T) % cache_line == 0);
+  constexpr int64_t together = Gradients<Scores>::columns_together;
+  const bool to_place = !utterance.start && width % lanes<S> == 0 &&
+                        (!part.streamed || (width % together == 0 && together * sizeof(T) % cache_line == 0));
   SpeechGradient<T> speech({grad_speech, part.streamed}, utterance, grad_speech ? open_frames(utterance, units) : 0,
                            part.frames);
   const Buffer<S> unit_sums(grad_speech && !to_place ? tile_units * row_stride : 0), unused(columns);
@@ -211,28 +150,17 @@ void soft_part(const Part<T>& part, const TokenSums<OpMath<T>>& token_sums) {
   for (int64_t first = grad_speech ? 0 : shared, n; first < units.count; first += n) {
     const bool own = first >= shared;
     n = minimum(tile_units, (own ? units.count : shared) - first);
-    const ScoreTile<S> scored{.first = first, .count = n, .columns = columns, .scores = scores.data()};
-    const GradientTile<S> tile{
-        .units = n,
-        .tokens = tokens.count,
-        .scores = scores.data(),
-        .columns = columns,
-        .unit_rows = units.score(scored, panel.data()),
-        .token_rows = token_rows.data(),
-        .row_stride = row_stride,
-        .unit_projection = unit_projection,
-    };
+    const ScoreTile<S> tile = scores.tile(first, n);
     const bool for_text = own && part.grad_text;
-    score_gradients<T>(units, scored, terms, inverse_temperature,
+    score_gradients<T>(units, tile, terms, inverse_temperature,
                        {.of_units = unit_projection, .of_tokens = for_text ? token_sums.projection : unused.data()});
-    if (grad_speech && to_place)
+    S* const direction = for_text ? token_sums.direction : nullptr;
+    if (grad_speech && to_place) {
       for (int64_t r = 0; r < n; ++r) places[r] = speech.row(units.index[first + r]);
-    for_each_column_block<S>(utterance.padded_width, [&](auto vectors, int64_t column) {
-      constexpr int block = decltype(vectors)::value;
-      if (grad_speech && to_place) unit_gradients<block, T>(tile, column, places, part.streamed);
-      else if (grad_speech) unit_gradients<block, S>(tile, column, sums, false);
-      if (for_text) token_gradients<block, S>(tile, column, token_sums.direction);
-    });
+      gradients.add(tile, unit_projection, UnitRows<T>{places, part.streamed}, direction);
+    } else {
+      gradients.add(tile, unit_projection, UnitRows<S>{grad_speech ? sums : nullptr, false}, direction);
+    }
     if (grad_speech && !to_place)
       for (int64_t r = 0; r < n; ++r) {
         const auto& inner = units.inner(r);
@@ -241,6 +169,15 @@ void soft_part(const Part<T>& part, const TokenSums<OpMath<T>>& token_sums) {
       }
   }
   if (grad_speech) speech.finish();
+}
+
+template <class T>
+void soft_part(const Part<T>& part, const TokenSums<OpMath<T>>& token_sums) {
+  const Utterance<T>& utterance = part.utterance;
+  const Buffer<int32_t> candidates(utterance.units);
+  all_units(utterance.units, candidates.data());
+  Units<T> units(utterance, candidates.data(), part.select(candidates.data(), utterance.units), UnitOrder::by_start);
+  with_scores(utterance, part.tokens, units, [&](auto& scores) { soft_units<T>(part, units, scores, token_sums); });
 }
 
 // Adds the parts' sums in order and writes the text gradient of an utterance.

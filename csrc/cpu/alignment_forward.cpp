@@ -1,8 +1,7 @@
 // Alignment forward: units stream past the tokens, a running maximum (hard) or an online softmax (soft)
 // per token is all that is kept. The parts of an utterance are merged in order.
 #include "cpu/parts.h"
-#include "cpu/tokens.h"
-#include "cpu/units.h"
+#include "cpu/scores.h"
 
 namespace pad {
 namespace PAD_INSTRUCTION_SET {
@@ -23,80 +22,6 @@ struct Running {
   Buffer<S> weighted;  // soft: the same sum weighted by cosine - origin
   Buffer<S> origin;    // soft: the first unit's cosine; what is added up is small where all are nearly equal
   Buffer<Integer<S>> unit;
-};
-
-// The scores of tiles of units. bfloat16 frames are multiplied as they lie, in pairs, where the processor can.
-template <class T>
-class Scores {
- public:
-  using S = OpMath<T>;
-
-  Scores(const Utterance<T>& utterance, const Tokens<T>& tokens, Units<T>& units)
-      : units_(units),
-        tokens_(tokens),
-        in_pairs_(multiplies_pairs && std::is_same_v<T, bfloat16> && !utterance.start && utterance.width % 2 == 0),
-        panel_(in_pairs_ ? 0 : utterance.width * tokens.padded),
-        pairs_(in_pairs_ ? utterance.width / 2 * tokens.padded : 0),
-        frames_(in_pairs_ ? units.count : 0),
-        scores_(tile_units * tokens.padded) {
-    if (in_pairs_) take_pairs(utterance);
-    else tokens.write_panel(utterance, panel_.data());
-  }
-
-  // The scores of units [first, first + n), valid until the next call; their inverse norms with them.
-  ScoreTile<S> tile(int64_t first, int64_t n) {
-    const ScoreTile<S> scored{.first = first, .count = n, .columns = tokens_.padded, .scores = scores_.data()};
-    if (in_pairs_) score_pairs(scored);
-    else units_.score(scored, panel_.data());
-    return scored;
-  }
-
- private:
-  // Tokens as they come: rounding their unit vectors would cost accuracy.
-  void take_pairs(const Utterance<T>& utterance) {
-    if constexpr (multiplies_pairs && std::is_same_v<T, bfloat16>) {
-      const int64_t depth = utterance.width / 2, columns = tokens_.padded;
-      const auto token = [&](int64_t j) { return reinterpret_cast<const Pair*>(utterance.token(tokens_.index[j])); };
-      // A pair is moved as one float, whose bits nobody reads as such.
-      tokens_.write_transposed(reinterpret_cast<S*>(pairs_.data()), depth,
-                               [&](int64_t j, int64_t k) { return bit_cast<Vector<S>>(operand(token(j) + k)); });
-      for (int64_t k = depth - depth % lanes<S>; k < depth; ++k)
-        for (int64_t j = 0; j < columns; ++j) pairs_[k * columns + j] = j < tokens_.count ? token(j)[k] : Pair{};
-      for (int64_t k = 0; k < units_.count; ++k)
-        frames_[k] = reinterpret_cast<const Pair*>(utterance.frame(units_.index[k]));
-    }
-  }
-
-  void score_pairs(const ScoreTile<S>& scored) {
-    if constexpr (multiplies_pairs && std::is_same_v<T, bfloat16>) {
-      const BlockGemm<Pair> gemm{
-          .rows = frames_.data() + scored.first,
-          .count = scored.count,
-          .readable = units_.count - scored.first,
-          .depth = units_.width() / 2,
-          .panel = pairs_.data(),
-          .columns = scored.columns,
-          .out = scored.scores,
-      };
-      block_gemm(gemm, [&](int64_t row, int64_t visited) {
-        for (int64_t r = scored.first + row; r < scored.first + row + visited; ++r)
-          units_.inverse[r] = inverse_norm<S>(sum_of_squares(reinterpret_cast<const T*>(frames_[r]), units_.width()));
-      });
-      for (int64_t r = 0; r < scored.count; ++r)
-        for (int64_t j = 0; j < scored.columns; j += lanes<S>) {
-          S* scores = scored.scores + r * scored.columns + j;
-          store(scores, load(scores) * load(tokens_.inverse.data() + j));
-        }
-    }
-  }
-
-  Units<T>& units_;
-  const Tokens<T>& tokens_;
-  const bool in_pairs_;
-  const Buffer<S> panel_;
-  const Buffer<Pair> pairs_;
-  const Buffer<const Pair*> frames_;
-  const Buffer<S> scores_;
 };
 
 // lowest[c]: the lowest index of a unit that covers the same frames as number `c` of those that take part. Equal spans
@@ -201,15 +126,16 @@ void forward_part(const AlignmentForward& arguments, const PartIndex& index, Par
   const Buffer<int32_t> lowest(utterance.start ? units.count : 0);
   if (utterance.start) find_lowest(utterance, units, lowest.data());
   const int32_t* found = utterance.start ? lowest.data() : units.index.data();
-  Scores<T> scores(utterance, tokens, units);
   Running<S> running(tokens.padded);
-  for (int64_t first = begin; first < end; first += tile_units) {
-    const ScoreTile<S> tile = scores.tile(first, minimum(tile_units, end - first));
-    if (soft && first == begin)
-      for (int64_t j = 0; j < tokens.padded; ++j) running.origin[j] = tile.scores[j] * units.inverse[begin];
-    if (soft) update_soft<T>(units, found, tile, inverse_temperature, running);
-    else update_hard<T>(units, found, tile, running);
-  }
+  with_scores(utterance, tokens, units, [&](auto& scores) {
+    for (int64_t first = begin; first < end; first += tile_units) {
+      const ScoreTile<S> tile = scores.tile(first, minimum(tile_units, end - first));
+      if (soft && first == begin)
+        for (int64_t j = 0; j < tokens.padded; ++j) running.origin[j] = tile.scores[j] * units.inverse[begin];
+      if (soft) update_soft<T>(units, found, tile, inverse_temperature, running);
+      else update_hard<T>(units, found, tile, running);
+    }
+  });
   for (int64_t j = 0; j < tokens.count; ++j)
     partial[tokens.index[j]] = {running.best[j], running.sum[j], running.weighted[j], running.origin[j],
                                 running.unit[j]};

@@ -6,6 +6,10 @@
 #if defined(PAD_X86)
 #include <cpuid.h>
 #endif
+#if defined(PAD_AMX) && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 #include "alignment.h"
 #include "pooling.h"
@@ -15,8 +19,8 @@
 namespace pad {
 namespace {
 
-enum class Level : int { baseline = 0, avx2 = 1, avx512 = 2, avx512_bf16 = 3 };
-const char* const names[] = {"baseline", "avx2", "avx512", "avx512_bf16"};
+enum class Level : int { baseline = 0, avx2 = 1, avx512 = 2, avx512_bf16 = 3, amx = 4 };
+const char* const names[] = {"baseline", "avx2", "avx512", "avx512_bf16", "amx"};
 
 #if defined(PAD_X86)
 // Older Clangs (14 and 16 among them) do not know F16C in the builtin below. That the system saves the registers, the
@@ -24,6 +28,19 @@ const char* const names[] = {"baseline", "avx2", "avx512", "avx512_bf16"};
 bool has_f16c() {
   unsigned eax, ebx, ecx, edx;
   return __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx & bit_F16C);
+}
+
+// Whether the processor multiplies tiles of bfloat16, and the system lets this process use their registers.
+bool has_amx() {
+#if defined(PAD_AMX) && defined(__linux__)
+  constexpr unsigned tiles = 1u << 24, bfloat16_products = 1u << 22;
+  constexpr long ask_permission = 0x1023, tile_data = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  unsigned eax, ebx, ecx, edx;
+  return __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) && (edx & tiles) && (edx & bfloat16_products) &&
+         syscall(SYS_arch_prctl, ask_permission, tile_data) == 0;
+#else
+  return false;
+#endif
 }
 #endif
 
@@ -34,7 +51,7 @@ Level best_level() {
   const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
                           __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
 #if defined(PAD_AVX512_BF16)
-  if (has_avx512 && __builtin_cpu_supports("avx512bf16")) return Level::avx512_bf16;
+  if (has_avx512 && __builtin_cpu_supports("avx512bf16")) return has_amx() ? Level::amx : Level::avx512_bf16;
 #endif
   if (has_avx512) return Level::avx512;
   if (has_avx2) return Level::avx2;
@@ -68,37 +85,44 @@ bool set_instruction_set(const char* name) {
   return false;
 }
 
-// `pairs`: the instruction set used where there are products of bfloat16 pairs; not all functions gain from them.
+// `pairs` and `tiles`: the instruction sets used where there are products of bfloat16 pairs, and of tiles; not all
+// functions gain from them.
 // clang-format off
 #if defined(PAD_X86)
-#define PAD_DISPATCH(function, Arguments, pairs)                                \
+#define PAD_DISPATCH(function, Arguments, pairs, tiles)                         \
   namespace baseline { void function(const Arguments&); }                       \
   namespace avx2 { void function(const Arguments&); }                           \
   namespace avx512 { void function(const Arguments&); }                         \
   namespace pairs { void function(const Arguments&); }                          \
+  namespace tiles { void function(const Arguments&); }                          \
   void function(const Arguments& arguments) {                                   \
     const Level chosen = static_cast<Level>(level().load());                    \
+    if (chosen == Level::amx) return pad::tiles::function(arguments);           \
     if (chosen == Level::avx512_bf16) return pad::pairs::function(arguments);   \
     if (chosen == Level::avx512) return pad::avx512::function(arguments);       \
     if (chosen == Level::avx2) return pad::avx2::function(arguments);           \
     pad::baseline::function(arguments);                                         \
   }
 #else
-#define PAD_DISPATCH(function, Arguments, pairs)                                \
+#define PAD_DISPATCH(function, Arguments, pairs, tiles)                         \
   namespace baseline { void function(const Arguments&); }                       \
   void function(const Arguments& arguments) { pad::baseline::function(arguments); }
 #endif
 // clang-format on
 
-#if defined(PAD_AVX512_BF16)
-PAD_DISPATCH(alignment_forward, AlignmentForward, avx512_bf16)
+#if defined(PAD_AMX)
+PAD_DISPATCH(alignment_forward, AlignmentForward, avx512_bf16, amx)
+PAD_DISPATCH(alignment_backward, AlignmentBackward, avx512, amx)
+#elif defined(PAD_AVX512_BF16)
+PAD_DISPATCH(alignment_forward, AlignmentForward, avx512_bf16, avx512_bf16)
+PAD_DISPATCH(alignment_backward, AlignmentBackward, avx512, avx512)
 #else
-PAD_DISPATCH(alignment_forward, AlignmentForward, avx512)
+PAD_DISPATCH(alignment_forward, AlignmentForward, avx512, avx512)
+PAD_DISPATCH(alignment_backward, AlignmentBackward, avx512, avx512)
 #endif
-PAD_DISPATCH(alignment_backward, AlignmentBackward, avx512)
-PAD_DISPATCH(significance, SignificanceArguments, avx512)
-PAD_DISPATCH(pooled_distance_forward, PooledDistanceForward, avx512)
-PAD_DISPATCH(pooled_distance_backward, PooledDistanceBackward, avx512)
-PAD_DISPATCH(position_weights, PositionWeights, avx512)
+PAD_DISPATCH(significance, SignificanceArguments, avx512, avx512)
+PAD_DISPATCH(pooled_distance_forward, PooledDistanceForward, avx512, avx512)
+PAD_DISPATCH(pooled_distance_backward, PooledDistanceBackward, avx512, avx512)
+PAD_DISPATCH(position_weights, PositionWeights, avx512, avx512)
 
 }  // namespace pad

@@ -59,6 +59,23 @@ struct Tokens {
       }
   }
 
+  // The same of pairs: `read(j, k)` gives where a token's pairs begin. A pair is moved as one float, whose bits nobody
+  // reads as such.
+  template <class Read>
+  void write_transposed_pairs(Pair* panel, int64_t depth, const Read& read) const {
+    write_transposed(reinterpret_cast<S*>(panel), depth,
+                     [&](int64_t j, int64_t k) { return load(reinterpret_cast<const S*>(read(j, k))); });
+  }
+
+  // scores[r][j] *= 1 / |token j|, for `count` rows.
+  void scale(S* scores, int64_t rows) const {
+    for (int64_t r = 0; r < rows; ++r)
+      for (int64_t j = 0; j < padded; j += lanes<S>) {
+        S* place = scores + r * padded + j;
+        store(place, load(place) * load(inverse.data() + j));
+      }
+  }
+
   int64_t count = 0, padded = 0;
   Buffer<int32_t> index;  // of the j-th valid token in the utterance
   Buffer<S> inverse;      // of its norm

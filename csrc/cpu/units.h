@@ -172,6 +172,9 @@ struct Units {
 
   int64_t width() const { return utterance_.width; }
 
+  // The frame that a unit is, where units are frames.
+  const T* frame(int64_t number) const { return utterance_.frame(index[number]); }
+
   int64_t count = 0;
   Buffer<int32_t> index;
   Buffer<S> prior, prior_sum;  // the mean and the sum of its frames' priors
@@ -195,8 +198,6 @@ struct Units {
     const S* row;  // null: none
     S share;
   };
-
-  const T* frame(int64_t number) const { return utterance_.frame(index[number]); }
 
   // Zeros beyond the width, in so many rows.
   void fill_columns(int64_t n) const {

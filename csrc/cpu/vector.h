@@ -84,6 +84,10 @@ inline void store(T* data, Vector<OpMath<T>> value) {
   if constexpr (sizeof(T) == sizeof(OpMath<T>)) {
     std::memcpy(data, &value, sizeof(value));
   } else if constexpr (std::is_same_v<T, bfloat16>) {
+#if defined(__AVX512BF16__)
+    const auto half = _mm512_cvtneps_pbh(bit_cast<__m512>(value));
+    std::memcpy(data, &half, sizeof(half));
+#else
     using Bits = Vector<uint32_t>;
     const Bits bits = bit_cast<Bits>(value);
     const Bits rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
@@ -91,6 +95,7 @@ inline void store(T* data, Vector<OpMath<T>> value) {
     const Bits result = value != value ? nan : rounded;
     const auto half = __builtin_convertvector(result, typename VectorOf<uint16_t, vector_bytes / 2>::type);
     std::memcpy(data, &half, sizeof(half));
+#endif
   } else {
 #if defined(__AVX512F__)
     const __m256i half = _mm512_cvtps_ph(bit_cast<__m512>(value), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);

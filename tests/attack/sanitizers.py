@@ -16,7 +16,7 @@ sys.path.insert(0, str(TESTS))
 from host_shim.build import build, environment  # noqa: E402
 
 SANITIZE = "address,undefined"
-INSTRUCTION_SETS = ("baseline", "avx2", "avx512", "avx512_bf16")
+INSTRUCTION_SETS = ("baseline", "avx2", "avx512", "avx512_bf16", "amx")
 FILES = ("alignment", "spans", "pooling", "significance", "weights", "loss", "ties")
 # Spans within spans, and sizes of the width of a model, take minutes.
 CHOSEN = "(native or not backend) and not reference and not spans_within and not 768 and not any_shape"

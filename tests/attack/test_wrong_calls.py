@@ -248,12 +248,7 @@ def calls():
                                                                                        MAPS.to("meta")]):  # fmt: skip
         yield "significance_from_attentions", significance_from_attentions, {"attentions": wrong}, "attentions"
     for wrong in masks(M):
-        yield (
-            "significance_from_attentions",
-            significance_from_attentions,
-            {"attentions": MAPS, "mask": wrong},
-        )
-        "mask"
+        yield "significance_from_attentions", significance_from_attentions, {"attentions": MAPS, "mask": wrong}, "mask"
     for wrong in (None, 3.5, "gpu?", "", "cpu:x", object, object(), ["cpu"], torch.float32, 2j, "cuda:-1", "é"):
         yield "available_backends", available_backends, {"device": wrong}, "device"
 
