@@ -46,7 +46,7 @@ class Work:
         """
         mm_gflops = self.dtype != "float32" and rates["mm_gflops_half"] or rates["mm_gflops"]
         gflops = rates["fma_gflops"] or mm_gflops
-        if self.dtype == "bfloat16":
+        if self.dtype in ("bfloat16", "float16"):  # float16 is the sum of two bfloat16 numbers
             gflops = max(gflops, rates.get("fma_gflops_bfloat16") or 0.0)
         memory, threads = None, rates.get("threads")
         if threads is not None:

@@ -118,9 +118,9 @@ def measure_rates(device: Device, threads: int) -> dict[str, float | None]:
     """Best of several tries: matrix products in GFLOP/s, memory reads and writes in GB/s.
 
     `fma_gflops` is the ceiling of the CPU's arithmetic (multiply-adds in registers), `fma_gflops_bfloat16` that of
-    bfloat16 products, where the processor has them; `mm_gflops` what torch.mm reaches on square float32 matrices
-    (`mm_gflops_half`, on a GPU: bfloat16); `write_gbs` is into memory already mapped; `copy_gbs`, on a GPU, counts what
-    is read and what is written; `threads` is None on a GPU.
+    bfloat16 products, where the processor has them, in tiles where it has those; `mm_gflops` what torch.mm reaches on
+    square float32 matrices (`mm_gflops_half`, on a GPU: bfloat16); `write_gbs` is into memory already mapped;
+    `copy_gbs`, on a GPU, counts what is read and what is written; `threads` is None on a GPU.
     """
     side, bytes_moved = {"cpu": (2048, 2**28), "cuda": (8192, 2**31), "dry-run": (64, 2**16)}[device.name]
 

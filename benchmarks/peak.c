@@ -1,5 +1,6 @@
 /* Rate of fused multiply-adds in registers: no memory is touched, so this is the ceiling of any matrix product.
-   `peak` takes float32, `peak bfloat16` products of bfloat16 summed in float32; 0 where the processor has none.
+   `peak` takes float32, `peak bfloat16` products of bfloat16 summed in float32, in tiles where the processor and the
+   system have them; 0 where there are none.
    Prints GFLOP/s of one thread; the caller runs one process per thread at the same time. */
 #include <stdio.h>
 #include <string.h>
@@ -62,23 +63,55 @@ __attribute__((noinline)) static float run_bfloat16(long steps, float scale, flo
   EACH(ADD_HALF)
   return total[0];
 }
-#define HALF_PRODUCTS 2 /* of two pairs in each sum */
+#define HALF_PRODUCTS (2.0 * WIDTH * CHAINS) /* of two pairs in each sum */
 #else
-#define HALF_PRODUCTS 0
+#define HALF_PRODUCTS 0.0
 static float run_bfloat16(long steps, float scale, float shift) { return run(steps, scale, shift); }
+#endif
+
+#if defined(__AMX_BF16__) && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#define TILE_PRODUCTS (4.0 * 16 * 16 * 32) /* of four sums, one after another; all operands are zero */
+
+static int shape_tiles(void) {
+  unsigned char shapes[64] = {1};
+  if (syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* the tiles' data */)) return 0;
+  for (int tile = 0; tile < 8; ++tile) {
+    shapes[16 + 2 * tile] = 64;
+    shapes[48 + tile] = 16;
+  }
+  _tile_loadconfig(shapes);
+  return 1;
+}
+
+__attribute__((noinline)) static void run_tiles(long steps) {
+  for (long i = 0; i < steps; ++i) {
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(1, 4, 7);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
+  }
+}
+#else
+#define TILE_PRODUCTS 0.0
+static int shape_tiles(void) { return 0; }
+static void run_tiles(long steps) { (void)steps; }
 #endif
 
 int main(int count, char** values) {
   const int half = count > 1 && strcmp(values[1], "bfloat16") == 0;
+  const int tiles = half && shape_tiles();
   const long block = 1000000;
   long steps = 0;
   volatile float sink = 0;
   double begin = now(), end = begin;
   while ((end = now()) - begin < 0.5) {
-    sink = sink + (half ? run_bfloat16 : run)(block, 0.999f, 1e-3f);
+    if (tiles) run_tiles(block);
+    else sink = sink + (half ? run_bfloat16 : run)(block, 0.999f, 1e-3f);
     steps += block;
   }
-  const double products = half ? HALF_PRODUCTS : 1;
-  printf("%.3f\n", 2.0 * products * WIDTH * CHAINS * (double)steps / (end - begin) * 1e-9);
+  const double products = tiles ? TILE_PRODUCTS : half ? HALF_PRODUCTS : (double)WIDTH * CHAINS;
+  printf("%.3f\n", 2.0 * products * (double)steps / (end - begin) * 1e-9);
   return 0;
 }

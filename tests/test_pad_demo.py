@@ -2,6 +2,7 @@
 
 import json
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from pad.demo.sentences import INTENTS, all_commands, commands, free_sentences, 
 from pad.demo.student import new_student, random_copy  # noqa: E402
 from pad.evaluate.probe import linear_probe  # noqa: E402
 from pad.evaluate.words import Encoded, word_hit_rate  # noqa: E402
+from pad.step.objective import objective  # noqa: E402
 
 
 def test_phrasings_of_the_splits_are_disjoint():
@@ -186,6 +188,15 @@ def test_without_the_package_the_scratch_student_runs_and_it_is_said(tmp_path, m
         run.run_demo(DemoConfig(output=str(tmp_path / "demo"), student="somewhere/whisper", seed=2))
     assert asked[1] == (DemoRecipe.of(scratch=False, quick=False, seed=2), "somewhere/whisper")
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("layers, preset", [(2, "slocal-soft"), (3, "early-slocal-soft")])
+def test_a_student_without_the_layers_of_the_prior_is_distilled_without_one(capsys, layers, preset):
+    demo = run._Demo(DemoRecipe.of(scratch=False, quick=True, seed=0), "a student", Path(), Path(), {})
+    goal = demo._objective(new_student(48, layers=layers, intermediate_size=32))
+    assert goal == objective(preset, 0.1) and demo.recipe.preset == preset
+    said = capsys.readouterr().out
+    assert said.startswith("Distilling without a prior: ") if layers == 2 else not said
 
 
 def test_a_student_and_scratch_are_one_too_many(capsys):

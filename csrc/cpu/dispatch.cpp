@@ -113,14 +113,16 @@ bool set_instruction_set(const char* name) {
 #if defined(PAD_AMX)
 PAD_DISPATCH(alignment_forward, AlignmentForward, avx512_bf16, amx)
 PAD_DISPATCH(alignment_backward, AlignmentBackward, avx512, amx)
+PAD_DISPATCH(significance, SignificanceArguments, avx512, amx)
 #elif defined(PAD_AVX512_BF16)
 PAD_DISPATCH(alignment_forward, AlignmentForward, avx512_bf16, avx512_bf16)
 PAD_DISPATCH(alignment_backward, AlignmentBackward, avx512, avx512)
+PAD_DISPATCH(significance, SignificanceArguments, avx512, avx512)
 #else
 PAD_DISPATCH(alignment_forward, AlignmentForward, avx512, avx512)
 PAD_DISPATCH(alignment_backward, AlignmentBackward, avx512, avx512)
-#endif
 PAD_DISPATCH(significance, SignificanceArguments, avx512, avx512)
+#endif
 PAD_DISPATCH(pooled_distance_forward, PooledDistanceForward, avx512, avx512)
 PAD_DISPATCH(pooled_distance_backward, PooledDistanceBackward, avx512, avx512)
 PAD_DISPATCH(position_weights, PositionWeights, avx512, avx512)

