@@ -14,9 +14,14 @@ class Buffer {
  public:
   explicit Buffer(int64_t size)
       : data_(static_cast<S*>(::operator new(static_cast<size_t>(size > 0 ? size : 1) * sizeof(S), alignment))) {}
-  ~Buffer() { ::operator delete(data_, alignment); }
+  ~Buffer() { free(); }
   Buffer(const Buffer&) = delete;
   Buffer& operator=(const Buffer&) = delete;
+  // Before its time, where what comes next is large.
+  void free() {
+    ::operator delete(data_, alignment);
+    data_ = nullptr;
+  }
   S* data() const { return data_; }
   S& operator[](int64_t i) const { return data_[i]; }
 

@@ -128,7 +128,7 @@ class Gradients<TileScores<T>> {
   using S = OpMath<T>;
   static constexpr int64_t columns_together = block_side;
 
-  Gradients(const Utterance<T>& utterance, const Tokens<T>& tokens, const TileScores<T>& scores)
+  Gradients(const Utterance<T>& utterance, const Tokens<T>& tokens, TileScores<T>& scores)
       : scores_(scores),
         inverse_(tokens.inverse.data()),
         columns_(tokens.padded),
@@ -136,14 +136,16 @@ class Gradients<TileScores<T>> {
         width_(utterance.padded_width),
         row_stride_(utterance.row_stride),
         token_pairs_(token_parts * depth_ / 2 * width_),
-        unit_pairs_(TileScores<T>::pooled_parts * tile_units / 2 * width_),
+        unit_pairs_((scores.pooled() ? TileScores<T>::pooled_parts : TileScores<T>::frame_parts) * tile_units / 2 *
+                    width_),
         of_units_(parts * tile_units * depth_),
         of_tokens_(parts * depth_ * tile_units) {
-    const TokenRows<T>& rows = scores.token_rows();
+    TokenRows<T>& rows = scores.token_rows();
     for (int part = 0; part < token_parts; ++part)
       for (int64_t j = 0; j < depth_; j += 2)
         write_pairs(rows.row(part, j), rows.row(part, j + 1), width_,
                     token_pairs_.data() + (part * depth_ + j) / 2 * width_);
+    rows.free();
   }
 
   // As above.

@@ -99,11 +99,12 @@ class TokenRows {
   }
 
   const bfloat16* row(int part, int64_t j) const { return data_.data() + (part * count + j) * depth; }
+  void free() { data_.free(); }
 
   const int64_t count, depth;
 
  private:
-  const Buffer<bfloat16> data_;
+  Buffer<bfloat16> data_;
 };
 
 // By tiles of AMX. Tokens as they come, scaled afterwards.
@@ -149,7 +150,8 @@ class TileScores {
   const S* const* rows() const { return rows_; }
   const T* frame(int64_t number) const { return units_.frame(number); }
 
-  const TokenRows<T>& token_rows() const { return token_rows_; }
+  // Whoever needs them no more may free them: `tile` does not.
+  TokenRows<T>& token_rows() { return token_rows_; }
 
   // The rows of the latest tile in parts, up to a multiple of 32.
   const bfloat16* part_row(int part, int64_t r) const {
@@ -175,7 +177,7 @@ class TileScores {
             both, {panel_.data() + column, scored.columns, depth_ / 2 * scored.columns}, depth_,
             {scored.scores + row * scored.columns + column, scored.columns, false}, [&](int64_t k) {
               if (column == 0)
-                for (int64_t r = 0; r < ahead; ++r) __builtin_prefetch(units_.frame(past + r) + k);
+                for (int64_t r = 0; r < ahead; ++r) __builtin_prefetch(units_.frame(past + r) + k, 0, 2);
             });
       });
     }
@@ -214,7 +216,7 @@ class TileScores {
   const Buffer<Pair> panel_;       // [parts, depth / 2, tokens]
   const Buffer<bfloat16> copies_;  // [parts, tile_units, copy_stride]
   const Buffer<S> scores_;
-  const TokenRows<T> token_rows_;
+  TokenRows<T> token_rows_;
   TileRows starts_[blocks];
   const S* const* rows_ = nullptr;
 };
