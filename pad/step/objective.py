@@ -106,6 +106,10 @@ def _no_priors(objective: Objective) -> Objective:
     return replace(objective, speech_prior=False, text_prior=False)
 
 
+def _early(objective: Objective) -> Objective:
+    return replace(objective, text_prior=False, prior_layers=(0, 1, 2), prior_layer_weights=(0.4, 0.4, 0.2))
+
+
 PRESETS: dict[str, Objective] = {
     # the paper's
     "pad-glob": _GLOBAL,
@@ -121,9 +125,8 @@ PRESETS: dict[str, Objective] = {
     "tlocal-soft": _soft(_no_priors(_TOKEN)),
     "slocal-soft": _soft(_no_priors(_SPAN)),
     # the prior that helped Whisper tiny.en (docs/quality.md): of its early layers, which are no attention sinks
-    "early-slocal-soft": replace(
-        _soft(_SPAN), text_prior=False, anchors="peaks", prior_layers=(0, 1, 2), prior_layer_weights=(0.4, 0.4, 0.2)
-    ),
+    "early-tlocal-soft": _early(_soft(_TOKEN)),
+    "early-slocal-soft": replace(_early(_soft(_SPAN)), anchors="peaks"),
     # the paper's ablations of pad-slocal; without priors it is slocal, by the name that the ablation has there
     "no-prior": _no_priors(_SPAN),
     "no-span-pool": replace(_SPAN, scales=(1.0,)),
