@@ -61,7 +61,7 @@ class Scores:
     """The scores of one student on held-out speech: words and sentences found, and what a probe hears.
 
     words, sentences: on free sentences; words_in_commands; recordings: words, by source; intents: by the linear probe
-    whose result is `probe`; loss: the mean objective on free sentences.
+    whose result is `probe`; loss: the mean objective on free sentences, without priors.
     """
 
     words: Counts
