@@ -98,7 +98,8 @@ def test_pictures_are_written(models, speech, tmp_path, preset, capsys):  # noqa
 
 def test_mistakes(models, speech, tmp_path, capsys):  # noqa: F811
     audio = str(next(Path(speech).glob("*.wav")))
-    common = ["align", "--student", models["student"], "--teacher", models["teacher"], "--output", str(tmp_path / "x")]
+    common = ["align", "--student", models["student"], "--teacher", models["teacher"], "--output", str(tmp_path / "x"),
+              "--preset", "pad-slocal-soft"]  # fmt: skip
     (tmp_path / "words.tsv").write_text("0.1 0.2 word")
     lonely = tmp_path / "lonely.wav"
     lonely.write_bytes(Path(audio).read_bytes())
@@ -142,7 +143,7 @@ def test_teacher_as_the_student_was_distilled_from_it(models, speech, tmp_path, 
     audio = str(next(Path(speech).glob("*.wav")))
     options = ["--student", str(tmp_path / "run" / "student"), "--teacher", models["teacher"], "--teacher-layer", "1"]
     options += ["--teacher-mean", str(tmp_path / "run" / "teacher_mean.safetensors")]
-    options += ["--audio", audio, "--transcript", "good morning", "--output", str(tmp_path / "x")]
+    options += ["--audio", audio, "--transcript", "good morning", "--output", str(tmp_path / "x"), "--preset", "tlocal"]
     assert main(["align", *options]) == 0
     (teacher,) = seen
     expected = Teacher(*load_teacher(models["teacher"]), False, layer=1)
@@ -171,7 +172,8 @@ def test_teacher_whose_prior_cannot_be_recorded(models, speech, tmp_path, capsys
     tokenizer.save_pretrained(tmp_path / "squeezebert")
     audio = str(next(Path(speech).glob("*.wav")))
     arguments = ["align", "--student", models["student"], "--teacher", str(tmp_path / "squeezebert"), "--audio", audio,
-                 "--transcript", "good", "--output", str(tmp_path / "pictures" / "a.png")]  # fmt: skip
+                 "--transcript", "good", "--output", str(tmp_path / "pictures" / "a.png"),
+                 "--preset", "pad-slocal-soft"]  # fmt: skip
     assert main(arguments) == 2
     assert "teacher: 'squeezebert' neither attends through" in capsys.readouterr().err
     assert main([*arguments, "--preset", "slocal"]) == 0

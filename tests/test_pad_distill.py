@@ -84,7 +84,7 @@ def models(tmp_path_factory, speech) -> dict[str, str]:
 def run(models, data, output, *options: str) -> int:
     return main(
         ["distill", "--student", models["student"], "--teacher", models["teacher"], "--data", str(data),
-         "--output", str(output), "--batch-size", "2", "--device", "cpu", *options]
+         "--output", str(output), "--batch-size", "2", "--device", "cpu", "--preset", "pad-slocal", *options]
     )  # fmt: skip
 
 

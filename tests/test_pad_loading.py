@@ -311,7 +311,8 @@ def test_lowercase_is_a_setting_of_distill(tmp_path, recording, capsys):
     teacher = save_teacher(tmp_path / "teacher", tokenizer={"do_lower_case": False})
     student = save_student(tmp_path / "student")
     arguments = ["distill", "--student", str(student), "--teacher", str(teacher), "--data", str(recording),
-                 "--output", str(tmp_path / "run"), "--max-steps", "1", "--device", "cpu"]  # fmt: skip
+                 "--output", str(tmp_path / "run"), "--max-steps", "1", "--device", "cpu",
+                 "--preset", "pad-slocal"]  # fmt: skip
     assert main(arguments) == 2
     assert "its tokenizer knows 0 of 2 tokens of the transcripts" in capsys.readouterr().err
     assert main([*arguments, "--lowercase"]) == 0
@@ -330,7 +331,8 @@ def test_distill_refuses_data_parallel(tmp_path, recording, capsys, monkeypatch,
 
     monkeypatch.setattr(distill_run, "training_arguments", several)
     arguments = ["distill", "--student", str(student), "--teacher", str(teacher), "--data", str(recording),
-                 "--output", str(tmp_path / "run"), "--max-steps", "1", "--device", "cpu"]  # fmt: skip
+                 "--output", str(tmp_path / "run"), "--max-steps", "1", "--device", "cpu",
+                 "--preset", "pad-slocal"]  # fmt: skip
     assert main(arguments) == 2
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith(f"pad distill: error: device: {gpus} GPUs and one process; expected a process for each GPU")

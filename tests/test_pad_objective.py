@@ -5,7 +5,9 @@ import torch
 
 pytest.importorskip("transformers")
 
+from pad.align.config import AlignConfig  # noqa: E402
 from pad.cli import main  # noqa: E402
+from pad.distill.config import DistillConfig  # noqa: E402
 from pad.errors import UserError  # noqa: E402
 from pad.step.objective import PRESETS, objective  # noqa: E402
 from pad_kernels import pad_loss, select_spans  # noqa: E402
@@ -36,6 +38,10 @@ def test_what_is_given_replaces_the_preset():
     assert (goal.temperature, goal.prior_layers, goal.anchors, goal.text_prior) == (0.2, (0, 2), "peaks", True)
     assert goal.prior_layer_weights == (0.7, 0.3)
     assert (goal.prior_exponent, goal.pooling_prior, goal.speech_prior) == (0.5, False, False)
+
+
+def test_commands_begin_with_the_preset_that_won():
+    assert DistillConfig("s", "t", "d", "o").preset == AlignConfig("s", "t", "a").preset == "early-slocal-soft"
 
 
 def test_layers_of_a_preset_give_way_with_their_weights():

@@ -43,7 +43,7 @@ def assert_same_run(one: Path, other: Path):
 def command(models, data, output, *options: str) -> list[str]:  # noqa: F811
     return [
         "distill", "--student", models["student"], "--teacher", models["teacher"], "--data", str(data),
-        "--output", str(output), "--batch-size", "2", "--device", "cpu", *options,
+        "--output", str(output), "--batch-size", "2", "--device", "cpu", "--preset", "pad-slocal", *options,
     ]  # fmt: skip
 
 

@@ -45,7 +45,7 @@ def paths(tmp_path_factory) -> dict[str, str]:
 def arguments(paths, output: Path, *options: str) -> list[str]:
     return [
         "distill", "--student", paths["student"], "--teacher", paths["teacher"], "--data", paths["data"],
-        "--output", str(output), "--batch-size", "2", "--device", "cpu", *OPTIONS, *options,
+        "--output", str(output), "--batch-size", "2", "--device", "cpu", "--preset", "pad-slocal", *OPTIONS, *options,
     ]  # fmt: skip
 
 
@@ -202,7 +202,8 @@ def test_words_and_priors(paths):
 @pytest.mark.parametrize("options", [[], ["--pad-to-max-length"]], ids=["as long as it is", "padded"])
 def test_drawn(paths, tmp_path, options, capsys):
     audio = str(Path(paths["data"]) / "1.wav")
-    common = ["align", "--student", paths["student"], "--teacher", paths["teacher"], "--output", str(tmp_path / "x")]
+    common = ["align", "--student", paths["student"], "--teacher", paths["teacher"], "--output", str(tmp_path / "x"),
+              "--preset", "pad-slocal-soft"]  # fmt: skip
     assert main([*common, "--audio", audio, *options]) == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["x.png", "x.svg"]
     soundfile.write(tmp_path / "long.wav", np.zeros(40000), 16000)
@@ -242,7 +243,11 @@ def test_settings_that_do_not_fit(paths, tmp_path, capsys):
             ["--prior-layers", "2"],
             "prior_layers: expected layers below 2, which is how many the student has, got (2,)",
         ),
-        (paths["student"], ["--preset", "early-slocal-soft"], "which is how many the student has, got (0, 1, 2)"),
+        (
+            paths["student"],
+            ["--preset", "early-slocal-soft"],
+            "got (0, 1, 2); name others with --prior-layers, or take a preset without a prior, such as slocal-soft",
+        ),
         (paths["student"], ["--prior-layers", "0", "0"], "prior_layers: expected each layer once, got (0, 0)"),
         (paths["student"], ["--prior-layer-weights", "1"], "prior_layer_weights: got (1.0,) and prior_layers None"),
         (paths["student"], ["--preset", "early-slocal-soft", "--prior-layer-weights", "1"], "one for each layer"),

@@ -37,7 +37,7 @@ class AlignConfig(Settings):
     """give the teacher the transcript in lower case, as in pad distill"""
     output: str = "alignment"
     """path of the pictures, without the endings .png and .svg"""
-    preset: str = "pad-slocal-soft"
+    preset: str = "early-slocal-soft"
     """objective whose alignment units and priors are drawn"""
     temperature: float | None = None
     """temperature of the soft alignment; 0: hard alignment; None: the value of the preset"""

@@ -31,8 +31,9 @@ class DistillConfig(Settings):
     output: str
     """new folder for checkpoints, settings and the distilled student"""
 
-    preset: str = "pad-slocal"
-    """training objective: pad-glob, pad-tlocal, pad-slocal, ... (docs/training.md lists all)"""
+    preset: str = "early-slocal-soft"
+    """training objective; the paper's are pad-glob, pad-tlocal and pad-slocal (docs/training.md lists all). The default
+    takes its prior from the student's first three layers"""
     temperature: float | None = None
     """temperature of the soft alignment; 0: hard alignment; None: the value of the preset"""
     prior_layers: tuple[int, ...] = ()

@@ -34,5 +34,5 @@ def command(world):
     return lambda output, *more: (
         "distill", "--student", world["student"], "--teacher", world["teacher"], "--data", world["speech"],
         "--output", str(output), "--batch-size", "2", "--device", "cpu", "--log-every", "1", "--save-every", "1",
-        "--max-steps", "3", "--keep-checkpoints", "2", *more,
+        "--max-steps", "3", "--keep-checkpoints", "2", "--preset", "pad-slocal", *more,
     )  # fmt: skip

@@ -77,9 +77,9 @@ def option(command: list[str], name: str, value: str) -> list[str]:
 def commands(world: dict[str, str], out: str):
     """(label, arguments), all of them wrong."""
     distill = ["distill", "--student", world["student"], "--teacher", world["teacher"], "--data", world["speech"],
-               "--output", out, "--max-steps", "1", "--device", "cpu"]  # fmt: skip
+               "--output", out, "--max-steps", "1", "--device", "cpu", "--preset", "pad-slocal"]  # fmt: skip
     align = ["align", "--student", world["student"], "--teacher", world["teacher"],
-             "--audio", f"{world['speech']}/0.wav", "--output", out]  # fmt: skip
+             "--audio", f"{world['speech']}/0.wav", "--output", out, "--preset", "pad-slocal-soft"]  # fmt: skip
     evaluate = ["evaluate", "--student", world["student"], "--ic", world["speech"], "--output", out, "--device", "cpu"]
     for name in ("seed", "batch-size", "max-steps", "workers", "save-every", "log-every", "keep-checkpoints"):
         for value in NOT_INTEGERS:
