@@ -246,7 +246,7 @@ def test_settings_that_do_not_fit(paths, tmp_path, capsys):
         (
             paths["student"],
             ["--preset", "early-slocal-soft"],
-            "got (0, 1, 2); name others with --prior-layers, or take a preset without a prior, such as slocal-soft",
+            "which is how many the student has, got (0, 1, 2); the preset slocal-soft needs none",
         ),
         (paths["student"], ["--prior-layers", "0", "0"], "prior_layers: expected each layer once, got (0, 0)"),
         (paths["student"], ["--prior-layer-weights", "1"], "prior_layer_weights: got (1.0,) and prior_layers None"),

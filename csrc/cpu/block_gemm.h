@@ -39,7 +39,10 @@ constexpr int tile_vectors = 3;
 struct Pair {
   bfloat16 first, second;
 };
-#if defined(__AVX512BF16__)
+#if defined(__AMX_BF16__) || defined(__AMXBF16__)  // GCC's name, and Clang's
+#define PAD_HAS_TILES 1                            // tiles.h: faster than pairs
+#endif
+#if defined(__AVX512BF16__) && !defined(PAD_HAS_TILES)
 constexpr bool multiplies_pairs = true;
 #else
 constexpr bool multiplies_pairs = false;

@@ -110,19 +110,19 @@ bool set_instruction_set(const char* name) {
 #endif
 // clang-format on
 
-#if defined(PAD_AMX)
-PAD_DISPATCH(alignment_forward, AlignmentForward, avx512_bf16, amx)
-PAD_DISPATCH(alignment_backward, AlignmentBackward, avx512, amx)
-PAD_DISPATCH(significance, SignificanceArguments, avx512, amx)
-#elif defined(PAD_AVX512_BF16)
-PAD_DISPATCH(alignment_forward, AlignmentForward, avx512_bf16, avx512_bf16)
-PAD_DISPATCH(alignment_backward, AlignmentBackward, avx512, avx512)
-PAD_DISPATCH(significance, SignificanceArguments, avx512, avx512)
+#if defined(PAD_AVX512_BF16)
+#define PAD_PAIRS avx512_bf16
 #else
-PAD_DISPATCH(alignment_forward, AlignmentForward, avx512, avx512)
-PAD_DISPATCH(alignment_backward, AlignmentBackward, avx512, avx512)
-PAD_DISPATCH(significance, SignificanceArguments, avx512, avx512)
+#define PAD_PAIRS avx512
 #endif
+#if defined(PAD_AMX)
+#define PAD_TILES amx
+#else
+#define PAD_TILES avx512
+#endif
+PAD_DISPATCH(alignment_forward, AlignmentForward, PAD_PAIRS, PAD_TILES)
+PAD_DISPATCH(alignment_backward, AlignmentBackward, avx512, PAD_TILES)
+PAD_DISPATCH(significance, SignificanceArguments, avx512, PAD_TILES)
 PAD_DISPATCH(pooled_distance_forward, PooledDistanceForward, avx512, avx512)
 PAD_DISPATCH(pooled_distance_backward, PooledDistanceBackward, avx512, avx512)
 PAD_DISPATCH(position_weights, PositionWeights, avx512, avx512)

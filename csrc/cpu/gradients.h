@@ -14,8 +14,8 @@ struct UnitRows {
   bool streamed;    // past the caches
 };
 
-// A tile whose scores are gradients, and the rows that they are multiplied with. Functions take it by value: what is
-// behind a reference would be read anew after each store.
+// A tile whose scores are gradients, and the rows that they are multiplied with. Functions copy what they read of it:
+// what is behind a reference would be read anew after each store.
 template <class S>
 struct GradientTile {
   int64_t units, tokens;      // how many
@@ -69,9 +69,7 @@ void token_gradients(const GradientTile<S>& tile, int64_t column, S* token_sums)
   }
 }
 
-#if !defined(PAD_HAS_TILES)
 static_assert(!multiplies_pairs, "frames that are multiplied in pairs have no rows for the gradients");
-#endif
 
 template <class Scores>
 class Gradients;

@@ -17,8 +17,12 @@ constexpr int64_t block_keys = 64;
 // One head of one utterance.
 template <class T>
 struct Head {
+  const T* query_row(int64_t i) const { return query + positions[i] * query_stride; }
+  const T* key_row(int64_t i) const { return key + positions[i] * key_stride; }
+
   const T *query, *key;
-  const int64_t* positions;  // [count] the valid ones
+  int64_t query_stride, key_stride;  // of rows
+  const int64_t* positions;          // [count] the valid ones
   int64_t count;
 };
 
@@ -37,9 +41,8 @@ class VectorKeyScores {
 
   // Takes `count` queries of the head, from `first` on.
   void take_queries(const Head<T>& head, int64_t first, int64_t count) const {
-    const int64_t* positions = head.positions + first;
     for (int64_t q = 0; q < queries; ++q) {
-      const T* row = head.query + positions[q < count ? q : 0] * arguments_.query.row_stride;
+      const T* row = head.query_row(first + (q < count ? q : 0));
       for (int64_t i = 0; i < arguments_.width; ++i)
         panel_[i * queries + q] = q < count ? to_opmath(row[i]) * static_cast<S>(arguments_.scale) : S(0);
     }
@@ -52,7 +55,7 @@ class VectorKeyScores {
       const int64_t rows = minimum(block_keys, count - begin);
       const S* pointers[block_keys];
       for (int64_t r = 0; r < rows; ++r) {
-        const T* row = head.key + head.positions[first + begin + r] * arguments_.key.row_stride;
+        const T* row = head.key_row(first + begin + r);
         if constexpr (sizeof(T) == sizeof(S)) {
           pointers[r] = row;
         } else {
@@ -99,9 +102,8 @@ class TileKeyScores {
         scores_(round_up(keys, block_side) * queries) {}
 
   void take_queries(const Head<T>& head, int64_t first, int64_t count) const {
-    const int64_t* positions = head.positions + first;
     for (int64_t q = 0; q < queries; ++q) {
-      if (q < count) split_row<parts>(query(head, positions[q]), arguments_.width, query_.data(), depth_);
+      if (q < count) split_row<parts>(head.query_row(first + q), arguments_.width, query_.data(), depth_);
       else fill_zero(query_.data(), parts * depth_);
       for (int64_t k = 0; k < parts * depth_ / 2; ++k)
         panel_[k * queries + q] = reinterpret_cast<const Pair*>(query_.data())[k];
@@ -129,27 +131,15 @@ class TileKeyScores {
   static constexpr int parts = parts_of_element<T>;
   static constexpr int64_t queries = block_queries<S>;
 
-  const T* query(const Head<T>& head, int64_t position) const {
-    return head.query + position * arguments_.query.row_stride;
-  }
-  const T* key(const Head<T>& head, int64_t position) const { return head.key + position * arguments_.key.row_stride; }
-
-  // 16 keys from `first` on, of which `count` exist: where they lie, or in parts in rows [row, row + 16) of our own.
+  // 16 keys from `first` on, of which `count` exist: where they lie, or in rows [row, row + 16) of our own.
   TileRows take_keys(const Head<T>& head, int64_t first, int64_t count, int64_t row) const {
     const int64_t* positions = head.positions + first;
     if constexpr (std::is_same_v<T, bfloat16>)
       if (depth_ == arguments_.width && count == tile_side && positions[count - 1] - positions[0] == count - 1)
-        return {key(head, positions[0]), arguments_.key.row_stride, 0};
-    bfloat16* copies = keys_.data() + row * depth_;
-    for (int64_t r = 0; r < tile_side; ++r) {
-      if (r < count) split_row<parts>(key(head, positions[r]), arguments_.width, copies + r * depth_, part_stride());
-      else
-        for (int part = 0; part < parts; ++part) fill_zero(copies + part * part_stride() + r * depth_, depth_);
-    }
-    return {copies, depth_, part_stride()};
+        return {head.key_row(first), head.key_stride, 0};
+    return copy_rows<parts>({keys_.data(), depth_, block_side * depth_}, row, count, arguments_.width,
+                            [&](int64_t r) { return head.key_row(first + r); });
   }
-
-  int64_t part_stride() const { return block_side * depth_; }
 
   const TileShapes shapes_;
   const SignificanceArguments& arguments_;

@@ -195,16 +195,12 @@ class TileScores {
       start = {reinterpret_cast<const bfloat16*>(units_.frame(first)), frame_stride_, part_stride()};
       return;
     }
-    start = {copies_.data() + row * copy_stride_, copy_stride_, part_stride()};
-    for (int64_t r = 0; r < tile_side; ++r) {
-      bfloat16* copy = copies_.data() + (row + r) * copy_stride_;
-      if (r >= n) {
-        for (int part = 0; part < parts; ++part) fill_zero(copy + part * part_stride(), depth_);
-      } else if (!pooled_) {
-        if constexpr (parts == frame_parts) split_row<parts>(units_.frame(first + r), width_, copy, part_stride());
-      } else if constexpr (parts > 1) {
-        split_row<parts>(rows_[row + r], width_, copy, part_stride());
-      }
+    const TileCopies copies{copies_.data(), copy_stride_, part_stride()};
+    if (!pooled_) {
+      if constexpr (parts == frame_parts)
+        start = copy_rows<parts>(copies, row, n, width_, [&](int64_t r) { return units_.frame(first + r); });
+    } else if constexpr (parts == pooled_parts) {
+      start = copy_rows<parts>(copies, row, n, width_, [&](int64_t r) { return rows_[row + r]; });
     }
   }
 

@@ -86,6 +86,8 @@ struct Significance {
     const Head<T> head{
         .query = static_cast<const T*>(a.query.data) + b * a.query.batch_stride + h * a.query.head_stride,
         .key = static_cast<const T*>(a.key.data) + b * a.key.batch_stride + h * a.key.head_stride,
+        .query_stride = a.query.row_stride,
+        .key_stride = a.key.row_stride,
         .positions = valid + b * a.length,
         .count = valid_counts[b],
     };

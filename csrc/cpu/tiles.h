@@ -4,14 +4,11 @@
 // is left out.
 #pragma once
 #include "cpu/block_gemm.h"
+#include "cpu/rows.h"
 
 namespace pad {
 namespace PAD_INSTRUCTION_SET {
 namespace {
-
-#if defined(__AMX_BF16__) || defined(__AMXBF16__)  // GCC's name, and Clang's
-#define PAD_HAS_TILES 1
-#endif
 
 #if defined(PAD_HAS_TILES)
 
@@ -126,10 +123,6 @@ inline __attribute__((always_inline)) void for_each_tiles(int64_t count, const A
   if (first < count) action(std::integral_constant<int, 1>{}, first);
 }
 
-inline Vector<float> widened(__m256i half) {
-  return bit_cast<Vector<float>>(bit_cast<Vector<uint32_t>>(_mm512_cvtepu16_epi32(half)) << 16);
-}
-
 // out[p * part_stride + i] = part p of 32 numbers: the nearest bfloat16 to what the parts before leave.
 template <int parts>
 inline __attribute__((always_inline)) void split(Vector<float> first, Vector<float> second, bfloat16* out,
@@ -138,8 +131,8 @@ inline __attribute__((always_inline)) void split(Vector<float> first, Vector<flo
   for (int p = 0; p < parts; ++p) {
     const auto nearest = bit_cast<__m512i>(_mm512_cvtne2ps_pbh(bit_cast<__m512>(second), bit_cast<__m512>(first)));
     _mm512_storeu_si512(out + p * part_stride, nearest);
-    first -= widened(_mm512_castsi512_si256(nearest));
-    second -= widened(_mm512_extracti64x4_epi64(nearest, 1));
+    first -= bit_cast<Vector<float>>(widened(_mm512_castsi512_si256(nearest)) << 16);
+    second -= bit_cast<Vector<float>>(widened(_mm512_extracti64x4_epi64(nearest, 1)) << 16);
   }
 }
 
@@ -161,12 +154,30 @@ inline void split_row(const T* row, int64_t width, bfloat16* out, int64_t part_s
   }
 }
 
+// Room for copies of rows in parts: element k of part p of row r lies at data[p * part_stride + r * row_stride + k].
+struct TileCopies {
+  bfloat16* data;
+  int64_t row_stride, part_stride;
+};
+
+// Rows [first, first + 16) of the copies: `read(r)`, of `width` elements, for r < count, and zeros.
+template <int parts, class Read>
+inline TileRows copy_rows(const TileCopies copies, int64_t first, int64_t count, int64_t width, const Read& read) {
+  bfloat16* const rows = copies.data + first * copies.row_stride;
+  for (int64_t r = 0; r < tile_side; ++r) {
+    bfloat16* copy = rows + r * copies.row_stride;
+    if (r < count) split_row<parts>(read(r), width, copy, copies.part_stride);
+    else
+      for (int part = 0; part < parts; ++part) fill_zero(copy + part * copies.part_stride, round_up(width, tile_depth));
+  }
+  return {rows, copies.row_stride, copies.part_stride};
+}
+
 // out[d] = the pair of a[d] and b[d], for `width` elements, a multiple of 16.
 inline void write_pairs(const bfloat16* a, const bfloat16* b, int64_t width, Pair* out) {
   for (int64_t d = 0; d < width; d += tile_side) {
     const auto bits = [&](const bfloat16* row) {
-      const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(row + d));
-      return bit_cast<Vector<uint32_t>>(_mm512_cvtepu16_epi32(half));
+      return widened(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(row + d)));
     };
     const Vector<uint32_t> pairs = bits(a) | bits(b) << 16;
     std::memcpy(out + d, &pairs, sizeof(pairs));

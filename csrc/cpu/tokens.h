@@ -67,7 +67,7 @@ struct Tokens {
                      [&](int64_t j, int64_t k) { return load(reinterpret_cast<const S*>(read(j, k))); });
   }
 
-  // scores[r][j] *= 1 / |token j|, for `count` rows.
+  // scores[r][j] *= 1 / |token j|, for so many rows.
   void scale(S* scores, int64_t rows) const {
     for (int64_t r = 0; r < rows; ++r)
       for (int64_t j = 0; j < padded; j += lanes<S>) {

@@ -40,6 +40,11 @@ template <class S> constexpr int lanes = vector_bytes / static_cast<int>(sizeof(
 
 template <class S> inline Vector<S> broadcast(S value) { return value - Vector<S>{}; }
 
+#if defined(__AVX512F__)
+// GCC would widen each half of the vector apart.
+inline Vector<uint32_t> widened(__m256i half) { return bit_cast<Vector<uint32_t>>(_mm512_cvtepu16_epi32(half)); }
+#endif
+
 // A vector of consecutive elements, in their opmath type.
 template <class T>
 inline Vector<OpMath<T>> load(const T* data) {
@@ -50,8 +55,8 @@ inline Vector<OpMath<T>> load(const T* data) {
   } else if constexpr (std::is_same_v<T, bfloat16>) {
     typename VectorOf<uint16_t, vector_bytes / 2>::type half;
     std::memcpy(&half, data, sizeof(half));
-#if defined(__AVX512F__)  // GCC would widen each half of the vector apart
-    const auto wide = bit_cast<Vector<uint32_t>>(_mm512_cvtepu16_epi32(bit_cast<__m256i>(half)));
+#if defined(__AVX512F__)
+    const auto wide = widened(bit_cast<__m256i>(half));
 #elif defined(__AVX2__)
     const auto wide = bit_cast<Vector<uint32_t>>(_mm256_cvtepu16_epi32(bit_cast<__m128i>(half)));
 #else

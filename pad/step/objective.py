@@ -56,8 +56,7 @@ class Objective:
         if self.speech_prior and self.prior_layers is not None and max(self.prior_layers) >= layers:
             raise UserError(
                 f"prior_layers: expected layers below {layers}, which is how many the student has, got "
-                f"{self.prior_layers}; name others with --prior-layers, or take a preset without a prior, such as "
-                "slocal-soft"
+                f"{self.prior_layers}; the preset slocal-soft needs none"
             )
 
     def __call__(self, speech, text, speech_mask, text_mask, speech_prior=None, text_prior=None):
