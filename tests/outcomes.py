@@ -1,8 +1,10 @@
 """A pytest plugin for runs with a time limit: `pytest -p outcomes` with OUTCOMES=FILE and OUTCOMES_OF=NAME.
 
 What is known of each test goes into the file at once, under the name, and a failure is printed when it happens.
+Several runs may write to one file at the same time.
 """
 
+import fcntl
 import json
 import os
 from pathlib import Path
@@ -20,10 +22,15 @@ class Outcomes:
         self.write()
 
     def write(self) -> None:
-        others = json.loads(self.path.read_text()) if self.path.exists() else {}
-        partial = self.path.with_name(self.path.name + ".partial")
-        partial.write_text(json.dumps(others | {self.name: self.found}, indent=1) + "\n")
-        os.replace(partial, self.path)
+        folder = os.open(self.path.parent, os.O_RDONLY)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX)  # until it is closed
+            others = json.loads(self.path.read_text()) if self.path.exists() else {}
+            partial = self.path.with_name(self.path.name + ".partial")
+            partial.write_text(json.dumps(others | {self.name: self.found}, indent=1) + "\n")
+            os.replace(partial, self.path)
+        finally:
+            os.close(folder)
 
     def fail(self, what: str, why: str) -> None:
         self.found["failed"] += 1

@@ -4,9 +4,11 @@ import inspect
 import json
 import sys
 import types
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from outcomes import Outcomes
 
 pytest.importorskip("rich")
 
@@ -237,3 +239,17 @@ def test_the_table_of_a_run(tmp_path, capsys):
     assert code(build, good, ("native", "5", "ok")) == summary.FAILED
     assert "no test ran" in capsys.readouterr().out
     assert code() == summary.FAILED
+
+
+def test_outcomes_of_runs_beside_one_another_are_all_kept(tmp_path):
+    def run(name):
+        outcomes = Outcomes(tmp_path / "tests.json", name)
+        for _ in range(100):
+            outcomes.found["passed"] += 1
+            outcomes.write()
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(run, "abcd"))
+    kept = json.loads((tmp_path / "tests.json").read_text())
+    assert {name: found["passed"] for name, found in kept.items()} == dict.fromkeys("abcd", 100)
+    assert [path.name for path in tmp_path.iterdir()] == ["tests.json"]
