@@ -1,17 +1,24 @@
-"""Files and folders that appear whole or not at all."""
+"""Files and folders that appear whole or not at all, and folders that one run at a time writes to."""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from filelock import FileLock, Timeout
+
 from pad.errors import UserError
+
+LOCK_FILE = ".lock"
+# The workers of a run that was killed hold its lock until they notice.
+_LONGEST_LEFT_OVER = 10.0  # seconds
 
 
 @contextmanager
@@ -83,6 +90,36 @@ def refusing_output(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise UserError(f"output: cannot write to {folder}: {error.strerror or error}; expected a folder that can be "
                         "made and written") from error  # fmt: skip
+
+
+@contextmanager
+def only_run(folder: Path) -> Iterator[None]:
+    """Make an output folder if need be, and keep all other runs from writing to it in the context.
+
+    Raises UserError where another run is at work there. The lock ends with its process, however that ends.
+    """
+    with refusing_output(folder), ExitStack() as held:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            held.enter_context(FileLock(folder / LOCK_FILE).acquire(timeout=_LONGEST_LEFT_OVER))
+        except Timeout:
+            raise UserError(
+                f"output: another run is writing to {folder}; choose another folder, or wait until that run ends"
+            ) from None
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP):  # of disks that know no locks
+                raise
+        lock = held.pop_all()
+    with lock:
+        try:
+            yield
+        finally:
+            (folder / LOCK_FILE).unlink(missing_ok=True)
+
+
+def holds_output(folder: Path) -> bool:
+    """Whether there is anything in a folder but the lock of a run that has written nothing."""
+    return folder.exists() and any(path.name != LOCK_FILE for path in folder.iterdir())
 
 
 def sync_folder(folder: Path) -> None:

@@ -28,6 +28,7 @@ from transformers import (  # noqa: E402
     Wav2Vec2Model,
 )
 
+from pad import files  # noqa: E402
 from pad.cli import main  # noqa: E402
 from pad.demo import librivox  # noqa: E402
 from pad.distill.config import DistillConfig  # noqa: E402
@@ -170,6 +171,16 @@ def test_output_that_holds_something_is_kept(models, speech, tmp_path, capsys):
     assert run(models, speech, tmp_path / "run") == 2
     assert "not empty" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["precious"]
+
+
+def test_output_that_another_run_is_writing_to(models, speech, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(files, "_LONGEST_LEFT_OVER", 0.1)
+    with files.only_run(tmp_path / "run"):
+        for _ in range(2):
+            assert run(models, speech, tmp_path / "run") == 2
+            assert "output: another run is writing to" in capsys.readouterr().err
+        assert not files.holds_output(tmp_path / "run")
+    assert run(models, speech, tmp_path / "run") == 0
 
 
 def test_recordings_have_word_times(speech):

@@ -1,13 +1,20 @@
-"""Files appear whole or not at all, and are on disk before they take their names."""
+"""Files appear whole or not at all, on disk before they take their names; one run at a time writes to a folder."""
 
+import errno
 import json
 import os
+import shutil
 import stat
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from filelock import FileLock
 
-from pad.files import whole_file, whole_folder, write_json, write_text
+from pad import files
+from pad.errors import UserError
+from pad.files import holds_output, only_run, whole_file, whole_folder, write_json, write_text
 
 
 @pytest.fixture
@@ -84,3 +91,48 @@ def test_the_umask_says_who_may_read(tmp_path):
         os.umask(before)
     modes = [path.stat().st_mode & 0o777 for path in sorted(tmp_path.rglob("*"))]
     assert modes == [0o640, 0o750, 0o640]
+
+
+def test_one_run_at_a_time_writes_to_a_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "_LONGEST_LEFT_OVER", 0.1)
+    folder = tmp_path / "runs" / "a"
+    with only_run(folder):
+        (folder / "config.yaml").write_text("")
+        with pytest.raises(UserError, match="output: another run is writing to .*a; choose another folder"):
+            with only_run(folder):
+                pass
+        with only_run(tmp_path / "runs" / "b"):
+            pass
+    assert [path.name for path in folder.iterdir()] == ["config.yaml"]
+    with pytest.raises(KeyError), only_run(folder):
+        raise KeyError
+    with only_run(folder):
+        shutil.rmtree(folder)
+    assert not folder.exists()
+
+
+def test_a_killed_run_holds_no_folder(tmp_path):
+    folder = tmp_path / "run"
+    code = f"from pathlib import Path; from pad.files import only_run; run = only_run(Path({str(folder)!r})); "
+    process = subprocess.Popen([sys.executable, "-c", code + "run.__enter__(); print('in', flush=True); input()"],
+                               stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # fmt: skip
+    with process:
+        assert process.stdout.readline() == b"in\n"
+        assert not holds_output(folder) and list(folder.iterdir())
+        process.kill()
+        process.wait()
+    with only_run(folder):
+        assert not holds_output(folder)
+
+
+def test_a_folder_that_cannot_be_made_or_locked(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="output: cannot write to .*file"), only_run(tmp_path / "file" / "run"):
+        pass
+
+    def without_locks(*args, **options):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(FileLock, "acquire", without_locks)
+    with only_run(tmp_path / "run"):
+        assert (tmp_path / "run").is_dir()

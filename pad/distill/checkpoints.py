@@ -21,7 +21,7 @@ from transformers import TrainerCallback
 from pad.distill.config import FREE_ON_RESUME, DistillConfig
 from pad.distill.manifest import damage, numbered
 from pad.errors import UserError
-from pad.files import refusing_output
+from pad.files import holds_output, refusing_output
 from pad.progress import first_process, say
 from pad.settings import SETTINGS_FILE, check_same
 
@@ -65,7 +65,7 @@ def _check_folder(output: Path, resume: bool) -> None:
     with refusing_output(output):
         if output.exists() and not output.is_dir():
             raise UserError(f"output: {output} is a file, expected a folder")
-        if output.exists() and any(output.iterdir()):
+        if holds_output(output):
             if not resume:
                 raise UserError(
                     f"output: the folder {output} is not empty; choose another, or --resume to continue there"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from safetensors.torch import save
@@ -24,7 +24,7 @@ from pad.distill.manifest import rotate
 from pad.distill.progress import show_progress
 from pad.distill.trainer import DistillationTrainer, StudentWithMap, training_arguments, try_models
 from pad.errors import Diverged, Stopped, UserError
-from pad.files import whole_file, write_json
+from pad.files import holds_output, only_run, whole_file, write_json
 from pad.models import check_teacher_layer, check_widths, load_teacher, width
 from pad.progress import counting, first_process, say
 from pad.settings import SETTINGS_FILE
@@ -78,57 +78,60 @@ def distill(config: DistillConfig) -> Path:
     check_tokens(tokenizer, dataset.transcripts[:200])
     warn_of_case(tokenizer, dataset.transcripts[:200])
     teacher = Teacher(teacher_model, tokenizer, goal.text_prior, config.teacher_layer, config.teacher_cache)
-    with stable_training(student, config.freeze_feature_encoder), saving_to(output), _left_as_found(output):
-        if main:  # before anything else: a folder with settings can be resumed
-            output.mkdir(parents=True, exist_ok=True)
-            config.save(output / SETTINGS_FILE)
-            write_json(output / "versions.json", versions())
-        trainer = DistillationTrainer(
-            model=model,
-            args=arguments,
-            data_collator=collator,
-            train_dataset=dataset,
-            processing_class=student.front_end.extractor,
-            teacher=teacher,
-            objective=goal,
-            lengths=[item.duration for item in utterances],
-        )
-        say(f"{len(utterances)} utterances, {sum(item.duration for item in utterances) / 3600:.2f} h of speech")
-        teacher_model.to(trainer.args.device)
-        if config.center_teacher:
-            mean = teacher.centre(dataset.transcripts, trainer.args.device)
-            if main:
-                _save_tensor("mean", mean, output / "teacher_mean.safetensors")
-        bar = show_progress(trainer, "distilling")
-        if config.pictures_every:
-            trainer.add_callback(_pictures(trainer, dataset, collator, teacher, goal, config.pictures_every, output))
-        stop = StopOnSignal()
-        trainer.add_callback(stop)
-        if checkpoint is not None and main:
-            _rotate_left(Path(checkpoint), config.keep_checkpoints)
-        try:
-            trainer.train(resume_from_checkpoint=checkpoint)
-            check_finite(model, trainer.args, trainer.state.global_step)
-        except Diverged as error:
-            if main:
+    with only_run(output) if main else nullcontext():
+        with stable_training(student, config.freeze_feature_encoder), saving_to(output), _left_as_found(output):
+            if main:  # before anything else: a folder with settings can be resumed
+                config.save(output / SETTINGS_FILE)
+                write_json(output / "versions.json", versions())
+            trainer = DistillationTrainer(
+                model=model,
+                args=arguments,
+                data_collator=collator,
+                train_dataset=dataset,
+                processing_class=student.front_end.extractor,
+                teacher=teacher,
+                objective=goal,
+                lengths=[item.duration for item in utterances],
+            )
+            say(f"{len(utterances)} utterances, {sum(item.duration for item in utterances) / 3600:.2f} h of speech")
+            teacher_model.to(trainer.args.device)
+            if config.center_teacher:
+                mean = teacher.centre(dataset.transcripts, trainer.args.device)
+                if main:
+                    _save_tensor("mean", mean, output / "teacher_mean.safetensors")
+            bar = show_progress(trainer, "distilling")
+            if config.pictures_every:
+                trainer.add_callback(
+                    _pictures(trainer, dataset, collator, teacher, goal, config.pictures_every, output)
+                )
+            stop = StopOnSignal()
+            trainer.add_callback(stop)
+            if checkpoint is not None and main:
+                _rotate_left(Path(checkpoint), config.keep_checkpoints)
+            try:
+                trainer.train(resume_from_checkpoint=checkpoint)
+                check_finite(model, trainer.args, trainer.state.global_step)
+            except Diverged as error:
+                if main:
+                    write_json(output / "log.json", trainer.state.log_history)
+                raise Diverged(f"{error}; {after_divergence(output / 'checkpoints')}") from error
+            finally:
+                bar.close()
+                stop.restore()
+        if stop.number:
+            raise Stopped(trainer.state.global_step, stop.number)
+        if not trainer.step_losses:
+            step = trainer.state.global_step
+            say(f"resume: the run in {output} was finished at step {step}; its student is saved again")
+        state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+        if main:
+            dataset.report_unreadable()
+            with saving_to(output):
+                _save(student, folder, state)
                 write_json(output / "log.json", trainer.state.log_history)
-            raise Diverged(f"{error}; {after_divergence(output / 'checkpoints')}") from error
-        finally:
-            bar.close()
-            stop.restore()
-    if stop.number:
-        raise Stopped(trainer.state.global_step, stop.number)
-    if not trainer.step_losses:
-        say(f"resume: the run in {output} was finished at step {trainer.state.global_step}; its student is saved again")
-    state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
-    if main:
-        dataset.report_unreadable()
-        with saving_to(output):
-            _save(student, folder, state)
-            write_json(output / "log.json", trainer.state.log_history)
-            report.save(output / "left_out.json")
-        if report.total:
-            print(report)
+                report.save(output / "left_out.json")
+            if report.total:
+                print(report)
     teacher.write_cache()
     return folder
 
@@ -204,7 +207,7 @@ def _left_as_found(output: Path):
 
     An example is an audio file whose header can be read and whose samples cannot.
     """
-    new = not output.exists() or not any(output.iterdir())
+    new = not holds_output(output)
     try:
         yield
     except UserError:

@@ -26,7 +26,7 @@ from pad.evaluate.tasks import (
     utterance_task,
 )
 from pad.evaluate.training import Schedule, train
-from pad.files import write_json, write_text
+from pad.files import holds_output, only_run, write_json, write_text
 from pad.settings import SETTINGS_FILE, check_same, settings_file
 from pad.versions import versions
 
@@ -85,17 +85,17 @@ def evaluate(config: EvaluateConfig) -> dict:
     limits = (max(each.shortest for each in encoders.values()), min(each.longest for each in encoders.values()))
     corpora_read = [_Corpus(task, config, limits) for task in config.tasks]
 
-    output.mkdir(parents=True, exist_ok=True)
-    config.save(output / SETTINGS_FILE)
-    settings = {**asdict(config), "lr_sweep": list(config.lr_sweep)}
-    result: dict = {"settings": settings, "versions": versions("soundfile", "soxr"), "results": {}}
-    for corpus in corpora_read:
-        of_task = result["results"].setdefault(corpus.task, {})
-        for role, encoder in encoders.items():
-            of_task[role] = _evaluate(corpus, encoder, config, output)
-            write_json(output / "results.json", result)
-    write_text(output / "results.txt", table(result) + "\n")
-    shutil.rmtree(output / "features", ignore_errors=True)
+    with only_run(output):
+        config.save(output / SETTINGS_FILE)
+        settings = {**asdict(config), "lr_sweep": list(config.lr_sweep)}
+        result: dict = {"settings": settings, "versions": versions("soundfile", "soxr"), "results": {}}
+        for corpus in corpora_read:
+            of_task = result["results"].setdefault(corpus.task, {})
+            for role, encoder in encoders.items():
+                of_task[role] = _evaluate(corpus, encoder, config, output)
+                write_json(output / "results.json", result)
+        write_text(output / "results.txt", table(result) + "\n")
+        shutil.rmtree(output / "features", ignore_errors=True)
     return result
 
 
@@ -103,7 +103,7 @@ def _check_output(output: Path, config: EvaluateConfig) -> None:
     if output.exists() and not output.is_dir():
         raise UserError(f"output: {output} is a file, expected a folder")
     if not config.resume:
-        if output.exists() and any(output.iterdir()):
+        if holds_output(output):
             raise UserError(f"output: the folder {output} is not empty; choose another, or --resume to go on there")
         return
     saved = settings_file(output)
