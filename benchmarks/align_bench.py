@@ -9,6 +9,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
@@ -21,7 +22,7 @@ from rich.console import Console
 
 from benchmarks import accelerator, bars, machine, measure, memory, results, tables, timing, workloads
 from benchmarks.cases import DTYPES, SIZES, SMALL_BATCHES, SWEEP, Case, Inputs, make_inputs
-from benchmarks.floor import work
+from benchmarks.floor import traffic, work
 from benchmarks.plot import plot
 from benchmarks.providers import DEFAULT_PROVIDERS, PROVIDERS, Provider, make_provider, serves
 from benchmarks.results import Run
@@ -29,6 +30,7 @@ from benchmarks.results import Run
 LEVELS = ("token", "span", "global")
 MODES = ("hard", "soft")
 DIRECTIONS = ("forward", "forward+backward")
+MEMORY = "memory traffic"
 # On a GPU the float64 reference is computed for so many utterances at a time.
 UTTERANCES_ON_GPU = 8
 
@@ -148,14 +150,22 @@ class AlignBench:
 
     def save(self) -> None:
         """Bring the content of the results file up to date, and write it."""
-        options = self.options
-        judged = not options.sweep and not self.device.is_gpu
+        sweep = self.options.sweep
         self.saved.content |= {
             "rates": self.rates,
-            "bars": bars.evaluate(self.results, options.threads) if judged else [],
-            "sweep": bars.summarize(self.results) if options.sweep else [],
+            "bars": self.bars(),
+            "sweep": bars.summarize(self.results) if sweep else [],
         }
         self.saved.save()
+
+    def bars(self) -> list[dict]:
+        """What a run on a CPU was to reach."""
+        if self.device.is_gpu:
+            return []
+        if self.options.sweep:
+            return bars.small_batches(self.results)
+        memory_kept = any(name.startswith("MALLOC_") for name in self.saved.content["machine"]["allocator"])
+        return bars.evaluate(self.results, self.options.threads, memory_kept)
 
     def inputs(self, case: Case) -> Inputs:
         """Inputs of a case; those of all levels and directions of a size and dtype are the same, and kept."""
@@ -182,8 +192,12 @@ class AlignBench:
             profiled=lambda name: not self.options.no_kernels and name not in ("eager-scaled", "sdpa", "torch.compile"),
             own_graphs=frozenset({"torch.compile"}),
         )
-        measured = measure.measure(calls, self.device, plan)
-        floor = work(case, inputs)
+        floor, memory = work(case, inputs), None
+        if self.device.name == "cpu":
+            with suppress(OSError):
+                memory = traffic(inputs, floor, self.options.threads)
+        measured = measure.measure(calls | ({} if memory is None else {MEMORY: memory}), self.device, plan)
+        measured.pop(MEMORY, None)
         for name, row in measured.items():
             failed = row.get("failure") is not None
             rows[name] = row if failed else row | rows[name] | {"extra_bytes": self.extra_bytes(row, case)}
@@ -192,7 +206,7 @@ class AlignBench:
             "case": case.as_dict(),
             "title": f"{tables.shape_text(case.as_dict())} {case.dtype}, ragged 40-100 %",
             "label": case.label,
-            "floor": floor.milliseconds(self.rates),
+            "floor": floor.milliseconds(self.rates, memory and memory.milliseconds()),
             "providers": {name: rows[name] for name in names},
         }
         if self.device.name == "cpu" and "ours" in calls and not self.options.sweep and not self.options.quick:

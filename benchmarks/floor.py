@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import torch
 
-from . import machine
 from .cases import DTYPES, Case, Inputs
+from .traffic import Traffic
 
 # Kernels of pad_kernels that read every real frame and token once, and those that write the gradient of the speech.
 READING = {
@@ -39,19 +39,15 @@ class Work:
     speech_gradient_bytes: float | None = None
     level: str | None = None
 
-    def milliseconds(self, rates: dict[str, float | None]) -> dict[str, float]:
+    def milliseconds(self, rates: dict[str, float | None], memory: float | None = None) -> dict[str, float]:
         """Floor by memory, by arithmetic (at the FMA peak, else at torch.mm rate), and the longer of both.
 
-        On a CPU, whose rates name its threads, this traffic itself is measured; the rates count where it cannot be.
+        `memory`: of this traffic, where it was measured; else the rates count.
         """
         mm_gflops = self.dtype != "float32" and rates["mm_gflops_half"] or rates["mm_gflops"]
         gflops = rates["fma_gflops"] or mm_gflops
         if self.dtype in ("bfloat16", "float16"):  # float16 is the sum of two bfloat16 numbers
             gflops = max(gflops, rates.get("fma_gflops_bfloat16") or 0.0)
-        memory, threads = None, rates.get("threads")
-        if threads is not None:
-            inputs = round(self.read_bytes / self.reads)
-            memory = machine.traffic_milliseconds(inputs, self.reads, round(self.write_bytes), threads)
         if memory is None:
             memory = self.read_bytes / rates["read_gbs"] / 1e6 + self.write_bytes / rates["write_gbs"] / 1e6
         arithmetic = self.flops / gflops / 1e6
@@ -96,3 +92,13 @@ def work(case: Case, inputs: Inputs) -> Work:
     flops = 2.0 * width * pairs * products + pooling
     written = speech_gradient + text_gradient
     return Work(case.dtype, flops, reads * real_bytes, written, reads, speech_gradient or None, case.level)
+
+
+def traffic(inputs: Inputs, work: Work, threads: int) -> Traffic:
+    """This work's traffic on these inputs, whose frames and tokens are the first ones of their rows."""
+    rows = [
+        values[row, :count]
+        for values, mask in ((inputs.speech, inputs.speech_mask), (inputs.text, inputs.text_mask))
+        for row, count in enumerate(mask.sum(1).tolist())
+    ]
+    return Traffic(rows, work.reads, round(work.write_bytes), threads)

@@ -76,7 +76,7 @@ def _best_seconds(call: Callable[[], object], device: Device, repeats: int = 7) 
 
 @functools.cache
 def programs() -> dict[str, Path]:
-    """The small C programs beside this file, compiled for this processor; none without a C compiler that does it."""
+    """The C programs beside this file, `traffic` a library, compiled for this processor; none without a C compiler."""
     compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
         return {}
@@ -85,7 +85,8 @@ def programs() -> dict[str, Path]:
     built = {}
     for name in ("peak", "traffic"):
         source, program = Path(__file__).with_name(f"{name}.c"), Path(folder) / name
-        command = [compiler, "-O3", "-march=native", "-ffp-contract=fast", "-pthread", source, "-o", program]
+        shared = ("-shared", "-fPIC") if name == "traffic" else ()
+        command = [compiler, "-O3", "-march=native", "-ffp-contract=fast", *shared, source, "-o", program]
         if subprocess.run(command, capture_output=True).returncode == 0:
             built[name] = program
     return built
@@ -101,17 +102,6 @@ def _peak_gflops(threads: int, dtype: str) -> float | None:
         running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(threads)]
         best = max(best, sum(float(process.communicate()[0]) for process in running))
     return best or None
-
-
-@functools.cache
-def traffic_milliseconds(read: int, passes: int, written: int, threads: int, seconds: float = 1.0) -> float | None:
-    """The least time to read so many bytes `passes` times and write so many once, with all threads and from buffers
-    that stay in the cache if they fit; None where it cannot be measured."""
-    if "traffic" not in programs():
-        return None
-    command = [programs()["traffic"], *map(str, (read, passes, written, threads, seconds))]
-    found = subprocess.run(command, stdout=subprocess.PIPE, text=True)
-    return float(found.stdout) if found.returncode == 0 else None
 
 
 def measure_rates(device: Device, threads: int) -> dict[str, float | None]:

@@ -26,6 +26,7 @@ class Section:
     draw: Callable[..., str]
     files: tuple[str, ...]
     optional: tuple[str, ...] = ()
+    targets: bool = True  # drawn below, where the file has any
 
 
 SECTIONS = {
@@ -40,7 +41,7 @@ SECTIONS = {
     "align-cuda": Section(drawings.align_gpu, ("align_cuda.json",)),
     "memory-cuda": Section(drawings.memory_gpu, ("align_cuda.json",)),
     "compiled-cuda": Section(drawings.align_gpu, ("compiled_cuda.json",)),
-    "sweep": Section(drawings.sweep, ("sweep_cpu.json",)),
+    "sweep": Section(drawings.sweep, ("sweep_cpu.json",), targets=False),
     "small-batches": Section(drawings.small_batches, ("sweep_cpu.json",)),
     "significance": Section(drawings.significance, ("significance_cpu.json",)),
     "significance-cuda": Section(drawings.significance, ("significance_cuda.json",)),
@@ -59,11 +60,11 @@ SECTIONS = {
         drawings.gpu_goals, ("align_cuda.json", "significance_cuda.json", "step_cuda.json"), ("compiled_cuda.json",)
     ),
     "gpu-static-errors": Section(gpu_static.errors, ("gpu_static_fit.json",)),
-    "gpu-static-bars": Section(gpu_static.bars, ("gpu_static.json",)),
-    "gpu-static-calls": Section(gpu_static.calls, ("gpu_static.json",)),
-    "gpu-static-kernels": Section(gpu_static.kernels, ("gpu_static.json",)),
-    "gpu-static-resources": Section(gpu_static.resources, ("gpu_static.json",)),
-    "gpu-static-native": Section(gpu_static.native, ("gpu_static.json",)),
+    "gpu-static-bars": Section(gpu_static.bars, ("gpu_static.json",), targets=False),
+    "gpu-static-calls": Section(gpu_static.calls, ("gpu_static.json",), targets=False),
+    "gpu-static-kernels": Section(gpu_static.kernels, ("gpu_static.json",), targets=False),
+    "gpu-static-resources": Section(gpu_static.resources, ("gpu_static.json",), targets=False),
+    "gpu-static-native": Section(gpu_static.native, ("gpu_static.json",), targets=False),
     "support": Section(info.support_table, ()),
     "scaling": Section(drawings.scaling, ("scaling_cpu.json",)),
     "teacher-cache": Section(drawings.teacher_cache, ("teacher_cache.json",)),
@@ -76,7 +77,7 @@ def _draw(section: Section, folder: Path) -> str:
     if None in contents[: len(section.files)]:
         return NOT_MEASURED
     tables = [section.draw(*contents)]
-    if len(contents) == 1 and contents[0] and contents[0].get("bars") and section.files != ("gpu_static.json",):
+    if section.targets and len(contents) == 1 and contents[0] and contents[0].get("bars"):
         tables.append(drawings.targets(contents[0]))
     return "\n\n".join(tables)
 

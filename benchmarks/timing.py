@@ -1,5 +1,6 @@
 """Timing of several functions side by side, so that noise of the machine hits all of them alike."""
 
+import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -42,12 +43,14 @@ def round_robin(
     min_rounds: int = 5,
     max_rounds: int = 200,
 ) -> Timings:
-    """Time each function once per round, starting each round one further, for about `seconds` in all.
+    """Time each function once per round, in an order that changes, for about `seconds` in all.
 
-    `measure`: seconds of a call; by default the device's. Results are freed before the next call. A function that
-    fails takes no further part.
+    What runs before a function decides what it finds in the caches, and so each follows each other one as often.
+    `measure`: seconds of a call; by default the device's. A function with a method `seconds` says itself how long it
+    took. Results are freed before the next call. A function that fails takes no further part.
     """
     measure = measure or device.seconds
+    order = random.Random(0)
     found = Timings()
     samples: dict[str, list[float]] = {name: [] for name in functions}
 
@@ -64,9 +67,10 @@ def round_robin(
         names = [name for name in functions if name not in found.failures]
         if not names:
             break
-        for offset in range(len(names)):
-            name = names[(rounds + offset) % len(names)]
-            sample = run(name, lambda function=functions[name]: measure(function))
+        for name in order.sample(names, len(names)):
+            function = functions[name]
+            own_clock = getattr(function, "seconds", None)
+            sample = run(name, own_clock or (lambda function=function: measure(function)))
             if sample is not None:
                 samples[name].append(sample)
         rounds += 1

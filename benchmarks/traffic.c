@@ -1,18 +1,10 @@
-/* The least time of memory traffic: every thread reads its share of READ bytes PASSES times and writes its share of
-   WRITE bytes, once, as a loss does with its inputs and gradients. The buffers stay the same from round to round, so
-   that they are found in the cache if they fit there.
-
-     traffic READ PASSES WRITE THREADS SECONDS
-
-   Tried are loads from one place and from four, ordinary stores and stores past the cache, writing after reading and
-   while reading, large pages and small ones. Prints the milliseconds of the best round of the best kernel. */
+/* The time of memory traffic: every thread reads its rows, several times if need be, and writes its part of a buffer
+   once, as a loss does with its inputs and gradients. A shared library, loaded and explained by traffic.py; it runs on
+   the OpenMP threads that torch has started. */
 #define _GNU_SOURCE
-#include <pthread.h>
+#include <stddef.h>
 #include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <time.h>
 
 #if defined(__AVX512F__)
@@ -22,9 +14,10 @@
 #else
 #define WIDTH 16
 #endif
-#define BLOCK 4096 /* bytes: written at once between reads, and the unit of a thread's share */
+#define BLOCK 4096 /* bytes: read and written at once */
 
 typedef uint32_t vector __attribute__((vector_size(WIDTH)));
+typedef uint32_t anywhere __attribute__((vector_size(WIDTH), aligned(4)));
 
 #if defined(__clang__)
 #define STREAM(where, value) __builtin_nontemporal_store(value, where)
@@ -44,24 +37,37 @@ static inline void stream(vector* where, vector value) {
 #define STREAM(where, value) (*(where) = (value))
 #endif
 
-enum { PLACES = 1, PAST_CACHE = 2, TOGETHER = 4, KERNELS = 8 };
+enum { PLACES = 1, PAST_CACHE = 2, TOGETHER = 4 };
 
-struct Share {
-  const char* read;
-  char* write;
-  size_t read_bytes, write_bytes;
+struct Rows {
+  const char* begin;
+  size_t bytes;
 };
 
-static struct {
-  int passes, kernel, done;
-  pthread_barrier_t barrier;
-} job;
+struct Share {
+  const struct Rows* reads;
+  size_t read_count;
+  char* write;
+  size_t write_bytes;
+};
+
+struct Round {
+  const struct Share* shares; /* one for each thread */
+  int passes, kernel;
+  double* seconds; /* of each thread */
+};
+
+/* Every OpenMP runtime in use has these. */
+void GOMP_parallel(void (*)(void*), void*, unsigned, unsigned);
+int omp_get_thread_num(void);
 
 static double now(void) {
   struct timespec t;
   clock_gettime(CLOCK_MONOTONIC, &t);
   return t.tv_sec + 1e-9 * t.tv_nsec;
 }
+
+static vector load(const char* from) { return *(const anywhere*)from; }
 
 /* The sum of a block's vectors, in eight sums or, from four places, two each. */
 static vector sum_block(const char* from, size_t stride) {
@@ -70,117 +76,71 @@ static vector sum_block(const char* from, size_t stride) {
   if (stride) {
     for (size_t i = 0; i < part; i += 2 * WIDTH)
       for (int place = 0; place < 4; ++place)
-        for (int j = 0; j < 2; ++j) sums[2 * place + j] += *(const vector*)(from + place * stride + i + j * WIDTH);
+        for (int j = 0; j < 2; ++j) sums[2 * place + j] += load(from + place * stride + i + j * WIDTH);
   } else {
     for (size_t i = 0; i < part; i += 8 * WIDTH)
-      for (int j = 0; j < 8; ++j) sums[j] += *(const vector*)(from + i + j * WIDTH);
+      for (int j = 0; j < 8; ++j) sums[j] += load(from + i + j * WIDTH);
   }
   return ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]));
 }
 
-static void write_block(char* to, vector value, int past_cache) {
-  for (size_t i = 0; i < BLOCK; i += WIDTH) {
+static void write_block(char* to, size_t bytes, vector value, int past_cache) {
+  for (size_t i = 0; i < bytes; i += WIDTH) {
     if (past_cache) STREAM((vector*)(to + i), value);
     else *(vector*)(to + i) = value;
   }
 }
 
-/* One round of a thread. The blocks of `write` are spread evenly over those of the last pass, or follow them. */
+struct Written {
+  char *next, *end;
+  int past_cache;
+};
+
+static void write_up_to(struct Written* written, const char* until) {
+  while (written->next < until) {
+    const size_t left = (size_t)(until - written->next), bytes = left < BLOCK ? left : BLOCK;
+    write_block(written->next, bytes, (vector){1}, written->past_cache);
+    written->next += bytes;
+  }
+}
+
+/* One round of a thread. What it writes is spread evenly over the rows of the last pass, or follows them. Of rows whose
+   bytes are no whole blocks the rest is read by vectors, and less than a vector is left out. */
 static vector round_of(const struct Share* share, int passes, int kernel) {
-  const size_t reads = share->read_bytes / BLOCK, writes = share->write_bytes / BLOCK;
-  const size_t stride = kernel & PLACES ? share->read_bytes / 4 / (BLOCK / 4) * (BLOCK / 4) : 0;
-  const size_t step = stride ? BLOCK / 4 : BLOCK;
-  const vector value = {1};
+  struct Written written = {share->write, share->write + share->write_bytes, kernel & PAST_CACHE};
+  size_t blocks = 0, seen = 0;
+  for (size_t r = 0; r < share->read_count; ++r) blocks += share->reads[r].bytes / BLOCK;
+  const size_t vectors = share->write_bytes / WIDTH;
   vector total = {0};
-  size_t written = 0;
   for (int pass = 0; pass < passes; ++pass) {
-    for (size_t i = 0; i < reads; ++i) {
-      total += sum_block(share->read + i * step, stride);
-      if (kernel & TOGETHER && pass == passes - 1)
-        for (; written < (i + 1) * writes / reads; ++written)
-          write_block(share->write + written * BLOCK, value, kernel & PAST_CACHE);
+    for (size_t r = 0; r < share->read_count; ++r) {
+      const struct Rows rows = share->reads[r];
+      const size_t count = rows.bytes / BLOCK, stride = kernel & PLACES ? count * (BLOCK / 4) : 0;
+      for (size_t i = 0; i < count; ++i) {
+        total += sum_block(rows.begin + i * (stride ? BLOCK / 4 : BLOCK), stride);
+        if (kernel & TOGETHER && pass == passes - 1)
+          write_up_to(&written, share->write + ++seen * vectors / blocks * WIDTH);
+      }
+      for (size_t i = count * BLOCK; i + WIDTH <= rows.bytes; i += WIDTH) total += load(rows.begin + i);
     }
   }
-  for (; written < writes; ++written) write_block(share->write + written * BLOCK, value, kernel & PAST_CACHE);
+  write_up_to(&written, share->write + vectors * WIDTH);
 #if defined(__SSE2__)
   if (kernel & PAST_CACHE) __builtin_ia32_sfence();
 #endif
   return total;
 }
 
-static void* work(void* argument) {
-  const struct Share* share = argument;
-  volatile uint32_t sink = 0;
-  for (;;) {
-    pthread_barrier_wait(&job.barrier);
-    if (job.done) return NULL;
-    vector total = round_of(share, job.passes, job.kernel);
-    sink = sink + total[0];
-    pthread_barrier_wait(&job.barrier);
-  }
+static void work(void* argument) {
+  const struct Round* round = argument;
+  const int thread = omp_get_thread_num();
+  const double begin = now();
+  volatile vector sink = round_of(&round->shares[thread], round->passes, round->kernel);
+  (void)sink;
+  round->seconds[thread] = now() - begin;
 }
 
-static char* mapped(size_t bytes, int large_pages) {
-  const size_t alignment = 2 << 20, size = (bytes + alignment) / alignment * alignment;
-  char* memory = aligned_alloc(alignment, size);
-  if (memory == NULL) exit(1);
-#ifdef MADV_HUGEPAGE
-  madvise(memory, size, large_pages ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
-#endif
-  memset(memory, 1, size);
-  return memory;
-}
-
-static double best_round(double seconds) {
-  double best = 1e30, end = now() + seconds;
-  for (int i = 0; i < 3 || now() < end; ++i) {
-    const double begin = now();
-    pthread_barrier_wait(&job.barrier);
-    pthread_barrier_wait(&job.barrier);
-    const double taken = now() - begin;
-    if (i > 0 && taken < best) best = taken;
-  }
-  return best;
-}
-
-int main(int count, char** values) {
-  if (count != 6) return 2;
-  const size_t read = strtoull(values[1], NULL, 10), written = strtoull(values[3], NULL, 10);
-  const double seconds = atof(values[5]);
-  const int thread_count = atoi(values[4]);
-  job.passes = atoi(values[2]);
-  if (thread_count < 1) return 2;
-  struct Share* shares = calloc(thread_count, sizeof *shares);
-  /* Whole blocks, so a little less than asked for; scaled at the end. */
-  const size_t own_read = read / thread_count / BLOCK * BLOCK, own_write = written / thread_count / BLOCK * BLOCK;
-  if (own_read + own_write == 0) return 2;
-  double best = 1e30;
-  for (int large = 0; large < 2; ++large) {
-    char* from = mapped(own_read * thread_count + 1, large);
-    char* to = mapped(own_write * thread_count + 1, large);
-    pthread_barrier_init(&job.barrier, NULL, thread_count + 1);
-    pthread_t* threads = calloc(thread_count, sizeof *threads);
-    job.done = 0;
-    for (int i = 0; i < thread_count; ++i) {
-      shares[i] = (struct Share){from + i * own_read, to + i * own_write, own_read, own_write};
-      if (pthread_create(&threads[i], NULL, work, &shares[i])) return 1;
-    }
-    for (int kernel = 0; kernel < KERNELS; ++kernel) {
-      if (own_write == 0 && kernel & (PAST_CACHE | TOGETHER)) continue;
-      job.kernel = kernel;
-      const double taken = best_round(seconds / (2 * KERNELS));
-      if (taken < best) best = taken;
-    }
-    job.done = 1;
-    pthread_barrier_wait(&job.barrier);
-    for (int i = 0; i < thread_count; ++i) pthread_join(threads[i], NULL);
-    pthread_barrier_destroy(&job.barrier);
-    free(threads);
-    free(from);
-    free(to);
-  }
-  const double asked = (double)read * job.passes + (double)written;
-  const double moved = ((double)own_read * job.passes + (double)own_write) * thread_count;
-  printf("%.6f\n", 1e3 * best * asked / moved);
-  return 0;
+void traffic(const struct Share* shares, int threads, int passes, int kernel, double* seconds) {
+  struct Round round = {shares, passes, kernel, seconds};
+  GOMP_parallel(work, &round, (unsigned)threads, 0);
 }

@@ -12,7 +12,20 @@ from outcomes import Outcomes
 
 pytest.importorskip("rich")
 
-from benchmarks import accelerator, align_bench, machine, measure, peers, providers, results, summary, timing, workloads  # noqa: E402
+from benchmarks import (  # noqa: E402
+    accelerator,
+    align_bench,
+    bars,
+    machine,
+    measure,
+    peers,
+    providers,
+    results,
+    summary,
+    timing,
+    traffic,
+    workloads,
+)
 from benchmarks.cases import Case, make_inputs  # noqa: E402
 
 CASE = Case("tiny", "token", "hard", "forward+backward", "float32")
@@ -93,13 +106,30 @@ def test_bandwidth_where_the_traffic_is_known():
     assert kernels[0]["gbs"] == 1500 and kernels[0]["floor_share"] == 0.5 and kernels[1]["gbs"] is None
 
 
-def test_the_floor_of_memory_grows_with_the_traffic():
+def test_the_floor_of_memory_is_its_traffic():
     if not machine.programs():
         pytest.skip("no C compiler")
-    read, both, twice = (machine.traffic_milliseconds(*amounts, threads=1, seconds=0.2)
-                         for amounts in ((2**24, 1, 0), (2**24, 1, 2**24), (2**24, 8, 2**24)))  # fmt: skip
-    assert 0 < read < both < twice
-    assert machine.traffic_milliseconds(10, 1, 10, 4) is None
+    inputs = torch.zeros(3, 2**20)
+    rows = [inputs[0], inputs[1, :1000], inputs[2, :7]]
+
+    def run(*amounts):
+        found = traffic.Traffic(rows, *amounts)
+        timed = timing.round_robin({"memory": found}, accelerator.Cpu(), seconds=0, min_rounds=40)
+        assert timed.milliseconds["memory"]["p50"] >= found.milliseconds() > 0
+        return found
+
+    assert run(1, 0, 1).milliseconds() < run(1, 2**24, 1).milliseconds() < run(8, 2**24, 1).milliseconds()
+    for threads in (1, 2, 3):
+        found = run(2, 1000, threads)
+        begin = -found._written.data_ptr() % 64
+        assert bool((found._written[begin : begin + 960 : 64] == 1).all())
+        assert found._written[begin + 960 :].sum() == 0
+
+
+def test_rows_are_divided_evenly():
+    shares = traffic._divided([(0, 640), (10_000, 64), (20_000, 576)], 2)
+    assert shares == [[(0, 640)], [(10_000, 64), (20_000, 576)]]
+    assert traffic._divided([(0, 100)], 3) == [[], [(0, 64)], [(64, 36)]]
 
 
 def test_a_result_below_its_floor_is_named():
@@ -253,3 +283,35 @@ def test_outcomes_of_runs_beside_one_another_are_all_kept(tmp_path):
     kept = json.loads((tmp_path / "tests.json").read_text())
     assert {name: found["passed"] for name, found in kept.items()} == dict.fromkeys("abcd", 100)
     assert [path.name for path in tmp_path.iterdir()] == ["tests.json"]
+
+
+def _result(level, mode, direction, dtype, milliseconds, size="base", **others):
+    rows = {"ours": milliseconds, "eager-scaled": None} | others
+    providers = {name: {"correct": time is not None, "ms": time and {"p50": time}, "extra_bytes": None}
+                 for name, time in rows.items()}  # fmt: skip
+    shape = {"batch": 16, "frames": 750, "tokens": 48, "width": 768}
+    case = {"size": size, "level": level, "mode": mode, "direction": direction, "dtype": dtype, "shape": shape}
+    return {"case": case, "label": f"{level} {mode} {direction}", "floor": {"floor": 3.0}, "providers": providers}
+
+
+def test_bars_are_judged():
+    compiled = {"torch.compile": 20.0}
+    found = [
+        _result("token", "soft", "forward+backward", "float32", 4.0, **compiled),
+        _result("token", "soft", "forward+backward", "bfloat16", 3.5),
+        _result("global", "", "forward", "float32", 6.0),
+    ]
+    judged = {row["bar"]: (row["measured"], row["met"]) for row in bars.evaluate(found, 2, memory_kept=True)}
+    assert judged["token soft, forward+backward: share of the floor"] == (0.75, True)
+    assert judged["global, forward: share of the floor"] == (0.5, False)
+    assert judged["token soft, forward+backward: speed-up of bfloat16 over float32"] == (4 / 3.5, False)
+    assert judged["span hard, forward+backward: speed-up of bfloat16 over float32"] == (None, None)
+    assert judged["token soft, forward+backward: speed-up over torch.compile, memory kept"] == (5.0, True)
+    assert len(bars.evaluate(found, 2)) == len(judged) - 5
+    small = [_result("token", "hard", "forward", "float32", 1.0, "M=20", eager=1.5),
+             _result("global", "", "forward", "float32", 2.0, "M=20", eager=1.5)]  # fmt: skip
+    for result in small:
+        result["case"]["size"] = next(iter(bars.SMALL_BATCHES))
+    lowest, other = bars.small_batches(small)
+    assert lowest["measured"] == 0.75 and not lowest["met"] and "global" in lowest["bar"]
+    assert other["measured"] is None and other["met"] is None

@@ -83,6 +83,17 @@ inline __attribute__((always_inline)) void multiply_tile(int64_t depth, const A&
   }
 }
 
+// Calls action(r, v) for the sums of the first `rows` rows. Unrolled: with an index the sums would leave the registers.
+template <int vectors, class Action>
+inline __attribute__((always_inline)) void for_each_sum(int64_t rows, const Action& action) {
+#pragma GCC unroll 8
+  for (int r = 0; r < tile_rows; ++r) {
+    if (r >= rows) continue;
+#pragma GCC unroll 3
+    for (int v = 0; v < vectors; ++v) action(r, v);
+  }
+}
+
 // Calls action(std::integral_constant<int, vectors>, column) for blocks of whole vectors that cover `columns`.
 template <class S, class Action>
 inline __attribute__((always_inline)) void for_each_column_block(int64_t columns, const Action& action) {
@@ -147,11 +158,11 @@ inline __attribute__((always_inline)) void block_gemm(const BlockGemm<E> gemm, c
               minimum(step, to - k), [&](int r, int64_t i) { return pointers[r][k + i]; },
               [&](int64_t i) { return gemm.panel + (k + i) * gemm.columns + column; }, sums);
         }
-        for (int r = 0; r < tile_rows && row + r < gemm.count; ++r)
-          for (int v = 0; v < width; ++v) {
-            S* place = gemm.out + (row + r) * gemm.columns + column + v * lanes<S>;
-            store(place, from == 0 ? sums[r][v] : load(place) + sums[r][v]);
-          }
+        S* const out = gemm.out + row * gemm.columns + column;
+        for_each_sum<width>(gemm.count - row, [&](int r, int v) __attribute__((always_inline)) {
+          S* place = out + r * gemm.columns + v * lanes<S>;
+          store(place, from == 0 ? sums[r][v] : load(place) + sums[r][v]);
+        });
       }
     });
   }

@@ -18,21 +18,21 @@ struct UnitRows {
 // what is behind a reference would be read anew after each store.
 template <class S>
 struct GradientTile {
-  int64_t units, tokens;      // how many
-  const S* scores;            // [units, columns]: G / |u|
-  int64_t columns;            // the tokens, padded
-  const S* const* unit_rows;  // [units]
-  const S* token_rows;        // [columns, row_stride]
-  int64_t row_stride;         // of the tokens and of their gradients
-  const S* unit_projection;   // [units]
+  int64_t units, tokens;     // how many
+  const S* scores;           // [units, columns]: G / |u|
+  int64_t columns;           // the tokens, padded
+  const S* unit_block;       // [units, vectors]: the columns at hand; rows of 3 KB would share a few sets of the cache
+  const S* token_rows;       // [columns, row_stride]
+  int64_t row_stride;        // of the tokens and of their gradients
+  const S* unit_projection;  // [units]
 };
 
-// out[r][d] = sum_j scores[r][j] token_rows[j][d] - unit_projection[r] unit_rows[r][d], for columns
+// out[r][d] = sum_j scores[r][j] token_rows[j][d] - unit_projection[r] units[r][d], for columns
 // [column, column + vectors). Not inlined, so that the sums have the registers to themselves.
 template <int vectors, class T, class S>
 __attribute__((noinline)) void unit_gradients(const GradientTile<S>& tile, int64_t column, const UnitRows<T>& out) {
   const S *const scores = tile.scores, *const token_rows = tile.token_rows, *const projection = tile.unit_projection;
-  const S* const* const unit_rows = tile.unit_rows;
+  const S* const unit_block = tile.unit_block;
   const int64_t units = tile.units, tokens = tile.tokens, columns = tile.columns, row_stride = tile.row_stride;
   const auto [rows, streamed] = out;
   for (int64_t row = 0; row < units; row += tile_rows) {
@@ -41,31 +41,30 @@ __attribute__((noinline)) void unit_gradients(const GradientTile<S>& tile, int64
     multiply_tile<S, vectors>(
         tokens, [=](int r, int64_t j) { return gradients[r * columns + j]; },
         [=](int64_t j) { return token_rows + j * row_stride + column; }, sums);
-    for (int r = 0; r < tile_rows && row + r < units; ++r)
-      for (int v = 0; v < vectors; ++v) {
-        const int64_t d = column + v * lanes<S>;
-        const Vector<S> gradient = sums[r][v] - load(unit_rows[row + r] + d) * projection[row + r];
-        streamed ? stream(rows[row + r] + d, gradient) : store(rows[row + r] + d, gradient);
-      }
+    for_each_sum<vectors>(units - row, [&](int r, int v) __attribute__((always_inline)) {
+      const Vector<S> unit = load(unit_block + ((row + r) * vectors + v) * lanes<S>);
+      const Vector<S> gradient = sums[r][v] - unit * projection[row + r];
+      T* place = rows[row + r] + column + v * lanes<S>;
+      streamed ? stream(place, gradient) : store(place, gradient);
+    });
   }
 }
 
-// token_sums[j][d] += sum_r scores[r][j] unit_rows[r][d], for columns [column, column + vectors).
+// token_sums[j][d] += sum_r scores[r][j] units[r][d], for columns [column, column + vectors).
 template <int vectors, class S>
 void token_gradients(const GradientTile<S>& tile, int64_t column, S* token_sums) {
   const S* const scores = tile.scores;
-  const S* const* const unit_rows = tile.unit_rows;
+  const S* const unit_block = tile.unit_block;
   const int64_t units = tile.units, tokens = tile.tokens, columns = tile.columns, row_stride = tile.row_stride;
   for (int64_t token = 0; token < tokens; token += tile_rows) {
     Vector<S> sums[tile_rows][vectors] = {};
     multiply_tile<S, vectors>(
         units, [&](int r, int64_t unit) { return scores[unit * columns + token + r]; },
-        [&](int64_t unit) { return unit_rows[unit] + column; }, sums);
-    for (int r = 0; r < tile_rows; ++r)
-      for (int v = 0; v < vectors; ++v) {
-        S* place = token_sums + (token + r) * row_stride + column + v * lanes<S>;
-        store(place, load(place) + sums[r][v]);
-      }
+        [&](int64_t unit) { return unit_block + unit * vectors * lanes<S>; }, sums);
+    for_each_sum<vectors>(tile_rows, [&](int r, int v) __attribute__((always_inline)) {
+      S* place = token_sums + (token + r) * row_stride + column + v * lanes<S>;
+      store(place, load(place) + sums[r][v]);
+    });
   }
 }
 
@@ -86,7 +85,8 @@ class Gradients<VectorScores<T>> {
         tokens_(tokens.count),
         width_(utterance.padded_width),
         row_stride_(utterance.row_stride),
-        token_rows_(tokens.padded * row_stride_) {
+        token_rows_(tokens.padded * row_stride_),
+        unit_block_(tile_units * tile_vectors * lanes<S>) {
     tokens.write_rows(utterance, token_rows_.data());
   }
 
@@ -99,13 +99,16 @@ class Gradients<VectorScores<T>> {
         .tokens = tokens_,
         .scores = tile.scores,
         .columns = tile.columns,
-        .unit_rows = scores_.rows(),
+        .unit_block = unit_block_.data(),
         .token_rows = token_rows_.data(),
         .row_stride = row_stride_,
         .unit_projection = unit_projection,
     };
     for_each_column_block<S>(width_, [&](auto vectors, int64_t column) {
       constexpr int block = decltype(vectors)::value;
+      for (int64_t r = 0; r < tile.count; ++r)
+        for (int v = 0; v < block; ++v)
+          store(unit_block_.data() + (r * block + v) * lanes<S>, load(scores_.rows()[r] + column + v * lanes<S>));
       if (out.rows) unit_gradients<block>(gradients, column, out);
       if (token_sums) token_gradients<block>(gradients, column, token_sums);
     });
@@ -114,7 +117,7 @@ class Gradients<VectorScores<T>> {
  private:
   const VectorScores<T>& scores_;
   const int64_t tokens_, width_, row_stride_;
-  const Buffer<S> token_rows_;
+  const Buffer<S> token_rows_, unit_block_;
 };
 
 #if defined(PAD_HAS_TILES)

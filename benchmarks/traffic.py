@@ -1,0 +1,91 @@
+"""The time of memory traffic alone, measured in turns with what is compared with it, on the same inputs.
+
+What of the inputs is in the cache depends on what has run before; in turns the traffic finds them as a loss does. Tried
+are loads from one place and from four, ordinary stores and stores past the cache, writing after reading and while
+reading; the best counts.
+"""
+
+import ctypes
+import statistics
+from collections.abc import Sequence
+
+import torch
+
+from . import machine
+
+_PLACES, _PAST_CACHE, _TOGETHER = 1, 2, 4
+READING = (0, _PLACES)
+WRITING = tuple(range(8))
+_ALIGNMENT = 64  # bytes: stores past the cache need it
+
+
+class _Rows(ctypes.Structure):
+    _fields_ = (("begin", ctypes.c_void_p), ("bytes", ctypes.c_size_t))
+
+
+class _Share(ctypes.Structure):
+    _fields_ = (("reads", ctypes.POINTER(_Rows)), ("read_count", ctypes.c_size_t), ("write", ctypes.c_void_p),
+                ("write_bytes", ctypes.c_size_t))  # fmt: skip
+
+
+class Traffic:
+    """Reads rows `passes` times and writes so many bytes once, with as many threads; a call is a round of one kernel.
+
+    Each of `rows` is contiguous. Raises OSError where the C program cannot be compiled or loaded.
+    """
+
+    def __init__(self, rows: Sequence[torch.Tensor], passes: int, written: int, threads: int):
+        self._run = _library().traffic
+        self._passes, self._threads = passes, threads
+        self._rows = rows  # kept alive, as the memory that is written
+        self._written = torch.zeros(written + _ALIGNMENT, dtype=torch.uint8)
+        begin = -self._written.data_ptr() % _ALIGNMENT + self._written.data_ptr()
+        places = [(row.data_ptr(), row.nbytes) for row in rows]
+        step = written // threads // _ALIGNMENT * _ALIGNMENT
+        self._shares = (_Share * threads)()
+        for thread, share in enumerate(_divided(places, threads)):
+            reads = (_Rows * len(share))(*share)
+            own = step if thread + 1 < threads else written - (threads - 1) * step
+            self._shares[thread] = _Share(reads, len(share), begin + thread * step, own)
+        self._samples: dict[int, list[float]] = {kernel: [] for kernel in (WRITING if written else READING)}
+        self._rounds = 0
+
+    def seconds(self) -> float:
+        """Run the next kernel: the time of the thread that took longest."""
+        kernel = list(self._samples)[self._rounds % len(self._samples)]
+        self._rounds += 1
+        taken = (ctypes.c_double * self._threads)()
+        self._run(self._shares, self._threads, self._passes, kernel, taken)
+        self._samples[kernel].append(max(taken))
+        return max(taken)
+
+    __call__ = seconds
+
+    def milliseconds(self) -> float:
+        """The median of the best kernel."""
+        return 1e3 * min(statistics.median(samples) for samples in self._samples.values() if samples)
+
+
+def _divided(places: list[tuple[int, int]], threads: int) -> list[list[tuple[int, int]]]:
+    """Rows by thread, each with as many bytes as the others, in order."""
+    total = sum(size for _, size in places)
+    bounds = [total * thread // threads // _ALIGNMENT * _ALIGNMENT for thread in range(threads)] + [total]
+    shares: list[list[tuple[int, int]]] = [[] for _ in range(threads)]
+    at = 0
+    for begin, size in places:
+        for thread in range(threads):
+            first, last = max(at, bounds[thread]), min(at + size, bounds[thread + 1])
+            if first < last:
+                shares[thread].append((begin + first - at, last - first))
+        at += size
+    return shares
+
+
+def _library() -> ctypes.CDLL:
+    path = machine.programs().get("traffic")
+    if path is None:
+        raise OSError("no C compiler that compiles traffic.c")
+    library = ctypes.CDLL(str(path))
+    library.traffic.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_void_p]
+    library.traffic.restype = None
+    return library
