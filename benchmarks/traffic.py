@@ -2,7 +2,7 @@
 
 What of the inputs is in the cache depends on what has run before; in turns the traffic finds them as a loss does. Tried
 are loads from one place and from four, ordinary stores and stores past the cache, writing after reading and while
-reading; the best counts.
+reading. The best counts: after a few rounds of each, the one whose median is the lowest runs again.
 """
 
 import ctypes
@@ -15,7 +15,8 @@ from . import machine
 
 _PLACES, _PAST_CACHE, _TOGETHER = 1, 2, 4
 READING = (0, _PLACES)
-WRITING = tuple(range(8))
+WRITING = (0, _TOGETHER, _PAST_CACHE, _PAST_CACHE | _TOGETHER)
+_ROUNDS_OF_EACH = 2
 _ALIGNMENT = 64  # bytes: stores past the cache need it
 
 
@@ -37,25 +38,27 @@ class Traffic:
     def __init__(self, rows: Sequence[torch.Tensor], passes: int, written: int, threads: int):
         self._run = _library().traffic
         self._passes, self._threads = passes, threads
-        self._rows = rows  # kept alive, as the memory that is written
-        self._written = torch.zeros(written + _ALIGNMENT, dtype=torch.uint8)
-        begin = -self._written.data_ptr() % _ALIGNMENT + self._written.data_ptr()
-        places = [(row.data_ptr(), row.nbytes) for row in rows]
-        step = written // threads // _ALIGNMENT * _ALIGNMENT
-        self._shares = (_Share * threads)()
-        for thread, share in enumerate(_divided(places, threads)):
-            reads = (_Rows * len(share))(*share)
-            own = step if thread + 1 < threads else written - (threads - 1) * step
-            self._shares[thread] = _Share(reads, len(share), begin + thread * step, own)
         self._samples: dict[int, list[float]] = {kernel: [] for kernel in (WRITING if written else READING)}
-        self._rounds = 0
+        self._rows = rows  # kept alive, as the memory that is written
+        # What was stored in the caches would have to leave them first.
+        self.written = [torch.zeros(written + _ALIGNMENT, dtype=torch.uint8) for past_cache in (False, True)]
+        self._shares = [self._divide(buffer, written) for buffer in self.written]
+
+    def _divide(self, buffer: torch.Tensor, written: int) -> ctypes.Array:
+        begin = -buffer.data_ptr() % _ALIGNMENT + buffer.data_ptr()
+        step = written // self._threads // _ALIGNMENT * _ALIGNMENT
+        shares = (_Share * self._threads)()
+        for thread, rows in enumerate(_divided([(row.data_ptr(), row.nbytes) for row in self._rows], self._threads)):
+            own = step if thread + 1 < self._threads else written - (self._threads - 1) * step
+            shares[thread] = _Share((_Rows * len(rows))(*rows), len(rows), begin + thread * step, own)
+        return shares
 
     def seconds(self) -> float:
-        """Run the next kernel: the time of the thread that took longest."""
-        kernel = list(self._samples)[self._rounds % len(self._samples)]
-        self._rounds += 1
+        """Run a kernel: the time of the thread that took longest."""
+        new = [kernel for kernel, samples in self._samples.items() if len(samples) < _ROUNDS_OF_EACH]
+        kernel = new[0] if new else min(self._samples, key=lambda kernel: statistics.median(self._samples[kernel]))
         taken = (ctypes.c_double * self._threads)()
-        self._run(self._shares, self._threads, self._passes, kernel, taken)
+        self._run(self._shares[kernel & _PAST_CACHE > 0], self._threads, self._passes, kernel, taken)
         self._samples[kernel].append(max(taken))
         return max(taken)
 

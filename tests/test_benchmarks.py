@@ -120,10 +120,10 @@ def test_the_floor_of_memory_is_its_traffic():
 
     assert run(1, 0, 1).milliseconds() < run(1, 2**24, 1).milliseconds() < run(8, 2**24, 1).milliseconds()
     for threads in (1, 2, 3):
-        found = run(2, 1000, threads)
-        begin = -found._written.data_ptr() % 64
-        assert bool((found._written[begin : begin + 960 : 64] == 1).all())
-        assert found._written[begin + 960 :].sum() == 0
+        for written in run(2, 1000, threads).written:
+            begin = -written.data_ptr() % 64
+            assert bool((written[begin : begin + 960 : 64] == 1).all())
+            assert written[begin + 960 :].sum() == 0
 
 
 def test_rows_are_divided_evenly():
