@@ -267,7 +267,7 @@ def targets(content: dict) -> str:
     """What a run was to reach, and whether it did."""
     met = {None: "not measured", True: "yes", False: "no"}
     rows = [
-        [bar["bar"], f"{number(bar['wanted'])} {bar['unit']}", number(bar["measured"]), met[bar["met"]]]
+        [bar["bar"], f"{number(bar['wanted'])} {bar['unit']}".strip(), number(bar["measured"]), met[bar["met"]]]
         for bar in content["bars"]
     ]
     return table(["target", "required", "measured", "met"], rows)
