@@ -106,24 +106,24 @@ def test_bandwidth_where_the_traffic_is_known():
     assert kernels[0]["gbs"] == 1500 and kernels[0]["floor_share"] == 0.5 and kernels[1]["gbs"] is None
 
 
-def test_the_floor_of_memory_is_its_traffic():
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_the_floor_of_memory_is_its_traffic(threads):
     if not machine.programs():
         pytest.skip("no C compiler")
-    inputs = torch.zeros(3, 2**20)
+    inputs = torch.zeros(3, 10_000)
     rows = [inputs[0], inputs[1, :1000], inputs[2, :7]]
-
-    def run(*amounts):
-        found = traffic.Traffic(rows, *amounts)
-        timed = timing.round_robin({"memory": found}, accelerator.Cpu(), seconds=0, min_rounds=40)
-        assert timed.milliseconds["memory"]["p50"] >= found.milliseconds() > 0
-        return found
-
-    assert run(1, 0, 1).milliseconds() < run(1, 2**24, 1).milliseconds() < run(8, 2**24, 1).milliseconds()
-    for threads in (1, 2, 3):
-        for written in run(2, 1000, threads).written:
-            begin = -written.data_ptr() % 64
-            assert bool((written[begin : begin + 960 : 64] == 1).all())
-            assert written[begin + 960 :].sum() == 0
+    for written in (0, 1000):
+        found = traffic.Traffic(rows, 2, written, threads)
+        kernels = traffic.WRITING if written else traffic.READING
+        rounds = len(kernels) * traffic._ROUNDS_OF_EACH + 3
+        timed = timing.round_robin({"memory": found}, accelerator.Cpu(), seconds=0, min_rounds=rounds)
+        assert timed.milliseconds["memory"]["rounds"] == rounds and found.milliseconds() > 0
+        counts = [len(samples) for samples in found._samples.values()]
+        assert min(counts) >= traffic._ROUNDS_OF_EACH and sum(counts) == rounds + 1  # and one to begin with
+    for buffer in found.written:
+        begin = -buffer.data_ptr() % 64
+        assert bool((buffer[begin : begin + 960 : 64] == 1).all())
+        assert buffer[begin + 960 :].sum() == 0
 
 
 def test_rows_are_divided_evenly():
