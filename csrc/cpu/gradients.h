@@ -34,7 +34,8 @@ __attribute__((noinline)) void unit_gradients(const GradientTile<S>& tile, int64
   const S *const scores = tile.scores, *const token_rows = tile.token_rows, *const projection = tile.unit_projection;
   const S* const unit_block = tile.unit_block;
   const int64_t units = tile.units, tokens = tile.tokens, columns = tile.columns, row_stride = tile.row_stride;
-  const auto [rows, streamed] = out;
+  T* const* const rows = out.rows;
+  const bool streamed = out.streamed;
   for (int64_t row = 0; row < units; row += tile_rows) {
     const S* gradients = scores + row * columns;
     Vector<S> sums[tile_rows][vectors] = {};
