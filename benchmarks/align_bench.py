@@ -150,16 +150,15 @@ class AlignBench:
 
     def save(self) -> None:
         """Bring the content of the results file up to date, and write it."""
-        sweep = self.options.sweep
         self.saved.content |= {
             "rates": self.rates,
-            "bars": self.bars(),
-            "sweep": bars.summarize(self.results) if sweep else [],
+            "bars": self.judge(),
+            "sweep": bars.summarize(self.results) if self.options.sweep else [],
         }
         self.saved.save()
 
-    def bars(self) -> list[dict]:
-        """What a run on a CPU was to reach."""
+    def judge(self) -> list[dict]:
+        """What a run on a CPU was to reach, and whether it did."""
         if self.device.is_gpu:
             return []
         if self.options.sweep:

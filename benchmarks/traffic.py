@@ -42,15 +42,15 @@ class Traffic:
         self._rows = rows  # kept alive, as the memory that is written
         # What was stored in the caches would have to leave them first.
         self.written = [torch.zeros(written + _ALIGNMENT, dtype=torch.uint8) for past_cache in (False, True)]
-        self._shares = [self._divide(buffer, written) for buffer in self.written]
+        self._shares = [self._shares_with(buffer, written) for buffer in self.written]
 
-    def _divide(self, buffer: torch.Tensor, written: int) -> ctypes.Array:
+    def _shares_with(self, buffer: torch.Tensor, written: int) -> ctypes.Array:
         begin = -buffer.data_ptr() % _ALIGNMENT + buffer.data_ptr()
-        step = written // self._threads // _ALIGNMENT * _ALIGNMENT
+        reads = _divided([(row.data_ptr(), row.nbytes) for row in self._rows], self._threads)
+        writes = _divided([(begin, written)], self._threads)
         shares = (_Share * self._threads)()
-        for thread, rows in enumerate(_divided([(row.data_ptr(), row.nbytes) for row in self._rows], self._threads)):
-            own = step if thread + 1 < self._threads else written - (self._threads - 1) * step
-            shares[thread] = _Share((_Rows * len(rows))(*rows), len(rows), begin + thread * step, own)
+        for thread, (rows, own) in enumerate(zip(reads, writes, strict=True)):
+            shares[thread] = _Share((_Rows * len(rows))(*rows), len(rows), *(own[0] if own else (0, 0)))
         return shares
 
     def seconds(self) -> float:
@@ -70,7 +70,7 @@ class Traffic:
 
 
 def _divided(places: list[tuple[int, int]], threads: int) -> list[list[tuple[int, int]]]:
-    """Rows by thread, each with as many bytes as the others, in order."""
+    """Places, each a beginning and its bytes, by thread: every thread has as many bytes as the others, in order."""
     total = sum(size for _, size in places)
     bounds = [total * thread // threads // _ALIGNMENT * _ALIGNMENT for thread in range(threads)] + [total]
     shares: list[list[tuple[int, int]]] = [[] for _ in range(threads)]

@@ -8,7 +8,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -98,10 +98,11 @@ def only_run(folder: Path) -> Iterator[None]:
 
     Raises UserError where another run is at work there. The lock ends with its process, however that ends.
     """
-    with refusing_output(folder), ExitStack() as held:
+    lock = FileLock(folder / LOCK_FILE)
+    with refusing_output(folder):
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            held.enter_context(FileLock(folder / LOCK_FILE).acquire(timeout=_LONGEST_LEFT_OVER))
+            lock.acquire(timeout=_LONGEST_LEFT_OVER)
         except Timeout:
             raise UserError(
                 f"output: another run is writing to {folder}; choose another folder, or wait until that run ends"
@@ -109,12 +110,11 @@ def only_run(folder: Path) -> Iterator[None]:
         except OSError as error:
             if error.errno not in (errno.ENOLCK, errno.ENOTSUP):  # of disks that know no locks
                 raise
-        lock = held.pop_all()
-    with lock:
-        try:
-            yield
-        finally:
-            (folder / LOCK_FILE).unlink(missing_ok=True)
+    try:
+        yield
+    finally:
+        (folder / LOCK_FILE).unlink(missing_ok=True)
+        lock.release()
 
 
 def holds_output(folder: Path) -> bool:

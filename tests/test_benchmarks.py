@@ -308,6 +308,8 @@ def test_bars_are_judged():
     assert judged["span hard, forward+backward: speed-up of bfloat16 over float32"] == (None, None)
     assert judged["token soft, forward+backward: speed-up over torch.compile, memory kept"] == (5.0, True)
     assert len(bars.evaluate(found, 2)) == len(judged) - 5
+    found[1]["providers"]["ours"] = {"correct": False, "ms": None, "extra_bytes": None, "failure": "out of memory"}
+    assert all(row["measured"] is None for row in bars.evaluate(found, 2) if "bfloat16 over" in row["bar"])
     small = [_result("token", "hard", "forward", "float32", 1.0, "M=20", eager=1.5),
              _result("global", "", "forward", "float32", 2.0, "M=20", eager=1.5)]  # fmt: skip
     for result in small:
