@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
+#include <type_traits>
 #include <vector>
 
 #include "threads.h"
@@ -9,39 +11,65 @@
 namespace pad {
 namespace {
 
-// Candidates by prior, highest first; equal priors: the earlier frame.
-template <class S>
-std::vector<int64_t> candidates(const S* prior, const std::vector<int64_t>& real, size_t sorted) {
-  std::vector<int64_t> frames;
-  for (const int64_t frame : real)
-    if (prior[frame] > 0) frames.push_back(frame);
-  const auto before = [&](int64_t a, int64_t b) { return prior[a] != prior[b] ? prior[a] > prior[b] : a < b; };
-  const auto middle = frames.begin() + static_cast<std::ptrdiff_t>(std::min(sorted, frames.size()));
-  std::partial_sort(frames.begin(), middle, frames.end(), before);
-  return frames;
-}
-
+// The frames of the highest priors above 0, in order of time; of equal ones the earlier frames.
 template <class S>
 std::vector<int64_t> topk(const S* prior, const std::vector<int64_t>& real, int64_t count) {
-  std::vector<int64_t> frames = candidates(prior, real, static_cast<size_t>(count));
-  frames.resize(std::min(frames.size(), static_cast<size_t>(count)));
-  return frames;
+  using Bits = std::conditional_t<std::is_same_v<S, double>, uint64_t, uint32_t>;
+  std::vector<S> heights;
+  heights.reserve(real.size());
+  for (const int64_t frame : real) heights.push_back(prior[frame]);
+  // The highest number that `count` of them reach, bit by bit: bits of numbers above 0 have the order of the numbers.
+  Bits bits = 0;
+  S lowest = 0;
+  for (Bits bit = Bits{1} << (8 * sizeof(S) - 2); bit; bit >>= 1) {
+    const Bits tried = bits | bit;
+    S height;
+    std::memcpy(&height, &tried, sizeof(S));
+    int32_t reaching = 0;
+    for (const S own : heights) reaching += own >= height;
+    if (reaching < count) continue;
+    bits = tried;
+    lowest = height;
+  }
+  int64_t equal = count;  // that are chosen beside those above
+  for (const S own : heights) equal -= own > lowest;
+  std::vector<int64_t> chosen;
+  for (const int64_t frame : real) {
+    if (!(prior[frame] > 0) || prior[frame] < lowest) continue;
+    if (prior[frame] == lowest && equal-- <= 0) continue;
+    chosen.push_back(frame);
+  }
+  return chosen;
 }
 
-// Greedy: a chosen anchor rules out the frames nearer than xi / 2 to it.
+// Greedy: a chosen anchor rules out the frames nearer than xi / 2 to it; of equal priors the earlier frame is chosen.
 template <class S>
 std::vector<int64_t> peaks(const S* prior, const std::vector<int64_t>& real, int64_t count, double xi, int64_t length) {
-  std::vector<uint8_t> ruled_out(static_cast<size_t>(length), 0);
-  std::vector<int64_t> chosen;
   // The largest whole distance below xi / 2.
   const double farthest = std::ceil(xi / 2) - 1;
   const int64_t reach = static_cast<int64_t>(std::min(std::max(farthest, 0.0), static_cast<double>(length)));
-  for (const int64_t frame : candidates(prior, real, real.size())) {
-    if (static_cast<int64_t>(chosen.size()) == count) break;
-    if (ruled_out[static_cast<size_t>(frame)]) continue;
+  std::vector<S> heights(static_cast<size_t>(length), S{0});  // 0: ruled out
+  for (const int64_t frame : real) heights[static_cast<size_t>(frame)] = prior[frame];
+  // The highest of each block of frames, so that the next one is found among few.
+  constexpr int64_t block = 32;
+  std::vector<S> highest(static_cast<size_t>((length + block - 1) / block));
+  const auto highest_of = [&](int64_t place) {
+    const auto begin = heights.begin() + place * block;
+    return std::max_element(begin, heights.begin() + std::min(length, (place + 1) * block));
+  };
+  const auto update = [&](int64_t first, int64_t last) {
+    for (int64_t place = first / block; place <= last / block; ++place) highest[place] = *highest_of(place);
+  };
+  if (length) update(0, length - 1);
+  std::vector<int64_t> chosen;
+  while (static_cast<int64_t>(chosen.size()) < count) {
+    const auto top = std::max_element(highest.begin(), highest.end());
+    if (top == highest.end() || !(*top > 0)) break;
+    const int64_t frame = highest_of(top - highest.begin()) - heights.begin();
     chosen.push_back(frame);
     const int64_t first = std::max<int64_t>(0, frame - reach), last = std::min(length - 1, frame + reach);
-    std::fill(ruled_out.begin() + first, ruled_out.begin() + last + 1, uint8_t{1});
+    std::fill(heights.begin() + first, heights.begin() + last + 1, S{0});
+    update(first, last);
   }
   return chosen;
 }
@@ -62,6 +90,7 @@ void select_utterance(const SpanArguments& a, int64_t b) {
   std::fill(end, end + units, 0);
 
   std::vector<int64_t> real;
+  real.reserve(static_cast<size_t>(a.frames));
   for (int64_t i = 0; i < a.frames; ++i)
     if (!a.frame_mask || a.frame_mask[b * a.frames + i]) real.push_back(i);
   const int64_t count = std::min(a.num_anchors[b], a.max_anchors);
@@ -100,8 +129,8 @@ void select_spans(const SpanArguments& arguments) {
     const auto& a = *static_cast<const SpanArguments*>(context);
     a.is_double ? select_utterance<double>(a, b) : select_utterance<float>(a, b);
   };
-  // A few microseconds each: threads pay off for a large batch only.
-  const int threads = arguments.batch * arguments.frames >= 1 << 14 ? arguments.threads : 1;
+  // A few microseconds each: threads do not pay off for a small batch.
+  const int threads = arguments.batch * arguments.frames >= 1 << 13 ? arguments.threads : 1;
   parallel_for(arguments.batch, threads, task, const_cast<SpanArguments*>(&arguments));
 }
 
