@@ -62,7 +62,8 @@ struct Units {
         storage_(in_place_ ? 0 : tile_units * utterance.row_stride),
         storage_rows_(tile_units),
         inners_(tile_units),
-        weighted_(in_place_ ? 0 : group_units * (utterance.start ? utterance.frames : 1)) {
+        weighted_(in_place_ ? 0 : group_units * (utterance.start ? utterance.frames : 1)),
+        coming_(in_place_ ? 0 : maximum(tile_units, utterance.frames)) {
     for (int64_t r = 0; r < tile_units; ++r) {
       storage_rows_[r] = storage_.data() + r * utterance.row_stride;
       inners_[r] = {-1, {0, 0}, S{0}};
@@ -103,7 +104,8 @@ struct Units {
   // Writes a unit to `row`.
   void pool(int64_t number, S* row) const {
     const Weighted* end = weigh(number, without_inner(number), weighted_.data());
-    pool({weighted_.data(), end}, {nullptr, S{0}}, row, {0, utterance_.width});
+    Fetching nothing(nullptr, 0, {0, 0});
+    pool({weighted_.data(), end}, {nullptr, S{0}}, row, {0, utterance_.width}, nothing);
   }
 
   // The rows of units [first, first + n), n <= tile_units; valid until the next call.
@@ -118,6 +120,7 @@ struct Units {
     // the next units add are fetched. An inner unit is pooled before the one around it.
     constexpr int64_t block = block_bytes / sizeof(S);
     const bool forward = order_ == UnitOrder::by_index;
+    const Range units{first, first + n};
     for (int64_t done = 0; done < n; done += group_units) {
       const int64_t size = minimum(group_units, n - done), begin = forward ? done : n - done - size;
       Weighted* frames[group_units + 1] = {weighted_.data()};  // of unit `begin + r`: [frames[r], frames[r + 1])
@@ -125,20 +128,18 @@ struct Units {
         inners_[begin + r] = find_inner(first + begin + r, first, n);
         frames[r + 1] = weigh(first + begin + r, inners_[begin + r], frames[r]);
       }
-      const int64_t past = first + begin + size;
-      const Range now = frames_of(first + begin, past);
-      const Range next = forward ? frames_of(past, minimum(past + group_units, count))
-                                 : frames_of(first + maximum(0, begin - group_units), first + begin);
+      const Range now{first + begin, first + begin + size};
+      const int64_t coming = list_frames(following(now, group_units, units), now, utterance_.frames);
       for (int64_t d = 0; d < utterance_.width; d += block) {
         const int64_t end = minimum(d + block, utterance_.width);
-        for (int64_t i = next.begin; i < minimum(next.end, now.begin); ++i) fetch(utterance_.frame(i) + d, end - d);
-        for (int64_t i = maximum(now.end, next.begin); i < next.end; ++i) fetch(utterance_.frame(i) + d, end - d);
+        Fetching fetching(coming_.data(), coming, {d, end});
         for (int64_t place = 0; place < size; ++place) {
           const int64_t r = forward ? place : size - 1 - place;
           const Inner& inner = inners_[begin + r];
           const S* inner_row = inner.number < 0 ? nullptr : storage_rows_[inner.number - first];
-          pool({frames[r], frames[r + 1]}, {inner_row, inner.share}, storage_rows_[begin + r], {d, end});
+          pool({frames[r], frames[r + 1]}, {inner_row, inner.share}, storage_rows_[begin + r], {d, end}, fetching);
         }
+        while (!fetching.ended()) fetching.some();
       }
     }
     fill_columns(n);
@@ -148,16 +149,18 @@ struct Units {
   // Fills the tile's scores, and the inverse norms of its units. `panel`: of Tokens. Returns the rows of the units.
   const S* const* score(const ScoreTile<S>& scored, const S* panel) {
     const S* const* unit_rows = tile(scored.first, scored.count);
-    // Frames that are going to be widened; spans see to that themselves.
-    const int64_t past = scored.first + scored.count;
-    const int64_t later = in_place_ || utterance_.start ? 0 : minimum(scored.count, count - past);
-    const void* later_rows[tile_units];
-    for (int64_t r = 0; r < later; ++r) later_rows[r] = frame(past + r);
+    // Meanwhile frames are fetched: of the next tile's first spans, or those that are going to be widened.
+    const Range done{scored.first, scored.first + scored.count};
+    int64_t later = 0;
+    if (utterance_.start) later = list_frames(following(done, group_units, {0, count}), done, scored.count);
+    else if (!in_place_)
+      for (later = 0; later < minimum(scored.count, count - done.end); ++later)
+        coming_[later] = frame(done.end + later);
     const BlockGemm<S> gemm{
         .rows = unit_rows,
         .count = scored.count,
         .readable = in_place_ ? count - scored.first : scored.count,
-        .later = {later_rows, later, sizeof(T)},
+        .later = {coming_.data(), later, sizeof(T)},
         .depth = utterance_.width,
         .panel = panel,
         .columns = scored.columns,
@@ -183,7 +186,7 @@ struct Units {
 
  private:
   // Of so many units, a block of columns stays in the cache.
-  static constexpr int64_t group_units = 6, block_bytes = 1024;
+  static constexpr int64_t group_units = 12, block_bytes = 512;
 
   struct Weighted {
     const T* frame;
@@ -237,16 +240,48 @@ struct Units {
     return out + taken;
   }
 
+  // Some columns of rows, fetched a few cache lines at a time while others are summed: all at once they would keep the
+  // sums waiting.
+  class Fetching {
+   public:
+    Fetching(const void* const* rows, int64_t count, Range columns)
+        : row_(rows),
+          past_(rows + count),
+          bytes_{columns.begin * element_bytes, columns.end * element_bytes},
+          byte_(bytes_.begin) {}
+
+    bool ended() const { return row_ == past_; }
+
+    void some() {
+      constexpr int64_t lines = 4;
+      if (ended()) return;
+      for (int64_t k = 0; k < lines; ++k)
+        __builtin_prefetch(static_cast<const char*>(*row_) + byte_ + k * cache_line, 0, 2);
+      byte_ += lines * cache_line;
+      if (byte_ < bytes_.end) return;
+      byte_ = bytes_.begin;
+      ++row_;
+    }
+
+   private:
+    static constexpr int64_t element_bytes = sizeof(T);
+    const void *const *row_, *const *past_;
+    Range bytes_;
+    int64_t byte_;
+  };
+
   // row = the inner row's share + the sum of weighted frames, in some columns.
-  static void pool(WeightedFrames frames, InnerRow inner, S* row, Range columns) {
+  static void pool(WeightedFrames frames, InnerRow inner, S* row, Range columns, Fetching& fetching) {
     constexpr int vectors = vector_registers == 32 ? 8 : 4;
     int64_t d = columns.begin;
     for (; d + vectors * lanes<S> <= columns.end; d += vectors * lanes<S>) {
       Vector<S> sums[vectors] = {};
       if (inner.row)
         for (int v = 0; v < vectors; ++v) sums[v] = load(inner.row + d + v * lanes<S>) * inner.share;
-      for (const Weighted* i = frames.begin; i < frames.end; ++i)
+      for (const Weighted* i = frames.begin; i < frames.end; ++i) {
         for (int v = 0; v < vectors; ++v) sums[v] += load(i->frame + d + v * lanes<S>) * i->weight;
+        fetching.some();
+      }
       for (int v = 0; v < vectors; ++v) store(row + d + v * lanes<S>, sums[v]);
     }
     if (d == columns.end) return;
@@ -255,19 +290,28 @@ struct Units {
       scaled_add(row + d, i->frame + d, i->weight, columns.end - d);
   }
 
-  // What units [first, last) cover.
-  Range frames_of(int64_t first, int64_t last) const {
-    Range covered{utterance_.frames, 0};
-    for (int64_t number = first; number < last; ++number) {
-      covered.begin = minimum(covered.begin, utterance_.unit_start(index[number]));
-      covered.end = maximum(covered.end, utterance_.unit_end(index[number]));
-    }
-    return covered;
+  // The units that come after `done` in their order, at most so many, of those in `all`.
+  Range following(Range done, int64_t most, Range all) const {
+    return order_ == UnitOrder::by_index ? Range{done.end, minimum(done.end + most, all.end)}
+                                         : Range{maximum(done.begin - most, all.begin), done.begin};
   }
 
-  static void fetch(const T* row, int64_t columns) {
-    for (int64_t d = 0; d < columns; d += cache_line / static_cast<int64_t>(sizeof(T)))
-      __builtin_prefetch(row + d, 0, 2);
+  // Lists the frames of `units` that `others` do not cover as those to be fetched, at most so many. Returns how many.
+  int64_t list_frames(Range units, Range others, int64_t most) {
+    const Range wanted = covered(units), without = covered(others);
+    int64_t listed = 0;
+    for (int64_t i = wanted.begin; i < wanted.end && listed < most; ++i)
+      if ((i < without.begin || i >= without.end) && utterance_.prior[i] > 0) coming_[listed++] = utterance_.frame(i);
+    return listed;
+  }
+
+  Range covered(Range units) const {
+    Range frames{utterance_.frames, 0};
+    for (int64_t number = units.begin; number < units.end; ++number) {
+      frames.begin = minimum(frames.begin, utterance_.unit_start(index[number]));
+      frames.end = maximum(frames.end, utterance_.unit_end(index[number]));
+    }
+    return frames;
   }
 
   const Utterance<T>& utterance_;
@@ -277,6 +321,7 @@ struct Units {
   Buffer<S*> storage_rows_;
   Buffer<Inner> inners_;
   Buffer<Weighted> weighted_;
+  Buffer<const void*> coming_;  // frames to be fetched
 };
 
 }  // namespace
