@@ -26,6 +26,7 @@ class SpeechGradient {
         utterance_(utterance),
         window_(window),
         ring_(window * utterance.width),
+        has_gradient_(window),
         part_(part),
         closed_(part.begin),
         open_(part.begin) {}
@@ -47,10 +48,15 @@ class SpeechGradient {
     }
     close(first);
     open_ = maximum(open_, first);
-    for (; open_ < last; ++open_) fill_zero(ring_row(open_), utterance_.width);
+    for (; open_ < last; ++open_) has_gradient_[open_ % window_] = 0;
     const auto spread = [&](int64_t from, int64_t to) {
-      for (int64_t i = from; i < to; ++i)
-        if (utterance_.prior[i] > 0) scaled_add(ring_row(i), gradient, units.weight(number, i), utterance_.width);
+      for (int64_t i = from; i < to; ++i) {
+        if (!(utterance_.prior[i] > 0)) continue;
+        uint8_t& has_gradient = has_gradient_[i % window_];
+        if (has_gradient) scaled_add(ring_row(i), gradient, units.weight(number, i), utterance_.width);
+        else scaled_copy(ring_row(i), gradient, units.weight(number, i), utterance_.width);
+        has_gradient = 1;
+      }
     };
     spread(first, minimum(last, inner.begin));
     spread(maximum(first, inner.end), last);
@@ -69,11 +75,14 @@ class SpeechGradient {
  private:
   S* ring_row(int64_t frame) const { return ring_.data() + frame % window_ * utterance_.width; }
 
-  // Writes the frames before `frame`: from the ring where a unit has opened them, else zero.
+  // Writes the frames before `frame`: from the ring where a unit has left something, else zero.
   void close(int64_t frame) {
     const auto [rows, streamed] = destination_;
-    for (; closed_ < minimum(open_, frame); ++closed_)
-      write_row(rows + closed_ * utterance_.width, ring_row(closed_), S{1}, utterance_.width, streamed);
+    for (; closed_ < minimum(open_, frame); ++closed_) {
+      T* row = rows + closed_ * utterance_.width;
+      if (has_gradient_[closed_ % window_]) write_row(row, ring_row(closed_), S{1}, utterance_.width, streamed);
+      else write_zero(row, utterance_.width, streamed);
+    }
     if (closed_ < frame) {
       write_zero(rows + closed_ * utterance_.width, (frame - closed_) * utterance_.width, streamed);
       closed_ = frame;
@@ -84,6 +93,7 @@ class SpeechGradient {
   const Utterance<T>& utterance_;
   int64_t window_;
   Buffer<S> ring_;
+  Buffer<uint8_t> has_gradient_;  // of each row of the ring
   Range part_;
   int64_t closed_, open_;
 };
