@@ -37,6 +37,27 @@ def test_any_shape(backend, batch, frames, kind, how, room, tied, own_xi, dtype,
     assert equal(found, expected)
 
 
+@pytest.mark.parametrize("how", HOW)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_priors_of_any_size(backend, how, dtype):
+    """From the smallest numbers of the dtype on; each several times."""
+    kind = torch.finfo(dtype)
+    sizes = torch.tensor([0, kind.smallest_normal / 2**10, kind.smallest_normal, 1e-30, 1, 1e30, 3e36], dtype=dtype)
+    prior = sizes[torch.randint(len(sizes), (3, 70), generator=torch.Generator().manual_seed(0))]
+    for tokens in (1, 9, 33, 70):
+        found = select_spans(prior, None, tokens, anchors=how, backend=backend)
+        assert equal(found, select_spans(prior, None, tokens, anchors=how, backend="reference"))
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_batches_that_threads_share(backend, how):
+    generator = torch.Generator().manual_seed(0)
+    prior, mask = torch.rand(48, 200, generator=generator), make_mask("ragged", 48, 200, generator)
+    tokens = torch.arange(48)
+    found = select_spans(prior, mask, tokens, anchors=how, backend=backend)
+    assert equal(found, select_spans(prior, mask, tokens, anchors=how, backend="reference"))
+
+
 def test_worked_example(backend):
     """12 frames, 3 tokens: xi = 4, widths 2, 4, 8; anchors at 2, 3 and 9."""
     prior = torch.zeros(1, 12)
