@@ -161,12 +161,13 @@ void soft_units(const Part<T>& part, const Units<T>& units, Scores& scores, cons
     } else {
       gradients.add(tile, unit_projection, UnitRows<S>{grad_speech ? sums : nullptr, false}, direction);
     }
-    if (grad_speech && !to_place)
+    if (grad_speech && !to_place) {
       for (int64_t r = 0; r < n; ++r) {
         const auto& inner = units.inner(r);
         if (inner.number >= 0) scaled_add(sums[inner.number - first], sums[r], inner.share, utterance.padded_width);
-        speech.add(units, first + r, sums[r], inner.frames);
       }
+      speech.add_tile(units, first, n, sums);
+    }
   }
   if (grad_speech) speech.finish();
 }
