@@ -117,7 +117,9 @@ FIRST = (
     "undistilled", "span", "span early peaks", "span paper", "span energy peaks", "span early peaks, anchors only",
 )  # fmt: skip
 # Need no attention: what a prior of the level has to beat.
-CONTROLS = {"span": "span energy peaks", "token": "token energy"}
+CONTROLS = {
+    "span": ("span energy peaks", "span without silence"), "token": ("token energy", "token without silence"),
+}  # fmt: skip
 
 
 def can_run(configuration: Configuration, seed: int) -> bool:
@@ -126,12 +128,12 @@ def can_run(configuration: Configuration, seed: int) -> bool:
 
 
 def against(name: str) -> tuple[str, ...]:
-    """What a configuration is compared with: its level without priors and, for a prior of attention, the control."""
+    """What a configuration is compared with: its level without priors and, for a prior of attention, the controls."""
     level = name.split()[0]
     if level not in ("span", "token", "global"):
         return ("span",)
     if CONFIGURATIONS[name].training != "synthetic":
         return tuple(baseline for baseline in ("span", "span on both") if baseline != name)
     uses_attention = CONFIGURATIONS[name].objective.speech_prior and CONFIGURATIONS[name].prior != "energy"
-    baselines = (level, CONTROLS[level]) if level in CONTROLS and uses_attention else (level,)
+    baselines = (level, *CONTROLS.get(level, ())) if uses_attention else (level,)
     return tuple(baseline for baseline in baselines if baseline != name)

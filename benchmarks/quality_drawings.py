@@ -4,6 +4,7 @@ import statistics
 from collections.abc import Iterable
 
 from benchmarks.drawings import _machine, _processor, _spread, table
+from benchmarks.quality_configurations import CONTROLS
 
 PRIOR_LAYERS = {
     "heaviest": "prior on the heaviest 5 % of frames",
@@ -92,7 +93,7 @@ def quality(content: dict) -> str:
 
 
 def quality_verdicts(content: dict) -> str:
-    """Each hypothesis on a prior: paired differences from the same level without priors, and from the control."""
+    """Each hypothesis on a prior: paired differences from none at its level, and of several seeds from controls."""
     parts = []
     for split, rows in _splits(content):
         cells = []
@@ -100,8 +101,11 @@ def quality_verdicts(content: dict) -> str:
             measures = row["measures"]
             for baseline in next(iter(measures.values()))["differences"]:
                 found = [measures[name]["differences"][baseline] for name in measures]
-                seeds = str(len(found[0]["seeds"]))
-                cells.append([row["configuration"], row["hypothesis"], baseline, seeds, *map(_difference, found)])
+                seeds = len(found[0]["seeds"])
+                if seeds > 1 or not any(baseline in controls for controls in CONTROLS.values()):
+                    cells.append(
+                        [row["configuration"], row["hypothesis"], baseline, str(seeds), *map(_difference, found)]
+                    )
         if cells:
             header = ["configuration", "hypothesis", "minus", "seeds", *rows[0]["measures"]]
             parts.append(f"{split.capitalize()} split:\n\n{table(header, cells)}")

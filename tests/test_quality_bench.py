@@ -108,9 +108,10 @@ def test_silence_and_energy():
     assert quality_run.voiced(features).tolist() == [[True, True, False, True]]
 
 
-def test_every_prior_is_compared_with_none_and_with_the_control():
+def test_every_prior_is_compared_with_none_and_with_the_controls():
     for level, prior in (("span", "span early peaks"), ("token", "token paper")):
-        assert against(prior) == (level, CONTROLS[level]) and against(CONTROLS[level]) == (level,)
+        assert against(prior) == (level, *CONTROLS[level])
+        assert [against(control) for control in CONTROLS[level]] == [(level,), (level,)]
         assert against(level) == ()
     assert against("global paper") == ("global",) and against("shuffled") == ("span",)
 
