@@ -43,6 +43,7 @@ std::vector<int64_t> topk(const S* prior, const std::vector<int64_t>& real, int6
 }
 
 // Greedy: a chosen anchor rules out the frames nearer than xi / 2 to it; of equal priors the earlier frame is chosen.
+// In order of time.
 template <class S>
 std::vector<int64_t> peaks(const S* prior, const std::vector<int64_t>& real, int64_t count, double xi, int64_t length) {
   // The largest whole distance below xi / 2.
@@ -60,20 +61,22 @@ std::vector<int64_t> peaks(const S* prior, const std::vector<int64_t>& real, int
   const auto update = [&](int64_t first, int64_t last) {
     for (int64_t place = first / block; place <= last / block; ++place) highest[place] = *highest_of(place);
   };
-  if (length) update(0, length - 1);
+  update(0, length - 1);
   std::vector<int64_t> chosen;
   while (static_cast<int64_t>(chosen.size()) < count) {
     const auto top = std::max_element(highest.begin(), highest.end());
-    if (top == highest.end() || !(*top > 0)) break;
+    if (!(*top > 0)) break;
     const int64_t frame = highest_of(top - highest.begin()) - heights.begin();
     chosen.push_back(frame);
     const int64_t first = std::max<int64_t>(0, frame - reach), last = std::min(length - 1, frame + reach);
     std::fill(heights.begin() + first, heights.begin() + last + 1, S{0});
     update(first, last);
   }
+  std::sort(chosen.begin(), chosen.end());
   return chosen;
 }
 
+// Evenly spaced, in order of time.
 std::vector<int64_t> stride(const std::vector<int64_t>& real, int64_t count) {
   std::vector<int64_t> chosen;
   const int64_t frames = static_cast<int64_t>(real.size());
@@ -98,10 +101,9 @@ void select_utterance(const SpanArguments& a, int64_t b) {
 
   const double xi = a.xi ? a.xi[b] : static_cast<double>(real.size()) / static_cast<double>(a.num_tokens[b]);
   const S* prior = static_cast<const S*>(a.frame_prior) + b * a.frames;
-  std::vector<int64_t> anchors = a.anchors == Anchors::topk    ? topk(prior, real, count)
-                                 : a.anchors == Anchors::peaks ? peaks(prior, real, count, xi, a.frames)
-                                                               : stride(real, count);
-  std::sort(anchors.begin(), anchors.end());
+  const std::vector<int64_t> anchors = a.anchors == Anchors::topk    ? topk(prior, real, count)
+                                       : a.anchors == Anchors::peaks ? peaks(prior, real, count, xi, a.frames)
+                                                                     : stride(real, count);
 
   const int64_t first = real.front(), past = real.back() + 1;
   for (const int64_t anchor : anchors)

@@ -43,11 +43,10 @@ class SpeechGradient {
   // of an inner unit, which that one sees to.
   void add_tile(const Units<T>& units, int64_t first, int64_t n, const S* const* gradients) {
     if (!utterance_.start) {
-      for (int64_t r = 0; r < n; ++r) add_columns(units, first + r, gradients[r], units.inner(r).frames, all_columns());
+      for (int64_t r = 0; r < n; ++r) add_frame(units, first + r, gradients[r]);
       return;
     }
-    // The open frames' columns of a block stay in the first cache.
-    constexpr int64_t block = 512 / sizeof(S);
+    constexpr int64_t block = column_block_bytes / sizeof(S);
     const int64_t closed = closed_, open = open_;
     std::memcpy(had_gradient_.data(), has_gradient_.data(), static_cast<size_t>(window_));
     for (int64_t d = 0; d < utterance_.width; d += block) {
@@ -61,7 +60,8 @@ class SpeechGradient {
 
   // The same of one unit, over all of its frames.
   void add(const Units<T>& units, int64_t number, const S* gradient) {
-    add_columns(units, number, gradient, {part_.end, part_.end}, all_columns());
+    if (utterance_.start) add_columns(units, number, gradient, {part_.end, part_.end}, all_columns());
+    else add_frame(units, number, gradient);
   }
 
   void finish() {
@@ -74,13 +74,14 @@ class SpeechGradient {
 
   S* ring_row(int64_t frame) const { return ring_.data() + frame % window_ * utterance_.width; }
 
+  void add_frame(const Units<T>& units, int64_t number, const S* gradient) {
+    const int64_t frame = utterance_.unit_start(units.index[number]);
+    write_row(row(frame), gradient, S{1}, utterance_.width, destination_.streamed);
+  }
+
   void add_columns(const Units<T>& units, int64_t number, const S* gradient, Range inner, Range columns) {
     const int64_t first = maximum(part_.begin, utterance_.unit_start(units.index[number]));
     const int64_t last = minimum(part_.end, utterance_.unit_end(units.index[number]));
-    if (!utterance_.start) {
-      write_row(row(first), gradient, S{1}, utterance_.width, destination_.streamed);
-      return;
-    }
     close(first, columns);
     open_ = maximum(open_, first);
     for (; open_ < last; ++open_) has_gradient_[open_ % window_] = 0;

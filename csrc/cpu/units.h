@@ -10,6 +10,8 @@ namespace PAD_INSTRUCTION_SET {
 namespace {
 
 constexpr int64_t tile_units = 64;
+// So much of the rows of neighbouring frames stays in the first cache.
+constexpr int64_t column_block_bytes = 512;
 
 // scores[r][j] = unit (first + r) . token j / |token j|, for at most tile_units units.
 template <class S>
@@ -118,7 +120,7 @@ struct Units {
     }
     // Neighbouring units share frames: a block of their columns stays in the cache for several units, while those that
     // the next units add are fetched. An inner unit is pooled before the one around it.
-    constexpr int64_t block = block_bytes / sizeof(S);
+    constexpr int64_t block = column_block_bytes / sizeof(S);
     const bool forward = order_ == UnitOrder::by_index;
     const Range units{first, first + n};
     for (int64_t done = 0; done < n; done += group_units) {
@@ -185,8 +187,7 @@ struct Units {
   Buffer<const S*> rows;
 
  private:
-  // Of so many units, a block of columns stays in the cache.
-  static constexpr int64_t group_units = 12, block_bytes = 512;
+  static constexpr int64_t group_units = 12;  // of so many, a block of columns stays in the cache
 
   struct Weighted {
     const T* frame;
