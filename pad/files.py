@@ -122,6 +122,11 @@ def holds_output(folder: Path) -> bool:
     return folder.exists() and any(path.name != LOCK_FILE for path in folder.iterdir())
 
 
+def nearest(path: Path) -> Path:
+    """The path itself or its nearest parent that exists."""
+    return next(place for place in (path, *path.absolute().parents) if place.exists())
+
+
 def sync_folder(folder: Path) -> None:
     """Put the names in a folder on disk, where the system has a way to."""
     if os.name != "posix":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import os
+import tempfile
 import types
 import typing
 from collections.abc import Callable, Collection, Iterable
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from pad.errors import UserError, shown
-from pad.files import write_text
+from pad.files import holds_output, nearest, refusing_output, write_text
 
 # In the output folder of every command that can resume; older runs of `pad evaluate` have the second.
 SETTINGS_FILE, _SETTINGS_FILE_BEFORE = "config.yaml", "settings.yaml"
@@ -93,6 +94,22 @@ def settings_file(folder: Path) -> Path | None:
     """The settings file of a run's output folder, None where it has none."""
     places = (folder / SETTINGS_FILE, folder / _SETTINGS_FILE_BEFORE)
     return next((place for place in places if place.is_file()), None)
+
+
+def check_folder(output: Path, resume: bool) -> None:
+    """Raise UserError unless a run can write to its output folder: a new run, or with `resume` the one there."""
+    with refusing_output(output):
+        if output.exists() and not output.is_dir():
+            raise UserError(f"output: {output} is a file, expected a folder")
+        if holds_output(output):
+            if not resume:
+                raise UserError(
+                    f"output: the folder {output} is not empty; choose another, or --resume to continue there"
+                )
+            if settings_file(output) is None:
+                raise UserError(f"resume: {output} holds no {SETTINGS_FILE}; expected a run's folder, or a new one")
+        with tempfile.TemporaryFile(dir=nearest(output)):
+            pass
 
 
 def check_same(settings: Settings, path: Path, free: Collection[str]) -> None:

@@ -638,11 +638,15 @@ def test_revision_is_that_of_the_build_or_the_checkout(tmp_path):
     assert git_revision(package) == "0123abc-dirty"
 
 
-def test_output_of_another_run(models, corpora, tmp_path):
+def test_output_of_another_run(models, corpora, tmp_path, capsys):
     options = {"ic": corpora["ic"], "max_steps": 2}
-    with pytest.raises(UserError, match="resume: no config.yaml in"):
-        evaluate(config_of(models, tmp_path / "out", **options, resume=True))
-    evaluate(config_of(models, tmp_path / "out", **options))
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "precious").write_text("mine")
+    with pytest.raises(UserError, match="resume: .*other holds no config.yaml; expected a run's folder, or a new one"):
+        evaluate(config_of(models, tmp_path / "other", **options, resume=True))
+    assert [path.name for path in (tmp_path / "other").iterdir()] == ["precious"]
+    evaluate(config_of(models, tmp_path / "out", **options, resume=True))
+    assert f"resume: no run in {tmp_path / 'out'} yet; starting one" in capsys.readouterr().out
     with pytest.raises(UserError, match="not empty; choose another, or --resume"):
         evaluate(config_of(models, tmp_path / "out", **options))
     with pytest.raises(UserError, match="resume: expected the settings of the run in .*; batch_size: 3 there, got 2"):

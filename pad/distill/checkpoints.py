@@ -6,7 +6,6 @@ import errno
 import resource
 import shutil
 import signal
-import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,9 +20,9 @@ from transformers import TrainerCallback
 from pad.distill.config import FREE_ON_RESUME, DistillConfig
 from pad.distill.manifest import damage, numbered
 from pad.errors import UserError
-from pad.files import holds_output, refusing_output
+from pad.files import nearest
 from pad.progress import first_process, say
-from pad.settings import SETTINGS_FILE, check_same
+from pad.settings import check_folder, check_same, settings_file
 
 
 def last_whole_checkpoint(folder: Path, tell=lambda line: None) -> Path | None:
@@ -48,32 +47,17 @@ def check_output(config: DistillConfig) -> str | None:
     output = Path(config.output)
     # Of several processes, the first makes the folder, perhaps before the others check it.
     if first_process():
-        _check_folder(output, config.resume)
+        check_folder(output, config.resume)
     if not config.resume:
         return None
-    if (output / SETTINGS_FILE).is_file():
-        check_same(config, output / SETTINGS_FILE, FREE_ON_RESUME)
+    saved = settings_file(output)
+    if saved is not None:
+        check_same(config, saved, FREE_ON_RESUME)
     last = last_whole_checkpoint(output / "checkpoints", say)
     if last is None:
         say(f"resume: no checkpoint in {output / 'checkpoints'} yet; starting from step 0")
         return None
     return str(last)
-
-
-def _check_folder(output: Path, resume: bool) -> None:
-    """Raise UserError unless a run can write here: a new one, or the one that is resumed."""
-    with refusing_output(output):
-        if output.exists() and not output.is_dir():
-            raise UserError(f"output: {output} is a file, expected a folder")
-        if holds_output(output):
-            if not resume:
-                raise UserError(
-                    f"output: the folder {output} is not empty; choose another, or --resume to continue there"
-                )
-            if not (output / SETTINGS_FILE).is_file():
-                raise UserError(f"resume: {output} holds no {SETTINGS_FILE}; expected a run's folder, or a new one")
-        with tempfile.TemporaryFile(dir=_nearest(output)):
-            pass
 
 
 @contextmanager
@@ -84,7 +68,7 @@ def saving_to(output: Path) -> Iterator[None]:
     except (OSError, SafetensorError, RuntimeError) as error:
         if not _is_of_full_disk(error):
             raise
-        free = shutil.disk_usage(_nearest(output)).free / 2**20
+        free = shutil.disk_usage(nearest(output)).free / 2**20
         reason = f"no space is left on its disk ({free:.0f} MiB free)"
         limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
         if limit != resource.RLIM_INFINITY:
@@ -99,11 +83,6 @@ def _is_of_full_disk(error: Exception) -> bool:
         return any(reason in str(error) for reason in ("No space left", "quota", "File too large"))
     # torch.save does not say why it could not write its file.
     return "PytorchStreamWriter failed" in str(error) or "unexpected pos" in str(error)
-
-
-def _nearest(path: Path) -> Path:
-    """The path itself or its nearest parent that exists."""
-    return next(place for place in (path, *path.absolute().parents) if place.exists())
 
 
 class StopOnSignal(TrainerCallback):

@@ -26,8 +26,9 @@ from pad.evaluate.tasks import (
     utterance_task,
 )
 from pad.evaluate.training import Schedule, train
-from pad.files import holds_output, only_run, write_json, write_text
-from pad.settings import SETTINGS_FILE, check_same, settings_file
+from pad.files import only_run, write_json, write_text
+from pad.progress import say
+from pad.settings import SETTINGS_FILE, check_folder, check_same, settings_file
 from pad.versions import versions
 
 _FREE_ON_RESUME = ("device", "workers", "save_every", "resume")
@@ -76,7 +77,13 @@ def evaluate(config: EvaluateConfig) -> dict:
     """
     config.check()
     output = Path(config.output)
-    _check_output(output, config)
+    check_folder(output, config.resume)
+    if config.resume:
+        saved = settings_file(output)
+        if saved is None:
+            say(f"resume: no run in {output} yet; starting one")
+        else:
+            check_same(config, saved, _FREE_ON_RESUME)
     device = torch.device("cuda" if config.device == "auto" and torch.cuda.is_available() else "cpu")
     names = {"student": config.student, "baseline": config.baseline}
     encoders = {
@@ -97,19 +104,6 @@ def evaluate(config: EvaluateConfig) -> dict:
         write_text(output / "results.txt", table(result) + "\n")
         shutil.rmtree(output / "features", ignore_errors=True)
     return result
-
-
-def _check_output(output: Path, config: EvaluateConfig) -> None:
-    if output.exists() and not output.is_dir():
-        raise UserError(f"output: {output} is a file, expected a folder")
-    if not config.resume:
-        if holds_output(output):
-            raise UserError(f"output: the folder {output} is not empty; choose another, or --resume to go on there")
-        return
-    saved = settings_file(output)
-    if saved is None:
-        raise UserError(f"resume: no {SETTINGS_FILE} in {output}; expected the folder of an earlier run")
-    check_same(config, saved, _FREE_ON_RESUME)
 
 
 def _tasks(corpus: _Corpus, encoder: Encoder, config: EvaluateConfig, features: Path) -> list[Task]:
