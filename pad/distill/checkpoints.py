@@ -19,7 +19,6 @@ from transformers import TrainerCallback
 
 from pad.distill.config import FREE_ON_RESUME, DistillConfig
 from pad.distill.manifest import damage, numbered
-from pad.errors import UserError
 from pad.files import nearest
 from pad.progress import first_process, say
 from pad.settings import check_folder, check_same, settings_file
