@@ -394,12 +394,36 @@ def test_spans_are_those_of_the_reference(anchors, kind):
             assert torch.equal(found, expected)
 
 
+@pytest.mark.parametrize("frames", [1025, 2048, 4500])
 @pytest.mark.parametrize("anchors", ANCHORS)
-def test_spans_over_more_frames_than_a_block(anchors):
-    inputs = span_inputs("holes", 2100, anchors, batch=1, most=30, seed=5)
-    inputs = inputs._replace(frame_prior=torch.rand(1, 2100) * inputs.frame_mask, num_anchors=torch.tensor([30]))
+def test_spans_over_more_frames_than_a_block(anchors, frames):
+    inputs = span_inputs("holes", frames, anchors, batch=2, most=frames, seed=5)
+    prior = torch.rand(2, frames)
+    prior[1] = (prior[1] * 5).floor()  # ties in every block
+    inputs = inputs._replace(
+        frame_prior=prior * inputs.frame_mask, num_anchors=torch.tensor([30, frames // 2 if anchors != "peaks" else 9])
+    )
     for found, expected in zip(backend.select_spans(inputs), reference.select_spans(inputs)):
         assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_anchors_of_priors_of_any_size(dtype):
+    """From the smallest number to infinity, with neighbours that differ in their last bit."""
+    generator = torch.Generator().manual_seed(0)
+    bits = torch.randint(0, 0x7F800001, (6, 90), generator=generator, dtype=torch.int32)
+    bits[1] = torch.arange(90, dtype=torch.int32)  # numbers next to 0
+    bits[2] = 0x7F800000 - torch.arange(90, dtype=torch.int32)  # and next to infinity
+    bits[3] = 0x3FFFFFC0 + torch.arange(90, dtype=torch.int32)  # around 2, where the highest bit begins
+    bits[4] = bits[4, :1]
+    bits[5] = 0x7F800000
+    prior = bits.view(torch.float32)[:, torch.randperm(90, generator=generator)].to(dtype)
+    counts = torch.tensor([20, 45, 31, 63, 7, 8])
+    mask = torch.ones(6, 90, dtype=torch.bool)
+    for anchors in ("topk", "peaks"):
+        inputs = SpanInputs(prior, mask, counts, counts, 63, [1.0, 2.0], None, anchors)
+        for found, expected in zip(backend.select_spans(inputs), reference.select_spans(inputs)):
+            assert torch.equal(found, expected), anchors
 
 
 def test_no_room_for_spans():

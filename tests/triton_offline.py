@@ -10,6 +10,7 @@ Results in FOLDER are used again, by benchmarks.gpu_static too, as long as the k
 """
 
 import argparse
+import itertools
 import os
 import sys
 import tempfile
@@ -23,8 +24,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.gpu_static import compiling, recording  # noqa: E402
 
 LOSSES = (("token", 0.0), ("token", 0.1), ("span", 0.0), ("span", 0.1), ("global", 0.0))
-# Of the tokens the last two need more than one tile, and more than one step of utterances.
-SHAPES = ((32, 12), (32, 24), (32, 48), (8, 128), (300, 48))
+# Utterances, frames, tokens: the last two need more than one tile of tokens, and more than one step of utterances.
+SHAPES = ((32, 750, 12), (32, 750, 24), (32, 750, 48), (8, 1500, 128), (300, 750, 48))
 # Kernels are compiled for what 16 divides and for what it does not; of the latter 520 is another.
 WIDTHS = (768, 200)
 HEAD_WIDTHS = (16, 32, 64, 80, 128, 256)
@@ -59,9 +60,9 @@ def launches(every=False):
     with recording.kernels_not_started(found):
         for dtype in (torch.bfloat16, torch.float16, torch.float32):
             for width in WIDTHS:
-                for batch, tokens in SHAPES:
+                for *lengths, tokens in SHAPES:
                     for level, temperature in LOSSES:
-                        loss(BACKEND, (batch, 750, tokens, width), dtype, level, temperature)
+                        loss(BACKEND, (*lengths, tokens, width), dtype, level, temperature)
             alignment(BACKEND, dtype)
             for width in HEAD_WIDTHS + (RARE_HEAD_WIDTHS if every else ()):
                 query = empty(32, 12, 750, width, dtype=dtype)
@@ -115,8 +116,9 @@ def select(backend):
     """The choice of spans alone."""
     from pad_kernels.inputs import ANCHORS, SpanInputs
 
-    prior, counts, mask = empty(4, 750), empty(4, dtype=torch.int64), empty(4, 750, dtype=torch.bool)
-    for anchors in ANCHORS:
+    counts = empty(4, dtype=torch.int64)
+    for anchors, frames in itertools.product(ANCHORS, (750, 1500)):
+        prior, mask = empty(4, frames), empty(4, frames, dtype=torch.bool)
         for xi in (None, empty(4, dtype=torch.float64)):
             backend.select_spans(SpanInputs(prior, mask, counts, counts, 48, [0.5, 1.0, 2.0], xi, anchors))
 

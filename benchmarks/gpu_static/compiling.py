@@ -147,7 +147,9 @@ def compile_one(job: tuple[Specialisation, str]) -> Compiled:
     try:
         compiled = triton.compile(source, target=chip, options=dict(wanted.options))
     except Exception as failure:
-        return _failed(f"{type(failure).__name__}: {str(failure).strip()[:300]}")
+        # It quotes the kernel down to the line at fault, and says last what is wrong there.
+        text = str(failure).strip()
+        return _failed(f"{type(failure).__name__}: {text if len(text) <= 300 else f'... {text[-300:]}'}")
     warps, shared = wanted.option("num_warps", 4), compiled.metadata.shared
     if target.backend == "hip":
         return read_amd(compiled.asm["amdgcn"], shared, warps)

@@ -61,12 +61,13 @@ POOL_ROWS = {2: Blocks(0, 64, 64, 4, 3, registers=128), 4: Blocks(0, 32, 64, 4, 
 # `tokens`: frames, `group`: steps of columns.
 SPREAD = {2: Blocks(32, 16, 128, 4, 1, 3), 4: Blocks(32, 16, 64, 4, 1, 4)}
 SCAN = 256
+# By the frames that are held at once; of longer utterances the rest is read again for each step.
+PREPARE = {1024: Blocks(0, 0, 1024, 4, 1, registers=96), 2048: Blocks(0, 0, 2048, 4, 1, registers=168)}
 # Kernels without a matrix product: one choice each. `group`: utterances.
 SOFT_WEIGHTS = Blocks(32, 64, 0, 4, 1, registers=168)
 SOFT_WEIGHTS_SPANS = Blocks(32, 32, 0, 4, 1, registers=168)
 MERGE = Blocks(64, 16, 0, 0, 0, 128)
 HARD = Blocks(32, 8, 1024, 4, 1, registers=80)
-PREPARE = Blocks(0, 0, 1024, 4, 1, registers=96)
 POOL_DISTANCE = Blocks(0, 0, 1024, 0, 0, 64)
 POOL_GRADIENT = Blocks(0, 16, 512, 4, 1)
 # `units`: heads.
@@ -94,6 +95,11 @@ def by_tokens(table: dict, dtype: torch.dtype, tokens: int) -> Blocks:
     """The smallest tile that holds all tokens, or the largest there is."""
     choices = table[dtype.itemsize]
     return choices[min((size for size in choices if size >= tokens), default=max(choices))]
+
+
+def prepare_blocks(frames: int) -> Blocks:
+    """The smallest block that holds all frames, or the largest there is."""
+    return PREPARE[min((size for size in PREPARE if size >= frames), default=max(PREPARE))]
 
 
 def significance_blocks(dtype: torch.dtype, width: int) -> Blocks:

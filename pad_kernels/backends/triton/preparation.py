@@ -127,6 +127,7 @@ def prepare_kernel(
                 # The first block stays in registers, or each bit would wait for memory.
                 held, _ = frame_weight(speech_mask, speech_prior, utterance, tl.arange(0, BLOCK), frames)
                 held = held.to(tl.int32, bitcast=True)
+                higher = 0
                 for bit in range(0, 31):
                     candidate = threshold | (1 << (30 - bit))
                     above = tl.sum((held >= candidate).to(tl.int32), 0)
@@ -135,11 +136,9 @@ def prepare_kernel(
                         weight, real = frame_weight(speech_mask, speech_prior, utterance, frame, frames)
                         above += tl.sum((weight.to(tl.int32, bitcast=True) >= candidate).to(tl.int32), 0)
                     threshold = tl.where(above >= found, candidate, threshold)
-                needed = found
-                for begin in range(0, frames, BLOCK):
-                    frame = begin + tl.arange(0, BLOCK)
-                    weight, real = frame_weight(speech_mask, speech_prior, utterance, frame, frames)
-                    needed -= tl.sum((weight.to(tl.int32, bitcast=True) > threshold).to(tl.int32), 0)
+                    # The fewest so far that are too few: in the end those above the threshold.
+                    higher = tl.where(above < found, above, higher)
+                needed = found - higher
             else:
                 # What is ruled out becomes 0, and what is chosen -1.
                 scratch += utterance * frames
@@ -228,7 +227,7 @@ def scratch_of(choice: Choice, batch, frames):
 
 def prepare(given: Preparation, choice: Choice, device, batch, frames, tokens, masked=0.0):
     """Launch the preparation; `masked`: the weight of a masked frame."""
-    blocks = configurations.PREPARE
+    blocks = configurations.prepare_blocks(frames)
     launch(
         prepare_kernel, device, batch, *given, frames, tokens, choice.room, choice.count,
         MASKED=masked, ANCHORS=choice.anchors, SCALES=choice.scales, BLOCK=blocks.width,
