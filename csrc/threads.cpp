@@ -68,16 +68,18 @@ Function loaded(const char* name) {
 struct OpenMP {
   void (*const parallel)(void (*)(void*), void*, unsigned, unsigned) = loaded<decltype(parallel)>("GOMP_parallel");
   int (*const thread_number)() = loaded<decltype(thread_number)>("omp_get_thread_num");
-#if !defined(_WIN32)
-  const int watches_forks = pthread_atfork(nullptr, nullptr, [] { forked = true; });
-#endif
-  // A process that was forked has none of the threads; GNU's runtime would wait for them without end.
-  static inline std::atomic<bool> forked{false};
 };
+
+// A process that was forked has none of the threads; GNU's runtime would wait for them without end. They may be of
+// torch's making, so forks are watched from the start.
+std::atomic<bool> forked{false};
+#if !defined(_WIN32)
+[[maybe_unused]] const int watches_forks = pthread_atfork(nullptr, nullptr, [] { forked = true; });
+#endif
 
 const OpenMP* openmp() {
   static const OpenMP runtime;
-  return runtime.parallel && runtime.thread_number && !OpenMP::forked ? &runtime : nullptr;
+  return runtime.parallel && runtime.thread_number && !forked ? &runtime : nullptr;
 }
 
 void work_in_team(void* job) { static_cast<Job*>(job)->work(openmp()->thread_number()); }

@@ -69,7 +69,8 @@ def can_bypass_dispatcher(*values: Tensor | None) -> bool:
     ):
         return False
     for value in values:
-        if value is not None and (type(value) not in _PLAIN or value.is_meta):
+        # The memory of a negative view holds the number without its sign.
+        if value is not None and (type(value) not in _PLAIN or value.is_meta or value.is_neg()):
             return False
     return True
 

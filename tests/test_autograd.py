@@ -6,7 +6,7 @@ from inputs import relative_error
 from test_loss import make
 from torch.autograd.functional import hessian, jacobian
 
-from pad_kernels import align, backends, pad_loss
+from pad_kernels import align, backends, pad_loss, select_spans, significance
 from pad_kernels.backends.reference import ReferenceBackend
 
 LEVELS = pytest.mark.parametrize("level", ["global", "token", "span"])
@@ -185,3 +185,39 @@ def test_saved_tensors_pass_through_the_hooks_of_autograd(backend, level):
     assert any(x.data_ptr() == speech.data_ptr() for x in packed)
     (expected,) = torch.autograd.grad(pad_loss(*arguments, level=level, backend=backend), speech)
     assert torch.equal(found, expected)
+
+
+def negative_view(value):
+    """The same numbers; torch holds their negatives, and a bit that says so, as in the imaginary part of a conj()."""
+    return torch._neg_view(-value)
+
+
+@pytest.mark.parametrize("level", ["global", "token", "span"])
+def test_negative_views(backend, level):
+    speech, text, speech_mask, text_mask, *priors = make(3, 50, 9, 16)
+    masks = speech_mask, text_mask
+
+    def near(one, other):  # the op by op form of a loss rounds otherwise
+        return torch.allclose(one, other, rtol=1e-4, atol=1e-6)
+
+    def run(*arguments, grad=None):
+        speech, text, *others = (x.detach().requires_grad_(place < 2) for place, x in enumerate(arguments))
+        loss = pad_loss(speech, text, *masks, *others, level=level, backend=backend)
+        return loss, *torch.autograd.grad(loss, (speech, text), grad)
+
+    plain = speech, text, *priors
+    expected = run(*plain, grad=torch.tensor(2.0))
+    for place in range(len(plain)):
+        changed = [negative_view(x) if at == place else x for at, x in enumerate(plain)]
+        assert all(map(near, run(*changed, grad=torch.tensor(2.0)), expected))
+    assert all(map(near, run(*plain, grad=negative_view(torch.tensor(2.0))), expected))
+    query, key = torch.randn(2, 3, 2, 40, 8)
+    found = significance(negative_view(query), negative_view(key), backend=backend)
+    assert torch.equal(found, significance(query, key, backend=backend))
+    spans = [select_spans(prior, speech_mask, 5, backend=backend) for prior in (priors[0], negative_view(priors[0]))]
+    assert all(map(torch.equal, *spans))
+    aligned = [
+        align(x, text, speech_mask=speech_mask, text_mask=text_mask, backend=backend)
+        for x in (speech, negative_view(speech))
+    ]
+    assert torch.equal(aligned[0].similarity, aligned[1].similarity)

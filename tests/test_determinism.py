@@ -1,6 +1,8 @@
 """The same inputs give the same bits, on every run and with any number of threads."""
 
 import os
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -77,6 +79,24 @@ def test_a_fork_after_use(native, threads):
     status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     guard.cancel()
     assert status == 0
+
+
+FORK = """
+import os, sys, torch, pad_kernels
+torch.set_num_threads(2)
+arguments = torch.randn(8, 200, 32), torch.randn(8, 30, 32)
+torch.randn(2000, 2000).exp().sum()  # torch's threads have begun, and none of this package's kernels has run
+pid = os.fork()
+loss = pad_kernels.pad_loss(*arguments, backend="native")
+if pid == 0:
+    os._exit(0 if loss.isfinite() else 1)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+def test_a_fork_before_the_first_use(native):
+    subprocess.run([sys.executable, "-c", FORK], check=True, timeout=120)
 
 
 @pytest.mark.parametrize("level", ["global", "token", "span"])

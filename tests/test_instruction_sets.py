@@ -8,6 +8,8 @@ import test_significance
 import torch
 from inputs import make_inputs
 
+from pad_kernels import pad_loss, significance
+
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
 
@@ -49,3 +51,25 @@ def test_pooling_kernels(kernels, dtype, width):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_large_gradients(kernels, dtype, level):
     test_memory.check_large_gradient(level, dtype, 64, kernels)
+
+
+@pytest.mark.parametrize("level", ["token", "span"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_rows_that_are_alike(kernels, dtype, level):
+    """What a product leaves out of each of its terms would have one sign; of these numbers it would be largest."""
+    generator = torch.Generator().manual_seed(0)
+    for size in (1.0, 1.00341796875, 1.998046875):
+        rows = (size * torch.randn(2, 40, 256, generator=generator).sign()).to(dtype)
+        loss = pad_loss(rows, rows, level=level, temperature=0, num_anchors=40, scales=(0.1,), backend=kernels)
+        assert abs(float(loss)) < 1e-6
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_significance_of_rows_that_are_alike(kernels, dtype):
+    generator = torch.Generator().manual_seed(0)
+    query, other = (1.00341796875 * torch.randn(1, 1, 200, 64, generator=generator).sign() for _ in range(2))
+    query = query.to(dtype)
+    key = torch.cat([query[:, :, :100], other[:, :, 100:].to(dtype)], dim=2)
+    found = significance(query, key, scale=0.5, backend=kernels).double()
+    expected = significance(query.double(), key.double(), scale=0.5, backend="reference")
+    assert ((found - expected).abs() / expected).max() < 1e-6 * 0.5 * 64 * 1.01

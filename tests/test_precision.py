@@ -74,3 +74,18 @@ def test_a_cosine_may_exceed_1_by_rounding_alone(backend, width, temperature):
         error = (found.log_normalizer - expected.log_normalizer).abs().max()
         assert error <= OF_SCALE / temperature and found.log_normalizer.max() <= (1 + OF_SCALE) / temperature
         assert relative_error(found.similarity, expected.similarity) <= OF_VALUE
+
+
+@pytest.mark.parametrize("temperature", [0.1, 1.0])
+@pytest.mark.parametrize("others", ["equal", "random"])
+def test_sums_over_many_frames(native, others, temperature):
+    """Equal numbers round the same way each time, in a sum of thousands of them."""
+    generator = torch.Generator().manual_seed(0)
+    speech = torch.randn(16, 3000, 16, generator=generator)
+    text = torch.randn(16, 4, 16, generator=generator)
+    if others == "equal":
+        speech[:, 1:] = speech[:, 1:2].clone()
+    options = {"level": "token", "temperature": temperature}
+    found = gradients(speech, text, **options, backend=native)
+    expected = gradients(speech.double(), text.double(), **options, backend="reference")
+    assert all(relative_error(one, other) < OF_VALUE for one, other in zip(found, expected))

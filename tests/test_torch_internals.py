@@ -25,6 +25,7 @@ def test_plain_tensors_are_used_directly():
     assert internals.can_bypass_dispatcher(PLAIN, None, torch.nn.Parameter(PLAIN))
     assert not internals.can_bypass_dispatcher(PLAIN, PLAIN.as_subclass(Subclass))
     assert not internals.can_bypass_dispatcher(PLAIN.to("meta"))
+    assert not internals.can_bypass_dispatcher(PLAIN, torch._neg_view(PLAIN))
     assert not internals.in_functorch()
     assert not internals.is_batched(PLAIN) and not internals.is_batched(3)
     assert not internals.is_differentiated_by_functorch(PLAIN) and not internals.has_tangent(PLAIN)

@@ -49,7 +49,7 @@ struct Projections {
   S* of_tokens;
 };
 
-// Turns a tile of scores u.t/|t| into G/|u|, in place, and sums G phi per unit and per token.
+// Turns a tile of scores u.t/|t| into G/|u|, in place, and sums G phi per unit and, added to what is there, per token.
 template <class T>
 void score_gradients(const Units<T>& units, const ScoreTile<OpMath<T>>& tile, const TokenTerms<OpMath<T>>& terms,
                      OpMath<T> inverse_temperature, const Projections<OpMath<T>>& projections) {
@@ -141,7 +141,7 @@ void soft_units(const Part<T>& part, const Units<T>& units, Scores& scores, cons
                         (!part.streamed || (width % together == 0 && together * sizeof(T) % cache_line == 0));
   SpeechGradient<T> speech({grad_speech, part.streamed}, utterance, grad_speech ? open_frames(utterance, units) : 0,
                            part.frames);
-  const Buffer<S> unit_sums(grad_speech && !to_place ? tile_units * row_stride : 0), unused(columns);
+  const Buffer<S> unit_sums(grad_speech && !to_place ? tile_units * row_stride : 0), token_projection(columns);
   S unit_projection[tile_units];
   T* places[tile_units];
   S* sums[tile_units];
@@ -152,8 +152,10 @@ void soft_units(const Part<T>& part, const Units<T>& units, Scores& scores, cons
     n = minimum(tile_units, (own ? units.count : shared) - first);
     const ScoreTile<S> tile = scores.tile(first, n);
     const bool for_text = own && part.grad_text;
+    fill_zero(token_projection.data(), columns);
     score_gradients<T>(units, tile, terms, inverse_temperature,
-                       {.of_units = unit_projection, .of_tokens = for_text ? token_sums.projection : unused.data()});
+                       {.of_units = unit_projection, .of_tokens = token_projection.data()});
+    if (for_text) scaled_add(token_sums.projection, token_projection.data(), S{1}, columns);
     S* const direction = for_text ? token_sums.direction : nullptr;
     if (grad_speech && to_place) {
       for (int64_t r = 0; r < n; ++r) places[r] = speech.row(units.index[first + r]);

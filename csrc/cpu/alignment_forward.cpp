@@ -85,7 +85,7 @@ void update_soft(const Units<T>& units, const int32_t* index, const ScoreTile<Op
       unit = better ? IntegerVector<S>{} + static_cast<Integer<S>>(index[first + r]) : unit;
     }
     const Vector<S> shrink = exponential(before - best);
-    Vector<S> sum = load(running.sum.data() + j) * shrink, weighted = load(running.weighted.data() + j) * shrink;
+    Vector<S> sum{}, weighted{};  // of the tile: long sums of numbers that are alike would round one way
     const Vector<S> origin = load(running.origin.data() + j);
     for (int64_t r = 0; r < n; ++r) {
       const Vector<S> cosine = load(scores + r * columns + j) * units.inverse[first + r];
@@ -94,8 +94,8 @@ void update_soft(const Units<T>& units, const int32_t* index, const ScoreTile<Op
       weighted += weight * (cosine - origin);
     }
     store(running.best.data() + j, best);
-    store(running.sum.data() + j, sum);
-    store(running.weighted.data() + j, weighted);
+    store(running.sum.data() + j, load(running.sum.data() + j) * shrink + sum);
+    store(running.weighted.data() + j, load(running.weighted.data() + j) * shrink + weighted);
     std::memcpy(running.unit.data() + j, &unit, sizeof(unit));
   }
 }

@@ -1,7 +1,7 @@
 // Matrix products in the tile registers of Intel's AMX: bfloat16 times bfloat16, exact, summed in float32.
 //
-// Other numbers are sums of two bfloat16 parts: float16 exactly, float32 to 2^-17. The product of the two lesser parts
-// is left out.
+// Other numbers are sums of two bfloat16 parts: float16 exactly, float32 to 2^-17. Without the product of the two
+// lesser parts, those of rows that are alike would all be too small.
 #pragma once
 #include "cpu/block_gemm.h"
 #include "cpu/rows.h"
@@ -72,7 +72,6 @@ struct TileSums {
 template <int row_parts, int panel_parts, int row_tiles, int column_tiles, class Visit>
 inline __attribute__((always_inline)) void multiply_tiles(const TileRowPair rows, const TilePanel panel, int64_t depth,
                                                           const TileSums sums, const Visit& visit) {
-  constexpr int parts = row_parts > panel_parts ? row_parts : panel_parts;
   const int64_t stride = sums.stride * static_cast<int64_t>(sizeof(float)), below = tile_side * sums.stride;
   asm volatile("" ::: "memory");  // what the tiles are loaded from has been stored
   if (sums.add) {
@@ -96,7 +95,6 @@ inline __attribute__((always_inline)) void multiply_tiles(const TileRowPair rows
       if constexpr (column_tiles == 2) _tile_loadd(7, columns + tile_side, panel_stride);
 #pragma GCC unroll 2
       for (int p = 0; p < row_parts; ++p) {
-        if (p + q >= parts) continue;
         _tile_loadd(4, rows.upper.data + p * rows.upper.part_stride + k, rows.upper.row_stride * 2);
         _tile_dpbf16ps(0, 4, 6);
         if constexpr (column_tiles == 2) _tile_dpbf16ps(1, 4, 7);
