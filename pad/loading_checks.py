@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelForTextEncoding, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoFeatureExtractor,
+    AutoModel,
+    AutoModelForTextEncoding,
+    AutoTokenizer,
+    FeatureExtractionMixin,
+)
 from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING
 from transformers.utils import FEATURE_EXTRACTOR_NAME, PROCESSOR_NAME, cached_file
 
+from pad.errors import shown
 from pad.tokenization import lower_case
 
 # Checkpoints may lack these: an encoder's embeddings do not depend on them.
@@ -49,16 +58,31 @@ def _some(names: list[str], most: int = 4) -> str:
 
 
 class SavedFeatureExtractor:
-    """A loader of the feature extractor saved with a model: by itself, or in a processor. None if there is none."""
+    """A loader of the feature extractor saved with a model: by itself, or in a processor. None if there is none.
+
+    Raises ValueError for a sampling rate or a padding value that cannot be.
+    """
 
     @staticmethod
     def from_pretrained(name: str):
         try:
+            _check_settings(FeatureExtractionMixin.get_feature_extractor_dict(name)[0])
             return AutoFeatureExtractor.from_pretrained(name)
         except (OSError, ValueError):
             if Path(name).is_dir() and not _says_extractor(Path(name)):
                 return None
             raise
+
+
+def _check_settings(settings: dict) -> None:
+    """Raise ValueError for settings of a feature extractor that transformers takes, or refuses without their name."""
+    rate, padding = settings.get("sampling_rate", 16000), settings.get("padding_value", 0.0)
+    if type(rate) is not int or rate < 1:
+        raise ValueError(
+            f"its feature extractor has the sampling_rate {shown(rate)}; expected a whole number of Hz, such as 16000"
+        )
+    if type(padding) not in (int, float) or not math.isfinite(padding):
+        raise ValueError(f"its feature extractor has the padding_value {shown(padding)}; expected a finite number")
 
 
 def _says_extractor(folder: Path) -> bool:

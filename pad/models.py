@@ -10,7 +10,7 @@ from huggingface_hub import HfApi, try_to_load_from_cache
 from torch import nn
 from transformers import PreTrainedModel
 
-from pad.errors import UserError
+from pad.errors import UserError, shown
 from pad.loading_checks import TextEncoder
 from pad.settings import Settings
 
@@ -47,9 +47,20 @@ def load_teacher(name: str):
             f"teacher: the tokenizer of {name!r} has {len(tokenizer)} tokens, its model embeds {embeddings}; expected "
             "no more than that"
         )
-    tokenizer.model_max_length = min(tokenizer.model_max_length, positions(model))
+    tokenizer.model_max_length = _longest_text(name, model, tokenizer)
     model.eval().requires_grad_(False)
     return model, tokenizer
+
+
+def _longest_text(name: str, model: PreTrainedModel, tokenizer) -> int:
+    """The most tokens of a text that a tokenizer and its model take; raises UserError if all of them are special."""
+    stated, special = tokenizer.model_max_length, tokenizer.num_special_tokens_to_add()
+    if not isinstance(stated, (int, float)) or not min(stated, positions(model)) - special >= 1:
+        raise UserError(
+            f"teacher: {name!r} has the model_max_length {shown(stated)} and {positions(model)} positions, and adds "
+            f"{special} special tokens to each text; expected room for one more token at least"
+        )
+    return int(min(stated, positions(model)))
 
 
 def positions(model: PreTrainedModel) -> int:
@@ -58,7 +69,8 @@ def positions(model: PreTrainedModel) -> int:
     if isinstance(table, nn.Embedding):
         # RoBERTa counts its positions from after the padding's.
         return table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)
-    return getattr(model.config, "max_position_embeddings", None) or sys.maxsize
+    stated = getattr(model.config, "max_position_embeddings", None)
+    return stated if stated and stated > 0 else sys.maxsize  # XLNet states -1
 
 
 def width(model: PreTrainedModel) -> int:

@@ -1,9 +1,15 @@
-"""Python processes that a command starts."""
+"""The processes of a run: which is the first, and how a command starts one."""
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
+
+
+def first_process() -> bool:
+    """Whether this is the one of several training processes that writes files and prints."""
+    return int(os.environ.get("RANK", 0)) == 0
 
 
 def python_command(module: str, *arguments: str) -> list[str]:

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from tqdm import tqdm
 
-
-def first_process() -> bool:
-    """Whether this is the one of several training processes that writes files and prints."""
-    return int(os.environ.get("RANK", 0)) == 0
+from pad.processes import first_process
 
 
 def say(line: str) -> None:

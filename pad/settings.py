@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 from pad.errors import UserError, shown
 from pad.files import holds_output, nearest, refusing_output, write_text
+from pad.processes import first_process
 
 # In the output folder of every command that can resume; older runs of `pad evaluate` have the second.
 SETTINGS_FILE, _SETTINGS_FILE_BEFORE = "config.yaml", "settings.yaml"
@@ -96,23 +97,31 @@ def settings_file(folder: Path) -> Path | None:
     return next((place for place in places if place.is_file()), None)
 
 
-def check_folder(output: Path, resume: bool) -> None:
-    """Raise UserError unless a run can write to its output folder: a new run, or with `resume` the one there."""
-    with refusing_output(output):
-        if output.exists() and not output.is_dir():
-            raise UserError(f"output: {output} is a file, expected a folder")
-        if holds_output(output):
-            if not resume:
-                raise UserError(
-                    f"output: the folder {output} is not empty; choose another, or --resume to continue there"
-                )
-            if settings_file(output) is None:
-                raise UserError(f"resume: {output} holds no {SETTINGS_FILE}; expected a run's folder, or a new one")
-        with tempfile.TemporaryFile(dir=nearest(output)):
-            pass
+def check_output(settings: Settings, output: Path, resume: bool, free: Collection[str]) -> None:
+    """Raise UserError unless a run can write to its output folder: a new run, or with `resume` the one there, whose
+    settings have to be the same but for the free ones."""
+    # Of several processes, the first makes the folder, perhaps before the others check it.
+    if first_process():
+        with refusing_output(output):
+            _check_folder(output, resume)
+    saved = settings_file(output) if resume else None
+    if saved is not None:
+        _check_same(settings, saved, free)
 
 
-def check_same(settings: Settings, path: Path, free: Collection[str]) -> None:
+def _check_folder(output: Path, resume: bool) -> None:
+    if output.exists() and not output.is_dir():
+        raise UserError(f"output: {output} is a file, expected a folder")
+    if holds_output(output):
+        if not resume:
+            raise UserError(f"output: the folder {output} is not empty; choose another, or --resume to continue there")
+        if settings_file(output) is None:
+            raise UserError(f"resume: {output} holds no {SETTINGS_FILE}; expected a run's folder, or a new one")
+    with tempfile.TemporaryFile(dir=nearest(output)):
+        pass
+
+
+def _check_same(settings: Settings, path: Path, free: Collection[str]) -> None:
     """Raise UserError that names every setting, except the free ones, that differs from those saved at `path`."""
     before = read_settings(type(settings), path)
     defaults = {field.name: field.default for field in fields(settings)}

@@ -12,6 +12,7 @@ pytest.importorskip("matplotlib")
 
 from matplotlib import image  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
+from student_models import save_speech, save_teacher, save_whisper  # noqa: E402
 from test_pad_distill import losses, models, run, speech  # noqa: E402, F401
 from transformers import BertTokenizer, SqueezeBertConfig, SqueezeBertModel  # noqa: E402
 
@@ -199,6 +200,68 @@ def test_only_some_of_many_tokens_are_named():
     )  # fmt: skip
     matrix = draw(found).axes[0]
     assert 60 < len(matrix.get_yticklabels()) < 130
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("tiny")
+    return {
+        "--student": save_whisper(folder / "student"), "--teacher": save_teacher(folder / "teacher"),
+        "--data": save_speech(folder / "data"), "--preset": "pad-slocal",
+    }  # fmt: skip
+
+
+def of(tiny, *names: str) -> list[str]:
+    return [part for name in names for part in (name, tiny[name])]
+
+
+@pytest.mark.parametrize("preset", ["pad-slocal-soft", "pad-tlocal", "slocal", "tlocal-soft"])
+def test_a_text_without_tokens_is_drawn_with_frames_alone(preset, tmp_path):
+    frames = torch.randn(60, 32, generator=torch.Generator().manual_seed(0))
+    found = aligned(
+        frames, torch.zeros(0, 32), torch.full((60,), 1 / 60), torch.zeros(0), PRESETS[preset],
+        samples=torch.zeros(19_000).numpy(), sampling_rate=16000, layout=LAYOUT, tokens=[],
+    )  # fmt: skip
+    save(draw(found), tmp_path / "a")
+    assert image.imread(tmp_path / "a.png")[..., :3].std() > 0.05
+    tree.parse(tmp_path / "a.svg")
+
+
+@pytest.mark.parametrize("text", ["\u200b", "\u0301", " \u200b\u200b "])
+def test_a_transcript_without_tokens_is_refused(tiny, tmp_path, capsys, text):
+    audio = str(Path(tiny["--data"]) / "0.wav")
+    arguments = ["align", *of(tiny, "--student", "--teacher", "--preset"), "--audio", audio]
+    assert main([*arguments, "--transcript", text, "--output", str(tmp_path / "x")]) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert f"error: transcript: the teacher's tokenizer finds no token in {ascii(text.strip())}; expected" in last
+    assert not list(tmp_path.iterdir())
+
+
+def test_pictures_of_a_first_utterance_without_tokens(tiny, tmp_path):
+    data = shutil.copytree(tiny["--data"], tmp_path / "data")
+    (data / "0.txt").write_text("\u200b", encoding="utf-8")
+    options = ["--max-steps", "2", "--pictures-every", "2", "--batch-size", "2", "--device", "cpu"]
+    arguments = ["--data", str(data), "--output", str(tmp_path / "run"), *options]
+    assert main(["distill", *of(tiny, "--student", "--teacher", "--preset"), *arguments]) == 0
+    assert sorted(path.name for path in (tmp_path / "run/pictures").iterdir()) == ["step-2.png", "step-2.svg"]
+
+
+@pytest.mark.parametrize("times, message", [
+    ("nan\t1", "is spoken from nan s to 1 s; expected finite times with 0 <= start <= end"),
+    ("0.5\tnan", "is spoken from 0.5 s to nan s; expected finite"),
+    ("0.8\t0.3", "is spoken from 0.8 s to 0.3 s; expected finite"),
+    ("-0.2\t0.3", "is spoken from -0.2 s to 0.3 s; expected finite"),
+    ("0.2\tinf", "is spoken from 0.2 s to inf s; expected finite"),
+    ("-inf\t0.2", "is spoken from -inf s to 0.2 s; expected finite"),
+    ("0.5\t1.3", "is spoken from 0.5 s to 1.3 s; expected times within the audio, which lasts 1.00 s"),
+])  # fmt: skip
+def test_times_of_words_that_cannot_be(tiny, tmp_path, capsys, times, message):
+    (tmp_path / "words.tsv").write_text(f"0\t1.05\tgood\n{times}\tmorning\n")  # 1.05: rounded, within the audio
+    options = ["--audio", str(Path(tiny["--data"]) / "0.wav"), "--transcript", "good morning"]
+    options += ["--words", str(tmp_path / "words.tsv"), "--output", str(tmp_path / "x")]
+    assert main(["align", *of(tiny, "--student", "--teacher", "--preset"), *options]) == 2
+    assert f"words.tsv:2: 'morning' {message}" in capsys.readouterr().err
+    assert not list(tmp_path.glob("x*"))
 
 
 def test_pictures_leave_the_training_as_it_was(models, speech, tmp_path, monkeypatch):  # noqa: F811

@@ -288,6 +288,32 @@ def test_sentence_transformers_with_the_model_at_the_top(tmp_path):
     assert text["input_ids"].shape == (1, 9) and tokenizer.decode(text["input_ids"][0, 1:5]) == "Good"
 
 
+@pytest.mark.parametrize("longest", [2, 0, -1, float("nan"), "512"])
+def test_a_teacher_without_room_for_text(tmp_path, recording, capsys, longest):
+    teacher, student = save_teacher(tmp_path / "teacher"), save_student(tmp_path / "student")
+    path = teacher / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_max_length": longest}))
+    arguments = ["--student", str(student), "--teacher", str(teacher), "--data", str(recording),
+                 "--output", str(tmp_path / "run"), "--preset", "pad-slocal"]  # fmt: skip
+    assert main(["distill", *arguments]) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("pad distill: error: teacher: ") and not (tmp_path / "run").exists()
+    assert f"model_max_length {longest!r} and 512 positions, and adds 2 special tokens" in last
+    assert "expected room for one more token" in last
+
+
+@pytest.mark.parametrize("longest", [3, 3.5, None, float("inf")])
+def test_a_teacher_with_room_for_text(tmp_path, longest):
+    path = save_teacher(tmp_path) / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_max_length": longest}))
+    model, tokenizer = load_teacher(str(tmp_path))
+    text, mask = tokenize(tokenizer, ["good morning"])
+    assert (
+        mask.sum() == min(2, tokenizer.model_max_length - 2)
+        and Teacher(model, tokenizer, True)(text["input_ids"], text["attention_mask"], mask)[0].isfinite().all()
+    )
+
+
 def test_capital_letters_are_counted_and_lowered(tmp_path, capsys):
     save_vocabulary(tmp_path / "cased", ["good", "morning", "g", "##o", "##d"] + [f"##{x}" for x in "OD"] + ["G"],
                     do_lower_case=False)  # fmt: skip

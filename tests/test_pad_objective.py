@@ -34,10 +34,30 @@ def test_an_unknown_preset_is_refused():
 
 
 def test_what_is_given_replaces_the_preset():
-    goal = objective("slocal", 0.2, (0, 2), (0.7, 0.3), "peaks", True, 0.5, False)
-    assert (goal.temperature, goal.prior_layers, goal.anchors, goal.text_prior) == (0.2, (0, 2), "peaks", True)
+    goal = objective("pad-slocal", 0.2, (0, 2), (0.7, 0.3), "peaks", False, 0.5, False)
+    assert (goal.temperature, goal.prior_layers, goal.anchors, goal.text_prior) == (0.2, (0, 2), "peaks", False)
     assert goal.prior_layer_weights == (0.7, 0.3)
-    assert (goal.prior_exponent, goal.pooling_prior, goal.speech_prior) == (0.5, False, False)
+    assert (goal.prior_exponent, goal.pooling_prior, goal.speech_prior) == (0.5, False, True)
+
+
+@pytest.mark.parametrize(
+    "preset, options",
+    [
+        ("slocal-soft", {"prior_layers": (0,)}), ("no-prior", {"prior_layer_weights": (1.0,)}),
+        ("glob", {"prior_exponent": 0.5}), ("slocal", {"anchors": "peaks"}), ("slocal", {"pooling_prior": False}),
+        ("pad-glob", {"temperature": 0.1}), ("pad-glob", {"anchors": "topk"}), ("pad-glob", {"pooling_prior": False}),
+        ("pad-tlocal", {"anchors": "stride"}), ("early-tlocal-soft", {"pooling_prior": False}),
+    ],
+)  # fmt: skip
+def test_what_would_have_no_effect_is_refused(preset, options):
+    (name,) = options
+    with pytest.raises(UserError, match=f"{name}: has no effect with the preset {preset}, which is of the level"):
+        objective(preset, **options)
+
+
+def test_a_preset_without_priors_takes_what_it_uses():
+    goal = objective("slocal", temperature=0.3, anchors="stride", text_prior=True)
+    assert (goal.temperature, goal.anchors, goal.text_prior) == (0.3, "stride", True)
 
 
 def test_commands_begin_with_the_preset_that_won():
@@ -62,13 +82,14 @@ def test_layers_of_a_preset_give_way_with_their_weights():
 @pytest.mark.parametrize("preset", ["pad-slocal-soft", "pad-tlocal-soft", "pad-glob"])
 def test_an_exponent_flattens_the_prior(preset, batch):
     speech, text, speech_mask, text_mask, speech_prior, text_prior = batch
-    found = objective(preset, prior_exponent=0.5, temperature=0.3)(*batch)
+    changed = {} if preset == "pad-glob" else {"temperature": 0.3}
+    found = objective(preset, prior_exponent=0.5, **changed)(*batch)
     goal = PRESETS[preset]
     expected = pad_loss(
         speech, text, speech_mask, text_mask, speech_prior.sqrt(), text_prior, level=goal.level, temperature=0.3
     )
     assert float(found) == pytest.approx(float(expected), rel=1e-6)
-    assert float(found) != pytest.approx(float(objective(preset, temperature=0.3)(*batch)), rel=1e-4)
+    assert float(found) != pytest.approx(float(objective(preset, **changed)(*batch)), rel=1e-4)
 
 
 def test_a_prior_for_anchors_alone_weighs_no_frame(batch):

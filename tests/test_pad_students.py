@@ -1,6 +1,7 @@
 """Families of speech encoders as students: their states are transformers', no utterance depends on its batch."""
 
 import copy
+import json
 from contextlib import contextmanager
 
 import pytest
@@ -18,12 +19,13 @@ from transformers import (  # noqa: E402
     HubertConfig,
     UniSpeechSatConfig,
     Wav2Vec2BertConfig,
+    Wav2Vec2Config,
 )
 
 from pad import record_significance  # noqa: E402
 from pad.errors import UserError  # noqa: E402
 from pad.evaluate.encoder import Encoder  # noqa: E402
-from pad.students import load_student  # noqa: E402
+from pad.students import load_student, waveforms  # noqa: E402
 from pad.students.loading import FAMILIES  # noqa: E402
 from pad_kernels import significance_from_attentions  # noqa: E402
 
@@ -250,6 +252,84 @@ def test_encoders_that_are_refused(config, message, tmp_path):
     AutoModel.from_config(config).save_pretrained(tmp_path)
     with pytest.raises(UserError, match=f"^student: .*{message}"):
         load_student(str(tmp_path))
+
+
+def save_student(folder, kind: str, **settings) -> str:
+    """A checkpoint of a family, or of wav2vec 2.0, with these settings of its feature extractor."""
+    if kind in CONFIGS:
+        model = new_model(kind)
+        extractor = new_extractor(kind, model)
+    else:
+        torch.manual_seed(0)
+        sizes = dict(hidden_size=WIDTH, num_hidden_layers=1, num_attention_heads=4, intermediate_size=64)
+        config = Wav2Vec2Config(**sizes, conv_dim=(32, 32), conv_stride=(10, 8), conv_kernel=(20, 16),
+                                num_feat_extract_layers=2, num_conv_pos_embeddings=16,
+                                num_conv_pos_embedding_groups=4, feat_extract_norm=kind)  # fmt: skip
+        model, extractor = AutoModel.from_config(config), waveforms.default_feature_extractor(config)
+    model.save_pretrained(folder)
+    extractor.save_pretrained(folder)
+    change_json(folder / "preprocessor_config.json", **settings)
+    return str(folder)
+
+
+def change_json(path, **settings) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+
+
+@pytest.mark.parametrize("kind, options", [
+    *((kind, {}) for kind in [*KINDS, "group", "layer"]), ("whisper", {"pad_to_max_length": True})
+])  # fmt: skip
+def test_padding_on_the_left_is_moved_to_the_right(kind, options, tmp_path):
+    """Inputs, mask and embeddings are those of the side "right", also of what is saved."""
+    batch, found = waves(*SAMPLES, 1700), []
+    for side in ("right", "left"):
+        student = load_student(save_student(tmp_path / side, kind, padding_side=side), **options)
+        found.append((*student.front_end(batch), student))
+    student.save(tmp_path / "saved")
+    again = load_student(str(tmp_path / "saved"), **options)
+    found.append((*again.front_end(batch), again))
+    (inputs, mask, student), *others = found
+    with torch.no_grad():
+        states = student.encoder.eval()(**inputs).last_hidden_state
+        for other, other_mask, student in others:
+            assert torch.equal(mask, other_mask) and inputs.keys() == other.keys()
+            assert all(torch.equal(inputs[name], other[name]) for name in inputs)
+            assert torch.equal(states, student.encoder.eval()(**other).last_hidden_state)
+    assert json.loads((tmp_path / "saved/preprocessor_config.json").read_text())["padding_side"] == "right"
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "group"])
+@pytest.mark.parametrize("settings, message", [
+    ({"sampling_rate": "16000"}, "sampling_rate '16000'; expected a whole number of Hz"),
+    ({"sampling_rate": None}, "sampling_rate None; expected a whole number of Hz"),
+    ({"sampling_rate": 16000.0}, "sampling_rate 16000.0; expected a whole number of Hz"),
+    ({"sampling_rate": 0}, "sampling_rate 0; expected a whole number of Hz"),
+    ({"padding_value": float("nan")}, "padding_value nan; expected a finite number"),
+    ({"feature_size": 2}, r"feature_size 2, its model takes \d+; expected the files of one checkpoint"),
+])  # fmt: skip
+def test_feature_extractors_that_cannot_be(kind, settings, message, tmp_path):
+    with pytest.raises(UserError, match=f"^student: .*its feature extractor has the {message}"):
+        load_student(save_student(tmp_path, kind, **settings))
+
+
+def test_feature_extractor_that_fails(tmp_path):
+    with pytest.raises(
+        UserError, match=r"^student: its feature extractor \(ParakeetF.*\) fails: .*hop_length.*expected"
+    ):
+        load_student(save_student(tmp_path / "hop", "parakeet_ctc", hop_length=0))
+    with pytest.raises(UserError, match="^student: .* fails: it gives infinity or NaN"):
+        load_student(save_student(tmp_path / "dither", "whisper", dither=float("nan")))
+
+
+@pytest.mark.parametrize("settings", [
+    {"conv_stride": [10, 0]}, {"conv_stride": [10, -8]}, {"conv_kernel": [20, 0]}, {"conv_stride": [10, "8"]},
+])  # fmt: skip
+def test_convolutions_that_cannot_be(settings, tmp_path):
+    folder = save_student(tmp_path, "group")
+    change_json(tmp_path / "config.json", **settings)
+    ((name, _),) = settings.items()
+    with pytest.raises(UserError, match=f"^student: .*{name}"):
+        load_student(folder)
 
 
 def test_weights_that_are_not_there(tmp_path):

@@ -252,6 +252,18 @@ def found(shards: Shards, number: int, prior: bool = True) -> bool:
     return True
 
 
+def test_a_reader_does_not_wait_for_writers_that_are_faster(tmp_path, monkeypatch):
+    shards, looks = Shards(tmp_path / "cache", True), []
+
+    def finds_another_file(self):
+        looks.append("again")
+        assert len(looks) < 9
+        return True
+
+    monkeypatch.setattr(Shards, "_read_folder", finds_another_file)
+    assert not found(shards, 1000)
+
+
 @pytest.mark.parametrize("prior", [True, False])
 def test_many_entries_in_many_files(tmp_path, monkeypatch, no_warnings, prior):
     monkeypatch.setattr(teacher_shards, "SHARD_BYTES", 5000)

@@ -237,7 +237,7 @@ def test_settings_that_do_not_fit(paths, tmp_path, capsys):
     (mixed / "preprocessor_config.json").write_text(json.dumps(settings | {"feature_size": 80}))
     for student, options, message in [
         (tmp_path / "plain", ["--pad-to-max-length"], "pad_to_max_length: a student of type 'wav2vec2' has no fixed"),
-        (mixed, [], "student: its feature extractor gives 80 mel bands, its model takes 20"),
+        (mixed, [], "student: its feature extractor has the feature_size 80, its model takes 20"),
         (
             paths["student"],
             ["--prior-layers", "2"],

@@ -110,6 +110,8 @@ def _draw_speech_prior(axes, utterance: AlignedUtterance, prior: torch.Tensor) -
 
 def _anchors(utterance: AlignedUtterance) -> list[int]:
     """The anchor frames of the spans; a span at an edge is clipped there, so its anchor is not its middle."""
+    if not utterance.tokens:
+        return []
     scales = utterance.objective.scales
     width = max(1, math.floor(scales[0] * len(utterance.centres) / len(utterance.tokens) + 0.5))
     pairs = zip(utterance.start[:: len(scales)].tolist(), utterance.end[:: len(scales)].tolist())
@@ -132,7 +134,9 @@ def _draw_matrix(axes, utterance: AlignedUtterance, height: float, scale) -> lis
     """Each token's weights over the frames, with a box around its aligned unit; returns the entries of the legend."""
     weights = utterance.frame_matrix()
     weights = weights / weights.amax(dim=1, keepdim=True).clamp_min(1e-12)
-    half, tokens = utterance.hop / 2, len(utterance.tokens)
+    if not utterance.tokens:  # a text of marks alone, such as an accent without its letter: an empty row
+        weights = weights.new_zeros(1, len(utterance.centres))
+    half, tokens = utterance.hop / 2, len(weights)
     left, right = float(utterance.centres[0]) - half, float(utterance.centres[-1]) + half
     image = axes.imshow(weights, aspect="auto", cmap="Greys", vmin=0, vmax=1, interpolation="nearest",
                         extent=(left, right, tokens - 0.5, -0.5))  # fmt: skip
@@ -153,7 +157,7 @@ def _draw_matrix(axes, utterance: AlignedUtterance, height: float, scale) -> lis
         handles.append(line)
     axes.set(xlim=(0, len(utterance.samples) / utterance.sampling_rate), ylim=(tokens - 0.5, -0.5), xlabel="seconds")
     # A label needs about a ninth of an inch.
-    named = range(0, tokens, math.ceil(tokens / (9 * height)))
+    named = range(0, len(utterance.tokens), math.ceil(tokens / (9 * height)))
     axes.set_yticks(named, [utterance.tokens[row] for row in named])
     _small(axes)
     return handles

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import torch
@@ -12,13 +13,16 @@ from pad.align.config import AlignConfig
 from pad.align.picture import draw, save
 from pad.align.utterance import align_utterance
 from pad.data import read_audio
-from pad.errors import UserError
+from pad.errors import UserError, shown
 from pad.models import check_teacher_layer, load_teacher, width
 from pad.step.collate import Collator
 from pad.step.objective import objective
 from pad.step.teacher import Teacher
 from pad.students import load_student
-from pad.tokenization import lower_case
+from pad.tokenization import lower_case, tokenize
+
+# Seconds by which the times of words may be beyond the audio's end.
+_ROUNDED = 0.1
 
 
 def align_one(config: AlignConfig) -> list[Path]:
@@ -34,12 +38,19 @@ def align_one(config: AlignConfig) -> list[Path]:
     model, tokenizer = load_teacher(config.teacher)
     if config.lowercase:
         lower_case(tokenizer)
+    if not tokenize(tokenizer, [transcript])[1].any():
+        raise UserError(
+            f"transcript: the teacher's tokenizer finds no token in {ascii(transcript[:40])}; expected the words that "
+            "are spoken"
+        )
     linear_map = _linear_map(config.linear_map, width(student.encoder), width(model))
     samples = read_audio(config.audio, student.front_end.sampling_rate)
     try:
         student.front_end.check_length(len(samples))
     except UserError as error:
         raise UserError(f"audio: {config.audio}: {str(error).removeprefix('audio: ')}") from error
+    if words is not None:
+        _check_within(words, len(samples) / student.front_end.sampling_rate, config.words)
     check_teacher_layer(config, config.teacher_layer, model)
     teacher = Teacher(model, tokenizer, goal.text_prior, config.teacher_layer)
     if config.teacher_mean is not None:
@@ -99,5 +110,20 @@ def _words(path: Path) -> list[tuple[float, float, str]]:
             start, end, word = float(parts[0]), float(parts[1]), parts[2]
         except (ValueError, IndexError) as error:
             raise UserError(f"{path}:{number}: expected start, tab, end, tab, word, got {line!r}") from error
+        if not 0 <= start <= end < math.inf:
+            raise UserError(
+                f"{path}:{number}: {shown(word)} is spoken from {start:g} s to {end:g} s; expected finite times with "
+                "0 <= start <= end"
+            )
         words.append((start, end, word))
     return words
+
+
+def _check_within(words: list[tuple[float, float, str]], seconds: float, path: str | None) -> None:
+    """Raise UserError for a word that ends after the audio of so many seconds; times may be rounded."""
+    for number, (start, end, word) in enumerate(words, start=1):
+        if end > seconds + _ROUNDED:
+            raise UserError(
+                f"{path}:{number}: {shown(word)} is spoken from {start:g} s to {end:g} s; expected times within the "
+                f"audio, which lasts {seconds:.2f} s"
+            )

@@ -1,4 +1,4 @@
-"""Checks of the output folder, complete checkpoints, and stopping on a signal."""
+"""Complete checkpoints, a full disk, and stopping on a signal."""
 
 from __future__ import annotations
 
@@ -17,11 +17,10 @@ from safetensors import SafetensorError
 from torch import distributed
 from transformers import TrainerCallback
 
-from pad.distill.config import FREE_ON_RESUME, DistillConfig
+from pad.distill.config import DistillConfig
 from pad.distill.manifest import damage, numbered
 from pad.files import nearest
-from pad.progress import first_process, say
-from pad.settings import check_folder, check_same, settings_file
+from pad.progress import say
 
 
 def last_whole_checkpoint(folder: Path, tell=lambda line: None) -> Path | None:
@@ -41,20 +40,14 @@ def after_divergence(folder: Path) -> str:
     return f"{left}; a smaller learning rate may help"
 
 
-def check_output(config: DistillConfig) -> str | None:
-    """The checkpoint to resume from, None to start from step 0; raises UserError if the folder cannot be used."""
-    output = Path(config.output)
-    # Of several processes, the first makes the folder, perhaps before the others check it.
-    if first_process():
-        check_folder(output, config.resume)
+def checkpoint_to_resume(config: DistillConfig) -> str | None:
+    """The last whole checkpoint of a run that is resumed; None to start from step 0."""
     if not config.resume:
         return None
-    saved = settings_file(output)
-    if saved is not None:
-        check_same(config, saved, FREE_ON_RESUME)
-    last = last_whole_checkpoint(output / "checkpoints", say)
+    folder = Path(config.output) / "checkpoints"
+    last = last_whole_checkpoint(folder, say)
     if last is None:
-        say(f"resume: no checkpoint in {output / 'checkpoints'} yet; starting from step 0")
+        say(f"resume: no checkpoint in {folder} yet; starting from step 0")
         return None
     return str(last)
 

@@ -7,18 +7,19 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, distributed
 from transformers import set_seed
 
 from pad.data import Report, Utterance, load_utterances
 from pad.distill.checkpoints import (
     StopOnSignal,
     after_divergence,
-    check_output,
+    checkpoint_to_resume,
     last_whole_checkpoint,
     saving_to,
 )
-from pad.distill.config import DistillConfig
+from pad.distill.config import FREE_ON_RESUME, DistillConfig
+from pad.distill.data_state import load_data_state
 from pad.distill.divergence import check_finite
 from pad.distill.manifest import rotate
 from pad.distill.progress import show_progress
@@ -26,8 +27,9 @@ from pad.distill.trainer import DistillationTrainer, StudentWithMap, training_ar
 from pad.errors import Diverged, Stopped, UserError
 from pad.files import holds_output, only_run, whole_file, write_json
 from pad.models import check_teacher_layer, check_widths, load_teacher, width
-from pad.progress import counting, first_process, say
-from pad.settings import SETTINGS_FILE
+from pad.processes import first_process
+from pad.progress import counting, say
+from pad.settings import SETTINGS_FILE, check_output
 from pad.step.collate import Collator, SpeechTextDataset
 from pad.step.objective import objective
 from pad.step.teacher import Teacher
@@ -54,11 +56,8 @@ def distill(config: DistillConfig) -> Path:
         pooling_prior=config.pooling_prior,
     )
     output = Path(config.output)
-    checkpoint = check_output(config)
+    check_output(config, output, config.resume, FREE_ON_RESUME)
     folder, main = output / "student", first_process()
-    if config.resume and checkpoint is None and folder.is_dir():
-        say(f"resume: the run in {output} is finished, its checkpoints are gone; its student stays as it is")
-        return folder
     arguments = training_arguments(config, str(output / "checkpoints"))
     _refuse_data_parallel(arguments.n_gpu)
     set_seed(config.seed)
@@ -79,6 +78,16 @@ def distill(config: DistillConfig) -> Path:
     warn_of_case(tokenizer, dataset.transcripts[:200])
     teacher = Teacher(teacher_model, tokenizer, goal.text_prior, config.teacher_layer, config.teacher_cache)
     with only_run(output) if main else nullcontext():
+        if distributed.is_initialized():
+            distributed.barrier()
+        # Again: another run may have begun or ended there since.
+        check_output(config, output, config.resume, FREE_ON_RESUME)
+        checkpoint = checkpoint_to_resume(config)
+        if config.resume and checkpoint is None and folder.is_dir():
+            say(f"resume: the run in {output} is finished, its checkpoints are gone; its student stays as it is")
+            return folder
+        if checkpoint is not None:
+            load_data_state(Path(checkpoint), dataset, arguments.world_size)
         with stable_training(student, config.freeze_feature_encoder), saving_to(output), _left_as_found(output):
             if main:  # before anything else: a folder with settings can be resumed
                 config.save(output / SETTINGS_FILE)
@@ -124,11 +133,13 @@ def distill(config: DistillConfig) -> Path:
             step = trainer.state.global_step
             say(f"resume: the run in {output} was finished at step {step}; its student is saved again")
         state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+        dataset.leave_out(trainer.unreadable())
         if main:
             dataset.report_unreadable()
             with saving_to(output):
                 _save(student, folder, state)
-                write_json(output / "log.json", trainer.state.log_history)
+                if trainer.step_losses or not (output / "log.json").exists():
+                    write_json(output / "log.json", trainer.state.log_history)
                 report.save(output / "left_out.json")
             if report.total:
                 print(report)

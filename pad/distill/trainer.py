@@ -14,12 +14,13 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArgu
 from transformers.integrations.integration_utils import get_available_reporting_integrations
 
 from pad.distill.config import DistillConfig
+from pad.distill.data_state import save_data_state, unreadable_anywhere
 from pad.distill.divergence import StopWhenDiverged, check_finite
 from pad.distill.manifest import rotate, seal
 from pad.errors import UserError
 from pad.files import follow_umask
 from pad.models import width
-from pad.step.collate import Collator, LengthBucketSampler
+from pad.step.collate import Collator, LengthBucketSampler, SpeechTextDataset
 from pad.step.objective import Objective
 from pad.step.teacher import Teacher
 
@@ -61,6 +62,8 @@ class DistillationTrainer(Trainer):
 
     loss_is_scaled_for_ga = False  # a mean over the batch: Trainer divides it when accumulating gradients
 
+    train_dataset: SpeechTextDataset
+
     def __init__(self, *args, teacher: Teacher, objective: Objective, lengths, **kwargs):
         super().__init__(*args, **kwargs)
         self.teacher: Teacher = teacher
@@ -91,10 +94,12 @@ class DistillationTrainer(Trainer):
         if main:
             shutil.rmtree(folder, ignore_errors=True)  # one that is not whole
         self.accelerator.wait_for_everyone()
+        unreadable = self.unreadable()
         try:
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
             if main:
+                save_data_state(folder, self.train_dataset, self.args.world_size, unreadable)
                 seal(folder)
         except BaseException:
             if main:
@@ -102,6 +107,10 @@ class DistillationTrainer(Trainer):
             raise
         if main:
             rotate(folder.parent, self.keep_checkpoints or 1, self.state.global_step, remove_later=True)
+
+    def unreadable(self) -> list[int]:
+        """Numbers of the utterances that one of the processes could not read; all of them call this together."""
+        return unreadable_anywhere(self.train_dataset, self.args.device)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)

@@ -63,7 +63,7 @@ class EvaluateConfig(Settings):
     seed: int = 0
     """random seed for initial weights, data order, dropout, masks and the dev split of IEMOCAP"""
     resume: bool = False
-    """continue from the last saved state in the output folder"""
+    """continue from the last saved state in the output folder, or start if there is none"""
 
     def check(self) -> None:
         """Raise UserError that names a setting whose value makes no sense."""

@@ -28,7 +28,7 @@ from pad.evaluate.tasks import (
 from pad.evaluate.training import Schedule, train
 from pad.files import only_run, write_json, write_text
 from pad.progress import say
-from pad.settings import SETTINGS_FILE, check_folder, check_same, settings_file
+from pad.settings import SETTINGS_FILE, check_output, settings_file
 from pad.versions import versions
 
 _FREE_ON_RESUME = ("device", "workers", "save_every", "resume")
@@ -77,13 +77,7 @@ def evaluate(config: EvaluateConfig) -> dict:
     """
     config.check()
     output = Path(config.output)
-    check_folder(output, config.resume)
-    if config.resume:
-        saved = settings_file(output)
-        if saved is None:
-            say(f"resume: no run in {output} yet; starting one")
-        else:
-            check_same(config, saved, _FREE_ON_RESUME)
+    check_output(config, output, config.resume, _FREE_ON_RESUME)
     device = torch.device("cuda" if config.device == "auto" and torch.cuda.is_available() else "cpu")
     names = {"student": config.student, "baseline": config.baseline}
     encoders = {
@@ -93,6 +87,10 @@ def evaluate(config: EvaluateConfig) -> dict:
     corpora_read = [_Corpus(task, config, limits) for task in config.tasks]
 
     with only_run(output):
+        # Again: another run may have begun or ended there since.
+        check_output(config, output, config.resume, _FREE_ON_RESUME)
+        if config.resume and settings_file(output) is None:
+            say(f"resume: no run in {output} yet; starting one")
         config.save(output / SETTINGS_FILE)
         settings = {**asdict(config), "lr_sweep": list(config.lr_sweep)}
         result: dict = {"settings": settings, "versions": versions("soundfile", "soxr"), "results": {}}

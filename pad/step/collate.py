@@ -64,9 +64,17 @@ class SpeechTextDataset(Dataset):
         except BadSample as bad:
             raise BadSample(listed(str(bad), utterance), bad.reason) from bad
 
+    def unreadable(self) -> list[int]:
+        """Numbers of the utterances that this process could not read."""
+        return self._unreadable.nonzero().flatten().tolist()
+
+    def leave_out(self, numbers: Sequence[int]) -> None:
+        """Take these utterances for unreadable."""
+        self._unreadable[list(numbers)] = True
+
     def report_unreadable(self) -> None:
         """Add the utterances that could not be read to the report, each of them once."""
-        for index in self._unreadable.nonzero().flatten().tolist():
+        for index in self.unreadable():
             if index in self._reported:
                 continue
             self._reported.add(index)

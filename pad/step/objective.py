@@ -151,6 +151,21 @@ def objective(
     if preset not in PRESETS:
         raise UserError(f"preset: {preset!r} is unknown; expected one of {', '.join(PRESETS)}")
     chosen = PRESETS[preset]
+    without_effect = {
+        "temperature": temperature is not None and chosen.level == "global",
+        "prior_layers": prior_layers and not chosen.speech_prior,
+        "prior_layer_weights": prior_layer_weights and not chosen.speech_prior,
+        "anchors": anchors and (chosen.level != "span" or not chosen.speech_prior and anchors != "stride"),
+        "prior_exponent": prior_exponent != 1 and not chosen.speech_prior,
+        "pooling_prior": not pooling_prior and (chosen.level != "span" or not chosen.speech_prior),
+    }
+    for name, useless in without_effect.items():
+        if useless:
+            prior = "a" if chosen.speech_prior else "no"
+            raise UserError(
+                f"{name}: has no effect with the preset {preset}, which is of the level {chosen.level!r} and has "
+                f"{prior} speech prior; leave it out, or choose another preset"
+            )
     return replace(
         chosen,
         temperature=chosen.temperature if temperature is None else temperature,

@@ -78,14 +78,15 @@ class Shards:
         entry = self._unwritten.entries.get(name)
         if entry is not None:
             return entry
-        while True:
+        for look in ("what is known", "what is new"):
             numbers = self._numbers(name)
             for number in numbers:
                 place = bisect_right(self._starts, number) - 1
                 entry, expected = self._shards[place].entry(number - self._starts[place])
                 if len(entry[0]) == length and digest(name, entry) == expected:
                     return entry
-            if not self._read_folder():
+            # At most once: others may write faster than this process reads.
+            if look == "what is new" or not self._read_folder():
                 break
         if numbers and not self._warned:
             self._warned = True

@@ -25,11 +25,14 @@ class SpeechInputs(NamedTuple):
 class FrontEnd(ABC):
     """The inputs of one family of encoders, from waveforms.
 
-    extractor: transformers' feature extractor of the checkpoint, which is saved with it; layout: when the frames are.
+    extractor: transformers' feature extractor of the checkpoint, which is saved with it and from here on pads on the
+    right; layout: when the frames are.
     """
 
     def __init__(self, extractor: Any, layout: FrameLayout):
         self.extractor, self.layout = extractor, layout
+        # Real frames are the first ones (`frame_mask`), whatever side the checkpoint pads on.
+        extractor.padding_side = "right"
 
     @property
     def sampling_rate(self) -> int:

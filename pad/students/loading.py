@@ -6,11 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import transformers
 from huggingface_hub import snapshot_download
 from transformers import AutoConfig, AutoModel
 
-from pad.errors import UserError
+from pad.errors import UserError, shown
 from pad.loading_checks import SavedFeatureExtractor, WholeModel
 from pad.models import load_pretrained
 from pad.progress import say
@@ -53,12 +54,27 @@ def load_student(name: str, pad_to_max_length: bool = False) -> Student:
     if kind not in FAMILIES:
         waveforms.convolution_layout(config)
         model = load_pretrained(WholeModel(AutoModel), name, "student").float()
-        return waveforms.student_of(model, _extractor(name, config, waveforms.default_feature_extractor))
+        return _tried(waveforms.student_of(model, _extractor(name, config, waveforms.default_feature_extractor)))
     family = FAMILIES[kind]
     model = _whole_model(name, config, family.CLASSES).float()
     extractor = _extractor(name, config, family.default_feature_extractor)
     options = {"pad_to_max_length": True} if pad_to_max_length else {}
-    return family.student_of(model, extractor, _files(name), **options)
+    return _tried(family.student_of(model, extractor, _files(name), **options))
+
+
+def _tried(student: Student) -> Student:
+    """The student; raises UserError if its feature extractor fails, before anything else could be blamed for it."""
+    front_end = student.front_end
+    noise = np.random.default_rng(0).standard_normal(front_end.layout.shortest, dtype=np.float32)
+    try:
+        inputs, _ = front_end([noise])
+        reason = "" if all(values.isfinite().all() for values in inputs.values()) else "it gives infinity or NaN"
+    except Exception as error:  # whatever settings that do not fit each other make it raise
+        reason = " ".join(str(error).split()) or type(error).__name__
+    if reason:
+        kind = type(front_end.extractor).__name__
+        raise UserError(f"student: its feature extractor ({kind}) fails: {reason}; expected the one of its model")
+    return student
 
 
 def _whole_model(name: str, config, classes: tuple[str, ...]):
@@ -68,11 +84,17 @@ def _whole_model(name: str, config, classes: tuple[str, ...]):
 
 
 def _extractor(name: str, config, default: Callable):
-    """The checkpoint's feature extractor, or the default for its config, which is said."""
-    extractor = load_pretrained(SavedFeatureExtractor, name, "student")
-    if extractor is not None:
-        return extractor
-    extractor = default(config)
+    """The checkpoint's feature extractor, or the default for its config, which is said; raises UserError."""
+    saved, extractor = load_pretrained(SavedFeatureExtractor, name, "student"), default(config)
+    if saved is not None:
+        for size in ("feature_size", "num_mel_bins", "stride"):
+            found, expected = getattr(saved, size, None), getattr(extractor, size, None)
+            if expected not in (None, found):
+                raise UserError(
+                    f"student: its feature extractor has the {size} {shown(found)}, its model takes {shown(expected)}; "
+                    "expected the files of one checkpoint"
+                )
+        return saved
     assumed = [f"{extractor.sampling_rate} Hz"]
     if getattr(extractor, "do_normalize", False):
         assumed.append("normalised")

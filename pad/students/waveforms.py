@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import Wav2Vec2FeatureExtractor
 
-from pad.errors import UserError
+from pad.errors import UserError, shown
 from pad.students.front_end import FrontEnd, SpeechInputs, frame_mask
 from pad.students.layout import ConvolutionLayout
 from pad.students.student import Student
 
 
 def convolution_layout(config) -> ConvolutionLayout:
-    """Read it from a transformers config; raises UserError if the model has no such convolutions."""
+    """Read it from a transformers config; raises UserError if the model has none, or impossible ones."""
     kernels, strides = getattr(config, "conv_kernel", None), getattr(config, "conv_stride", None)
     if not isinstance(kernels, (list, tuple)) or not isinstance(strides, (list, tuple)):
         raise UserError(
@@ -27,6 +27,11 @@ def convolution_layout(config) -> ConvolutionLayout:
         )
     if getattr(config, "add_adapter", False):
         raise UserError("student: a model with an adapter (add_adapter) changes the frame rate, which is not supported")
+    for name, values in (("conv_kernel", kernels), ("conv_stride", strides)):
+        if len(values) != len(kernels) or not all(type(value) is int and value > 0 for value in values):
+            raise UserError(
+                f"student: its config has the {name} {shown(values)}; expected a whole number above 0 for each"
+            )
     return ConvolutionLayout(tuple(kernels), tuple(strides))
 
 

@@ -16,7 +16,6 @@ from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.whisper import modeling_whisper
 
-from pad.errors import UserError
 from pad.students.front_end import FrontEnd, SpeechInputs, frame_mask
 from pad.students.layout import WholeHopLayout
 from pad.students.student import Student, encoder_in, run_layers
@@ -39,11 +38,6 @@ def student_of(
     files: of the checkpoint, to be saved with it. pad_to_max_length: fill every utterance up to 30 s with silence,
     which is attended to, as Whisper was trained.
     """
-    if extractor.feature_size != model.config.num_mel_bins:
-        raise UserError(
-            f"student: its feature extractor gives {extractor.feature_size} mel bands, its model takes "
-            f"{model.config.num_mel_bins}; expected the files of one checkpoint"
-        )
     encoder, prefix = encoder_in(model)
     front_end = WhisperFrontEnd(extractor, model.config.max_source_positions, pad_to_max_length)
     convolutions = [encoder.conv1, encoder.conv2]
