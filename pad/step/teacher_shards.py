@@ -78,19 +78,24 @@ class Shards:
         entry = self._unwritten.entries.get(name)
         if entry is not None:
             return entry
-        for look in ("what is known", "what is new"):
-            numbers = self._numbers(name)
-            for number in numbers:
-                place = bisect_right(self._starts, number) - 1
-                entry, expected = self._shards[place].entry(number - self._starts[place])
-                if len(entry[0]) == length and digest(name, entry) == expected:
-                    return entry
-            # At most once: others may write faster than this process reads.
-            if look == "what is new" or not self._read_folder():
-                break
-        if numbers and not self._warned:
+        entry = self._find(name, length)
+        # Once: others may write faster than this process reads.
+        if entry is None and self._read_folder():
+            entry = self._find(name, length)
+        if entry is not None:
+            return entry
+        if self._numbers(name) and not self._warned:
             self._warned = True
             warnings.warn(f"teacher_cache: damaged entries in {self.folder} are computed again", stacklevel=2)
+        return None
+
+    def _find(self, name: bytes, length: int) -> Entry | None:
+        """The entry in the files that were read so far, if it is whole."""
+        for number in self._numbers(name):
+            place = bisect_right(self._starts, number) - 1
+            entry, expected = self._shards[place].entry(number - self._starts[place])
+            if len(entry[0]) == length and digest(name, entry) == expected:
+                return entry
         return None
 
     def put(self, name: bytes, entry: Entry) -> None:

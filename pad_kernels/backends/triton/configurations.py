@@ -93,13 +93,16 @@ def by_itemsize(table: dict, dtype: torch.dtype) -> Blocks:
 
 def by_tokens(table: dict, dtype: torch.dtype, tokens: int) -> Blocks:
     """The smallest tile that holds all tokens, or the largest there is."""
-    choices = table[dtype.itemsize]
-    return choices[min((size for size in choices if size >= tokens), default=max(choices))]
+    return _that_holds(table[dtype.itemsize], tokens)
 
 
 def prepare_blocks(frames: int) -> Blocks:
     """The smallest block that holds all frames, or the largest there is."""
-    return PREPARE[min((size for size in PREPARE if size >= frames), default=max(PREPARE))]
+    return _that_holds(PREPARE, frames)
+
+
+def _that_holds(choices: dict, count: int) -> Blocks:
+    return choices[min((size for size in choices if size >= count), default=max(choices))]
 
 
 def significance_blocks(dtype: torch.dtype, width: int) -> Blocks:
