@@ -20,6 +20,17 @@ FIRST_LEAD_CYCLES = 1_000_000
 LAST_LEAD_CYCLES = 16_000_000
 
 
+class GpuSeconds(float):
+    """A time between two events. late: the launches outlasted the lead, so it includes waits for the host."""
+
+    late: bool
+
+    def __new__(cls, seconds: float, late: bool):
+        self = super().__new__(cls, seconds)
+        self.late = late
+        return self
+
+
 class DeviceLostError(RuntimeError):
     """The GPU answers no more in this process, after an illegal access for example."""
 
@@ -87,10 +98,11 @@ class Cuda:
             self._cache = torch.empty(CACHE_BYTES, dtype=torch.uint8, device="cuda")
         self._cache.zero_()
 
-    def seconds(self, call: Call) -> float:
+    def seconds(self, call: Call) -> GpuSeconds:
         """Time that the GPU takes: between two events, with a lead in which all is launched.
 
-        A lead that ends before the launches do is doubled, and the call timed again.
+        A lead that ends before the launches do is doubled, up to LAST_LEAD_CYCLES (some 8 ms), and the call timed
+        again. What takes longer to launch than that, such as a training step, is marked as late.
         """
         while True:
             begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -102,7 +114,7 @@ class Cuda:
             end.record()
             end.synchronize()
             if not late or self._lead >= LAST_LEAD_CYCLES:
-                return begin.elapsed_time(end) / 1e3
+                return GpuSeconds(begin.elapsed_time(end) / 1e3, late)
             self._lead *= 2
 
     def wall_seconds(self, call: Call) -> float:
@@ -198,9 +210,9 @@ class DryRun:
     def synchronize(self) -> None:
         """Nothing runs behind Python's back."""
 
-    def seconds(self, call: Call) -> float:
+    def seconds(self, call: Call) -> GpuSeconds:
         """Time on the CPU."""
-        return _seconds(call)
+        return GpuSeconds(_seconds(call), late=False)
 
     def wall_seconds(self, call: Call) -> float:
         """Time on the CPU."""

@@ -3,7 +3,7 @@
 import statistics
 from collections.abc import Iterable
 
-from benchmarks import goals, results, step_bench
+from benchmarks import bars, goals, results, step_bench
 from benchmarks.cases import SMALL_BATCHES
 from benchmarks.tables import megabytes, number, shape_text
 
@@ -19,17 +19,19 @@ def _name(provider: str) -> str:
     return provider.replace("ours", "pad_kernels")
 
 
-def _processor(machine: dict) -> str:
+def processor_name(machine: dict) -> str:
+    """The GPU, or the processor and its threads."""
     if machine.get("gpu"):
         return machine["gpu"]
     threads = machine["threads"]
     return f"{machine['cpu'].replace('(R)', '')}, {threads} thread{'' if threads == 1 else 's'}"
 
 
-def _machine(content: dict) -> str:
+def machine_text(content: dict) -> str:
+    """What a results file was measured with: processor, torch, settings of the allocator."""
     machine = content["machine"]
     allocator = "".join(f", {name}={value}" for name, value in machine.get("allocator", {}).items())
-    return f"{_processor(machine)}, torch {machine['versions']['torch']}{allocator}"
+    return f"{processor_name(machine)}, torch {machine['versions']['torch']}{allocator}"
 
 
 def _milliseconds(row: dict | None, column: str = "ms") -> str:
@@ -38,7 +40,16 @@ def _milliseconds(row: dict | None, column: str = "ms") -> str:
     times = row.get(column)
     if times is None:
         return "failed"
-    return f"{times['p50']:.3g} ({times['p20']:.3g}-{times['p80']:.3g})" if row["correct"] else "wrong"
+    if not row["correct"]:
+        return "wrong"
+    late = ", late" if times.get("late") else ""
+    return f"{times['p50']:.3g} ({times['p20']:.3g}-{times['p80']:.3g}){late}"
+
+
+def _late_note(content: dict) -> str:
+    """What `late` means, where a cell of a table says so."""
+    rows = [row for result in content["results"] for row in result["providers"].values()]
+    return "late: waits for the host included; " if results.any_late(rows) else ""
 
 
 def _seconds(row: dict) -> str:
@@ -50,7 +61,7 @@ def _speed_up(result: dict, base: str, column: str = "ms", digits: int = 1) -> s
     return "-" if value is None else f"{value:.{digits}f}x"
 
 
-def _range(values: Iterable[float | None], digits: int = 1) -> str:
+def speed_up_range(values: Iterable[float | None], digits: int = 1) -> str:
     """The lowest and the highest of the values that are known."""
     known = [value for value in values if value is not None]
     if not known:
@@ -58,7 +69,8 @@ def _range(values: Iterable[float | None], digits: int = 1) -> str:
     return " to ".join(dict.fromkeys(f"{value:.{digits}f}x" for value in (min(known), max(known))))
 
 
-def _spread(values: list[float]) -> str:
+def mean_and_range(values: list[float]) -> str:
+    """The mean and, in brackets, the lowest and the highest."""
     return f"{statistics.mean(values):.3f} ({min(values):.3f}-{max(values):.3f})"
 
 
@@ -68,7 +80,7 @@ def _base_size(content: dict) -> list[dict]:
     return [result for result in content["results"] if result["case"]["size"] == size]
 
 
-def _whole(content: dict) -> list[dict]:
+def whole_passes(content: dict) -> list[dict]:
     """Forward and backward at the first size."""
     return [result for result in _base_size(content) if result["case"]["direction"] == BOTH]
 
@@ -90,7 +102,17 @@ def align(content: dict) -> str:
     ]
     return (
         f"{table(header, rows)}\n\n{found[0]['title']}; medians and, in brackets, the 20th to 80th percentile; "
-        f"vs: speed-up over that baseline; {_machine(content)}."
+        f"vs: speed-up over that baseline; {machine_text(content)}."
+    )
+
+
+def kept_leads(content: dict) -> str:
+    """At which losses the lead over torch.compile is reached where the allocator keeps freed memory."""
+    leads = [bar for bar in content["bars"] if bar["bar"].endswith(bars.KEPT)]
+    reached = [bar["bar"].partition(",")[0] for bar in leads if bar["met"]]
+    return (
+        f"Of the {len(leads)} leads over torch.compile that are wanted with kept memory, {len(reached)} are reached: "
+        f"{', '.join(reached) or 'none'}."
     )
 
 
@@ -100,7 +122,7 @@ def align_gpu(content: dict) -> str:
     parts = [_gpu_table([r for r in content["results"] if r["title"] == title]) for title in titles]
     return "\n\n".join(parts) + (
         "\n\nMedians and, in brackets, the 20th to 80th percentile; ms: GPU time; wall ms: time of the call; vs: "
-        f"speed-up over that baseline, wall: in wall time; {_machine(content)}."
+        f"speed-up over that baseline, wall: in wall time; {_late_note(content)}{machine_text(content)}."
     )
 
 
@@ -127,11 +149,11 @@ def memory_gpu(content: dict) -> str:
     rows = [
         [f"{result['label']}, {result['case']['dtype']}"]
         + [megabytes(result["providers"][name]["extra_bytes"]) for name in providers]
-        for result in _whole(content)
+        for result in whole_passes(content)
     ]
     shape = shape_text(content["results"][0]["case"])
     header = ["loss", *(f"{_name(name)}, MB" for name in providers)]
-    return f"{table(header, rows)}\n\nPeak beyond inputs and gradients; {shape}; {_machine(content)}."
+    return f"{table(header, rows)}\n\nPeak beyond inputs and gradients; {shape}; {machine_text(content)}."
 
 
 def significance(content: dict) -> str:
@@ -143,8 +165,8 @@ def significance(content: dict) -> str:
         + [_milliseconds(r["providers"].get(name)) for name in providers]
         for r in content["results"]
     ]
-    kind = "GPU time; " if content["machine"].get("gpu") else ""
-    return f"{table(header, rows)}\n\n{kind}{_machine(content)}."
+    kind = f"GPU time; {_late_note(content)}" if content["machine"].get("gpu") else ""
+    return f"{table(header, rows)}\n\n{kind}{machine_text(content)}."
 
 
 def sweep(content: dict) -> str:
@@ -159,7 +181,7 @@ def sweep(content: dict) -> str:
     count = max(row["sizes"] for row in content["sweep"])
     return (
         f"{table(header, rows)}\n\n{count} sizes, 16 utterances each; sizes at which the baseline's result is wrong "
-        f"are left out; {_machine(content)}."
+        f"are left out; {machine_text(content)}."
     )
 
 
@@ -176,7 +198,8 @@ def small_batches(content: dict) -> str:
         if result["case"]["size"] in SMALL_BATCHES and result["case"]["dtype"] == "float32"
     ]
     return (
-        f"{table(header, rows)}\n\nfloat32; medians and, in brackets, the 20th to 80th percentile; {_machine(content)}."
+        f"{table(header, rows)}\n\nfloat32; medians and, in brackets, the 20th to 80th percentile; "
+        f"{machine_text(content)}."
     )
 
 
@@ -197,12 +220,13 @@ def step(content: dict) -> str:
     header += [*(f"{name}, MB" for name in names), "PAD's share of the step"]
     first = content["results"][0]
     steps = first["variants"]["plain"]["ms"]["rounds"]
-    what = "GPU time, median" if content["machine"].get("gpu") else "Median"
+    kind = "time between events, waits for the host included" if step_bench.any_late(content) else "GPU time"
+    what = f"{kind[0].upper()}{kind[1:]}, median" if content["machine"].get("gpu") else "Median"
     wrong = [result["label"] for result in content["results"] if not result["correct"]]
-    note = f"losses of eager and pad_kernels differ at {', '.join(wrong)}; " if wrong else ""
+    note = f"losses or priors of eager and pad_kernels differ at {', '.join(wrong)}; " if wrong else ""
     return (
         f"{table(header, rows)}\n\n{what} of {steps} steps, {first['case']['precision']}; "
-        f"peak memory beyond models and optimizer; {note}{_machine(content)}."
+        f"peak memory beyond models and optimizer; {note}{machine_text(content)}."
     )
 
 
@@ -216,7 +240,7 @@ def scaling(content: dict) -> str:
     one, two = (content["processes"][name]["p50"] for name in ("1", "2"))
     return (
         f"{table(['processes', 'step, s (20th to 80th percentile)', 'audio per second'], rows)}\n\n"
-        f"Twice the audio in {two / one:.2f} times the time; each process: {_machine(content)}."
+        f"Twice the audio in {two / one:.2f} times the time; each process: {machine_text(content)}."
     )
 
 
@@ -242,7 +266,7 @@ def teacher_cache(content: dict) -> str:
     return (
         f"{table(['', *content['kinds']], rows)}\n\nMedian (best) of rounds in which the two took turns; "
         f"{content['texts']:,} texts of {content['tokens']} tokens, {content['width']} wide, {content['dtype']}, with "
-        f"priors; {_machine(content)}, shared with other work."
+        f"priors; {machine_text(content)}, shared with other work."
     )
 
 
@@ -250,7 +274,7 @@ def gpu_status(losses: dict | None) -> str:
     """Whether anything ran on a GPU, and where to read of it."""
     if losses is None:
         return "**Nothing in this version has been run on a GPU.** Neither its results nor its speed there are known."
-    where = f"Run on {_processor(losses['machine'])} with torch {losses['machine']['versions']['torch']}"
+    where = f"Run on {processor_name(losses['machine'])} with torch {losses['machine']['versions']['torch']}"
     return f"{where}; [benchmarks](benchmarks.md#gpu) has the times, and marks results that are wrong."
 
 
@@ -259,7 +283,7 @@ def gpu_goals(losses: dict, prior: dict, steps: dict, compiled: dict | None) -> 
     drawn = table(["goal", "wanted", "measured", "met"], goals.rows(losses, prior, steps, compiled))
     return (
         f"{drawn}\n\nMeasured: the lowest and the highest of all losses and sizes; those at which the baseline is "
-        f"wrong are left out. The worst one decides. {_machine(losses)}."
+        f"wrong are left out. The worst one decides. {machine_text(losses)}."
     )
 
 

@@ -18,7 +18,7 @@ from .traffic import Traffic
 READING = {
     "global": re.compile(r"\b(distance_kernel|pooled_difference_kernel)\b"),
     "token": re.compile(r"\b(score_kernel|forward_kernel)\b"),
-    "span": re.compile(r"\b(pool_kernel|forward_kernel)\b"),
+    "span": re.compile(r"\b(span_score_kernel|pool_kernel|forward_kernel)\b"),
 }
 WRITING = {
     "global": re.compile(r"\bgradient_kernel\b"),

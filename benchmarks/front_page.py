@@ -1,7 +1,7 @@
 """The table at the top of README.md."""
 
 from benchmarks import results, step_bench
-from benchmarks.drawings import _processor, _range, _whole, table
+from benchmarks.drawings import processor_name, speed_up_range, table, whole_passes
 from benchmarks.quality_drawings import summary_rows
 from benchmarks.tables import megabytes
 
@@ -18,18 +18,18 @@ def summary(
     gpu_steps: dict | None,
 ) -> str:
     """The figures that count: the kernels, what distillation gives, and what a GPU gave."""
-    whole = _whole(losses)
-    where = _processor(losses["machine"])
+    whole = whole_passes(losses)
+    where = processor_name(losses["machine"])
 
     def most(provider: str) -> str:
         rows = (result["providers"][provider] for result in whole)
         return megabytes(max(row["extra_bytes"] for row in rows if row["correct"]))
 
     def over(provider: str) -> str:
-        return _range(results.ratio(result, "ours", provider) for result in whole)
+        return speed_up_range(results.ratio(result, "ours", provider) for result in whole)
 
     faster, kept = (
-        _range((step_bench.relative(result, "eager", "ours") for result in content["results"]), digits=2)
+        speed_up_range((step_bench.relative(result, "eager", "ours") for result in content["results"]), digits=2)
         for content in (steps, steps_kept)
     )
     saved = [
@@ -53,7 +53,7 @@ def summary(
             "Whole training step, wav2vec2-base and bert-base: speed-up over PAD in eager PyTorch",
             f"{faster}, with {min(saved):.0f} to {max(saved):.0f} % less memory; {kept} where the allocator keeps "
             "freed memory",
-            f"{_processor(steps['machine'])}; {_processor(steps_kept['machine'])}",
+            f"{processor_name(steps['machine'])}; {processor_name(steps_kept['machine'])}",
         ],
         *summary_rows(quality),
         ["GPU", *_gpu(gpu_losses, gpu_compiled, gpu_steps)],
@@ -67,9 +67,9 @@ def _gpu(losses: dict | None, compiled: dict | None, steps: dict | None) -> list
         return [NOT_RUN, "-"]
 
     def over(content: dict, base: str, column: str) -> str:
-        return _range(results.ratio(result, "ours", base, column) for result in _whole(content))
+        return speed_up_range(results.ratio(result, "ours", base, column) for result in whole_passes(content))
 
-    whole = _whole(losses)
+    whole = whole_passes(losses)
     found = [f"{over(losses, 'eager', 'ms')} over eager PyTorch"]
     if compiled is not None:
         found.append(f"{over(compiled, 'torch.compile', 'ms')} over torch.compile")
@@ -83,8 +83,9 @@ def _gpu(losses: dict | None, compiled: dict | None, steps: dict | None) -> list
     text += f"; {wrong} of {len(whole)} cases wrong" if wrong else ""
     if steps is not None:
         ours, eager = (
-            _range((step_bench.relative(result, name, "plain") for result in steps["results"]), digits=2)
+            speed_up_range((step_bench.relative(result, name, "plain") for result in steps["results"]), digits=2)
             for name in ("ours", "eager")
         )
-        text += f". Training step: {ours} the GPU time of training without priors; PAD in eager PyTorch {eager}"
-    return [text, _processor(losses["machine"])]
+        kind = "time between events" if step_bench.any_late(steps) else "GPU time"
+        text += f". Training step: {ours} the {kind} of training without priors; PAD in eager PyTorch {eager}"
+    return [text, processor_name(losses["machine"])]

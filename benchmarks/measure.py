@@ -1,8 +1,8 @@
 """All that is measured of a set of calls on the same inputs: a row for each, and a row with its error where one fails.
 
-Of a row: `ms`, time (on a GPU, of the GPU), and on a GPU `wall_ms`, what a user waits for; `graph_ms`, replay of a
-CUDA graph of the call; `peak_bytes`, beyond what was allocated; `kernels`. What could not be had is None, and
-`errors` says why. `failure`: why nothing could be measured.
+Of a row: `ms`, time (on a GPU, of the GPU; but waits for the host are part of the share `late` of the samples), and on
+a GPU `wall_ms`, what a user waits for; `graph_ms`, replay of a CUDA graph of the call; `peak_bytes`, beyond what was
+allocated; `kernels`. What could not be had is None, and `errors` says why. `failure`: why nothing could be measured.
 """
 
 from collections.abc import Callable

@@ -1,6 +1,6 @@
 """Other packages that fuse a part of the work: MaxSim, the sum over tokens of the largest product with a frame.
 
-On embeddings normalised beforehand, the tokens times their weights, that is the hard token level. Normalising, weights
+On embeddings normalized beforehand, the tokens times their weights, that is the hard token level. Normalizing, weights
 and their share of the gradient are left to the caller, and here left out of the time: peers are checked against the
 gradient of the products alone, while pad_kernels does all of it.
 """

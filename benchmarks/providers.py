@@ -1,6 +1,6 @@
 """The ways to compute one PAD loss. All take the same `Inputs` and return the scalar loss.
 
-`eager` is what one writes first. `eager_scaled` is the same written well: no normalised copy of the frames,
+`eager` is what one writes first. `eager_scaled` is the same written well: no normalized copy of the frames,
 the similarities are scaled by norms computed apart, and 16-bit inputs are widened once so that the result is
 right. `compiled` is torch.compile of the latter. `sdpa` is the soft alignment of frames as an attention with
 the log prior as its bias. `ours` is pad_kernels. What other packages compute stands in peers.py.

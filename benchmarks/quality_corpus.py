@@ -83,7 +83,7 @@ def build(path: Path, checkpoint: Path, recordings: Path) -> dict[str, Speech]:
     teacher = Teacher(*load_teacher(teacher_folder()), with_prior=True, cache="memory")
     with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
         spoken = _spoken(Path(scratch)) | _recorded(recordings)
-        teacher.centre([item.transcript for item in spoken["free-train"]], "cpu")
+        teacher.center([item.transcript for item in spoken["free-train"]], "cpu")
         speech = {}
         for name, items in spoken.items():
             speech[name] = Speech(items, Flat.of([_log_mel(student.front_end, item) for item in items]))

@@ -3,7 +3,7 @@
 import statistics
 from collections.abc import Iterable
 
-from benchmarks.drawings import _machine, _processor, _spread, table
+from benchmarks.drawings import machine_text, mean_and_range, processor_name, table
 from benchmarks.quality_configurations import CONTROLS
 
 PRIOR_LAYERS = {
@@ -29,7 +29,7 @@ def demo(content: dict) -> str:
             elif len(runs) == 1:
                 cells.append(f"{values[0]:.3f}" + (f" ({ends[0]:.3f}-{ends[1]:.3f})" if ends else ""))
             else:
-                cells.append(_spread(values))
+                cells.append(mean_and_range(values))
         return [title, *cells]
 
     rows = [row("word hit rate, synthetic sentences", "word_hit_rate", lambda run: run["word_hit_rate"])]
@@ -49,7 +49,7 @@ def demo(content: dict) -> str:
     rows.append(row("loss on held-out speech", "held_out_loss", lambda run: run["held_out_loss"]))
     seeds = ", ".join(str(run["seed"]) for run in runs)
     what = f"Seed {seeds} (95 % interval)" if len(runs) == 1 else f"Mean over seeds {seeds} (lowest-highest)"
-    return f"{table(['', *columns], rows)}\n\n{what}, test split; {_machine(content)}."
+    return f"{table(['', *columns], rows)}\n\n{what}, test split; {machine_text(content)}."
 
 
 def _with_interval(found: dict) -> str:
@@ -88,7 +88,7 @@ def quality(content: dict) -> str:
     what = f"{recipe['steps']} steps of {recipe['batch_size']} utterances at {recipe['learning_rate']:g}"
     return (
         "\n\n".join(parts)
-        + f"\n\nMean over seeds (95 % interval over seeds and utterances); {what}; {_machine(content)}."
+        + f"\n\nMean over seeds (95 % interval over seeds and utterances); {what}; {machine_text(content)}."
     )
 
 
@@ -138,7 +138,7 @@ def prior_layers(content: dict) -> str:
         for source, rows in content["sources"].items()
         for row in rows
     ]
-    return f"{table(['speech', 'layer', *PRIOR_LAYERS.values()], cells)}\n\n{_machine(content)}."
+    return f"{table(['speech', 'layer', *PRIOR_LAYERS.values()], cells)}\n\n{machine_text(content)}."
 
 
 _CONTROLS = ("undistilled", "shuffled", "random")
@@ -156,7 +156,7 @@ def summary_rows(content: dict) -> list[list[str]]:
     if "span" not in rows:
         return []
     seeds = len(rows["span"]["seeds"])
-    where = f"{_processor(content['machine'])}; {split} split, {seeds} seed{'' if seeds == 1 else 's'}"
+    where = f"{processor_name(content['machine'])}; {split} split, {seeds} seed{'' if seeds == 1 else 's'}"
     fewest = min((len(rows[name]["seeds"]) for name in _CONTROLS if name in rows), default=seeds)
     where += f" (controls: {fewest})" if fewest != seeds else ""
     found = []
@@ -181,9 +181,9 @@ def quality_scratch(content: dict) -> str:
     for preset, runs in by_preset.items():
         rows.append([
             preset,
-            _spread([run["probe_accuracy"] for run in runs]),
-            _spread([run["frame_hits"]["hit_rate"] for run in runs]),
-            *(_spread([run["unit_hits"][name]["hit_rate"] for run in runs]) for name in units),
+            mean_and_range([run["probe_accuracy"] for run in runs]),
+            mean_and_range([run["frame_hits"]["hit_rate"] for run in runs]),
+            *(mean_and_range([run["unit_hits"][name]["hit_rate"] for run in runs]) for name in units),
         ])  # fmt: skip
     first = next(iter(by_preset.values()))
     chances = [statistics.mean(run["unit_hits"][name]["chance"] for run in first) for name in units]
@@ -194,5 +194,5 @@ def quality_scratch(content: dict) -> str:
     seeds = sorted({run["seed"] for run in content["runs"]})
     return (
         f"{table(header, rows)}\n\nMean over seeds {', '.join(map(str, seeds))} (lowest-highest), test split, "
-        f"{content['steps']} steps; {_machine(content)}."
+        f"{content['steps']} steps; {machine_text(content)}."
     )

@@ -143,12 +143,12 @@ class Bench:
             scores[f"words, {source}"] = found_words(heard, [item.words for item in items], words)
             if source != "librivox":  # of five sentences the right one is too easily found
                 scores[f"sentences, {source}"] = found_sentences(heard, words, [item.transcript for item in items])
-        labelled = {name: self._labelled(encoder, name) for name in {"train", "dev", split}}
-        probe = linear_probe(labelled["train"], labelled["dev"], labelled[split])
+        labeled = {name: self._labeled(encoder, name) for name in {"train", "dev", split}}
+        probe = linear_probe(labeled["train"], labeled["dev"], labeled[split])
         scores["intents, synthetic"] = found_intents(probe, len(INTENTS))
         return scores
 
-    def _labelled(self, encoder: PreTrainedModel, split: str) -> tuple[torch.Tensor, torch.Tensor]:
+    def _labeled(self, encoder: PreTrainedModel, split: str) -> tuple[torch.Tensor, torch.Tensor]:
         speech, intents = self.speech[f"commands-{split}"], list(INTENTS)
         labels = torch.tensor([intents.index(str(item.intent)) for item in speech.items])
         return mean_states(encode(encoder, speech)), labels
@@ -178,6 +178,6 @@ def encode(encoder: PreTrainedModel, speech: Speech, batch_size: int = 64) -> li
         means = torch.einsum("lbmd,bm->bld", states, mask / mask.sum(dim=1, keepdim=True))
         for row, number in enumerate(numbers):
             frames = int(mask[row].sum())
-            centres = torch.arange(frames, dtype=torch.float64) * HOP / SAMPLING_RATE
-            encoded[number] = Encoded(states[-1, row, :frames].clone(), centres, means[row].clone())
+            centers = torch.arange(frames, dtype=torch.float64) * HOP / SAMPLING_RATE
+            encoded[number] = Encoded(states[-1, row, :frames].clone(), centers, means[row].clone())
     return [encoded[number] for number in range(len(order))]

@@ -22,7 +22,7 @@ from pad.demo.config import DemoRecipe
 from pad.demo.corpus import SAMPLING_RATE
 from pad.demo.evaluator import Evaluator, build_corpus
 from pad.demo.packaged import teacher_folder
-from pad.demo.run import distil_on, warm_up_on
+from pad.demo.run import distill_on, warm_up_on
 from pad.demo.student import new_student
 from pad.evaluate.probe import mean_states
 from pad.evaluate.words import encode, unit_hit_rate, word_hit_rate
@@ -59,7 +59,7 @@ class Seed:
         """The teacher, its outputs kept, with or without its prior."""
         if with_prior not in self.teachers:
             teacher = Teacher(self.model, self.tokenizer, with_prior, cache="memory")
-            teacher.centre([item.transcript for item in self.corpus.free["train"]], "cpu")
+            teacher.center([item.transcript for item in self.corpus.free["train"]], "cpu")
             self.teachers[with_prior] = teacher
         return self.teachers[with_prior]
 
@@ -70,10 +70,9 @@ class Seed:
         goal = objective(name, prior_layers=(int(layer),) if layer else ())
         started = time.perf_counter()
         if preset != UNDISTILLED:
-            spoken = self.corpus.free["train"]
-            transcripts = [item.transcript for item in spoken]
-            losses = distil_on(
-                student, spoken, transcripts, self.collator, self.teacher(goal.text_prior), goal, self.config,
+            dataset = SpeechTextDataset(self.corpus.free["train"], SAMPLING_RATE)
+            losses = distill_on(
+                student, dataset, self.collator, self.teacher(goal.text_prior), goal, self.config,
                 self.scratch / preset, f"seed {self.config.seed}, {preset}",
             )  # fmt: skip
         seconds = time.perf_counter() - started

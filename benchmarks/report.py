@@ -37,6 +37,7 @@ SECTIONS = {
     ),
     "align": Section(drawings.align, ("align_cpu.json",)),
     "align-kept": Section(drawings.align, ("align_cpu_kept.json",)),
+    "kept-leads": Section(drawings.kept_leads, ("align_cpu_kept.json",), targets=False),
     "align-epyc": Section(drawings.align, ("align_cpu_epyc.json",)),
     "align-cuda": Section(drawings.align_gpu, ("align_cuda.json",)),
     "memory-cuda": Section(drawings.memory_gpu, ("align_cuda.json",)),

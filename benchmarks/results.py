@@ -5,6 +5,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Iterable
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -103,6 +104,11 @@ def ratio(result: dict | None, provider: str, base: str, column: str = "ms") -> 
     if not all(row and row["correct"] and row.get(column) for row in rows):
         return None
     return rows[0][column]["p50"] / rows[1][column]["p50"]
+
+
+def any_late(rows: Iterable[dict]) -> bool:
+    """Whether waits for the host are part of a time of the GPU in these rows; older files do not say."""
+    return any((row.get("ms") or {}).get("late", 0) > 0 for row in rows)
 
 
 def below_floor(content: dict) -> list[str]:

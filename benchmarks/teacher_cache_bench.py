@@ -33,7 +33,7 @@ class OneFilePerText(teacher_cache._Folder):
         path, name = self.path(key)
         entry = {"embeddings": embeddings, "prior": prior}
         with whole_file(path, cache=True) as file:
-            file.write(save(entry, {"key": name, "content": teacher_cache._content(entry)}))
+            file.write(save(entry, {"key": name, "content": teacher_cache.digest_of_tensors(entry)}))
 
     def get(self, key, device):
         return self._read_file(self.path(key)[1], len(key.ids))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from .accelerator import Call, Device, DeviceLostError
+from .accelerator import Call, Device, DeviceLostError, GpuSeconds
 
 PERCENTILES = (20, 50, 80)
 
@@ -79,7 +79,10 @@ def round_robin(
 
 
 def summarize(seconds: list[float]) -> dict[str, float]:
-    """Percentiles in milliseconds of one function's samples."""
+    """Percentiles in milliseconds of one function's samples; late: of times of a GPU, the share that are late."""
     values = torch.tensor(seconds, dtype=torch.float64) * 1e3
     points = torch.quantile(values, torch.tensor([p / 100 for p in PERCENTILES], dtype=torch.float64))
-    return {f"p{p}": round(v, 4) for p, v in zip(PERCENTILES, points.tolist(), strict=True)} | {"rounds": len(seconds)}
+    found = {f"p{p}": round(v, 4) for p, v in zip(PERCENTILES, points.tolist(), strict=True)}
+    found["rounds"] = len(seconds)
+    late = [sample.late for sample in seconds if isinstance(sample, GpuSeconds)]
+    return found | ({"late": round(sum(late) / len(late), 3)} if late else {})

@@ -26,8 +26,8 @@ using pad::Arguments;
 
 // Where an op runs: on the CPU with so many threads, or (no threads) on a CUDA stream, with memory that the
 // caller allocates, by size in bytes, for as long as the work takes.
-struct ExecutionContext {
-  explicit ExecutionContext(const py::tuple& context)
+struct CallContext {
+  explicit CallContext(const py::tuple& context)
       : threads(context[0].cast<int>()),
         stream(pad::pointer<void>(context[1].cast<pad::Address>())),
         allocate(context[2]) {}
@@ -49,15 +49,15 @@ int64_t no_workspace(const Op&) {
 }
 
 template <class Op>
-void run(const ExecutionContext& context, const Op& op, void (*on_cpu)(const Op&), int64_t (*workspace)(const Op&),
+void run(const CallContext& context, const Op& op, void (*on_cpu)(const Op&), int64_t (*workspace)(const Op&),
          void (*on_gpu)(const Op&, const pad::cuda::ExecutionContext&)) {
   void* memory = context.on_cpu() ? nullptr : context.memory(workspace(op));
   py::gil_scoped_release unlocked;
   context.on_cpu() ? on_cpu(op) : on_gpu(op, {.workspace = memory, .stream = context.stream});
 }
 
-ExecutionContext read_alignment(Arguments& from, pad::AlignmentArguments& op) {
-  const ExecutionContext context(from.value<py::tuple>("context"));
+CallContext read_alignment(Arguments& from, pad::AlignmentArguments& op) {
+  const CallContext context(from.value<py::tuple>("context"));
   op.batch = from.value<int64_t>("batch");
   op.frames = from.value<int64_t>("frames");
   op.tokens = from.value<int64_t>("tokens");
@@ -78,7 +78,7 @@ ExecutionContext read_alignment(Arguments& from, pad::AlignmentArguments& op) {
 void alignment_forward(const py::kwargs& named) {
   Arguments from(named);
   pad::AlignmentForward op{};
-  const ExecutionContext context = read_alignment(from, op);
+  const CallContext context = read_alignment(from, op);
   op.similarity = from.pointer<void>("similarity");
   op.unit = from.pointer<int64_t>("unit");
   op.log_normalizer = from.pointer<void>("log_normalizer");
@@ -89,7 +89,7 @@ void alignment_forward(const py::kwargs& named) {
 void alignment_backward(const py::kwargs& named) {
   Arguments from(named);
   pad::AlignmentBackward op{};
-  const ExecutionContext context = read_alignment(from, op);
+  const CallContext context = read_alignment(from, op);
   op.grad_similarity = from.pointer<void>("grad_similarity");
   op.similarity = from.pointer<void>("similarity");
   op.unit = from.pointer<int64_t>("unit");
@@ -114,7 +114,7 @@ void significance(const py::kwargs& named) {
   op.lse = from.pointer<void>("lse");
   op.scale = from.value<double>("scale");
   op.out = from.pointer<void>("out");
-  op.threads = ExecutionContext(from.value<py::tuple>("context")).threads;
+  op.threads = CallContext(from.value<py::tuple>("context")).threads;
   from.finish();
   py::gil_scoped_release unlocked;
   pad::significance(op);
@@ -122,7 +122,7 @@ void significance(const py::kwargs& named) {
 
 void select_spans(const py::kwargs& named) {
   Arguments from(named);
-  const ExecutionContext context(from.value<py::tuple>("context"));
+  const CallContext context(from.value<py::tuple>("context"));
   const auto scales = from.value<std::vector<double>>("scales");
   pad::SpanArguments op{};
   op.batch = from.value<int64_t>("batch");
@@ -144,8 +144,8 @@ void select_spans(const py::kwargs& named) {
   run(context, op, pad::select_spans, pad::cuda::select_spans_workspace, pad::cuda::select_spans);
 }
 
-ExecutionContext read_pooling(Arguments& from, pad::PooledDistanceArguments& op) {
-  const ExecutionContext context(from.value<py::tuple>("context"));
+CallContext read_pooling(Arguments& from, pad::PooledDistanceArguments& op) {
+  const CallContext context(from.value<py::tuple>("context"));
   op.batch = from.value<int64_t>("batch");
   op.width = from.value<int64_t>("width");
   op.lengths[pad::SPEECH] = from.value<int64_t>("frames");
@@ -160,7 +160,7 @@ ExecutionContext read_pooling(Arguments& from, pad::PooledDistanceArguments& op)
 void pooled_distance_forward(const py::kwargs& named) {
   Arguments from(named);
   pad::PooledDistanceForward op{};
-  const ExecutionContext context = read_pooling(from, op);
+  const CallContext context = read_pooling(from, op);
   op.values[pad::SPEECH] = from.rows("speech");
   op.values[pad::TEXT] = from.rows("text");
   op.distance = from.pointer<void>("distance");
@@ -174,7 +174,7 @@ void pooled_distance_forward(const py::kwargs& named) {
 void pooled_distance_backward(const py::kwargs& named) {
   Arguments from(named);
   pad::PooledDistanceBackward op{};
-  const ExecutionContext context = read_pooling(from, op);
+  const CallContext context = read_pooling(from, op);
   op.grad = from.pointer<void>("grad");
   op.difference = from.pointer<void>("difference");
   op.totals = from.pointer<void>("totals");

@@ -25,7 +25,7 @@ struct alignas(64) Stretch {
 
 struct Job {
   Job(int64_t count, int stretches, void (*task)(void*, int64_t), void* context)
-      : count(stretches), task(task), context(context) {
+      : stretch_count(stretches), task(task), context(context) {
     for (int i = 0; i < stretches; ++i) {
       stretch[i].next = i * count / stretches;
       stretch[i].end = (i + 1) * count / stretches;
@@ -35,18 +35,18 @@ struct Job {
   // A thread's own stretch first, then what is left of the others'.
   void work(int thread) {
     try {
-      for (int i = 0; i < count; ++i) {
-        Stretch& own = stretch[(thread + i) % count];
+      for (int i = 0; i < stretch_count; ++i) {
+        Stretch& own = stretch[(thread + i) % stretch_count];
         for (int64_t index; (index = own.next.fetch_add(1)) < own.end;) task(context, index);
       }
     } catch (...) {
       std::lock_guard<std::mutex> lock(failure_mutex);
       failure = std::current_exception();
-      for (int i = 0; i < count; ++i) stretch[i].next = stretch[i].end;
+      for (int i = 0; i < stretch_count; ++i) stretch[i].next = stretch[i].end;
     }
   }
 
-  const int count;  // of stretches
+  const int stretch_count;
   void (*const task)(void*, int64_t);
   void* const context;
   Stretch stretch[most_stretches];

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from tokenizers import normalizers
 
@@ -13,6 +14,14 @@ from pad.progress import say
 _UNKNOWN = 0.9
 # If lower case saves more of the pieces than this, the tokenizer is of lower-case or mixed text.
 _SAVED = 0.1
+# Texts that are read at once.
+_TEXTS = 1000
+
+
+def most_tokens(tokenizer) -> int:
+    """How many tokens of a text the teacher reads, special ones among them."""
+    # A fast tokenizer may state a huge number where it has no limit.
+    return min(tokenizer.model_max_length, 512)
 
 
 def tokenize(tokenizer, transcripts: Sequence[str]):
@@ -25,12 +34,35 @@ def tokenize(tokenizer, transcripts: Sequence[str]):
         padding=True,
         padding_side="right",
         truncation=True,
-        # A fast tokenizer may state a huge number where it has no limit.
-        max_length=min(tokenizer.model_max_length, 512),
+        max_length=most_tokens(tokenizer),
         return_special_tokens_mask=True,
         return_tensors="pt",
     )
     return text, text["attention_mask"].bool() & ~text["special_tokens_mask"].bool()
+
+
+class Fault(NamedTuple):
+    """Why a text cannot be used, and the kind of fault."""
+
+    message: str
+    reason: str
+
+
+def fault_of_text(tokenizer, transcripts: Sequence[str]) -> Iterator[Fault | None]:
+    """For each text what is wrong: it has no token, or more than the teacher reads; None if nothing is."""
+    limit = most_tokens(tokenizer)
+    for first in range(0, len(transcripts), _TEXTS):
+        texts = list(transcripts[first : first + _TEXTS])
+        found = tokenizer(texts, return_special_tokens_mask=True, verbose=False)
+        for text, ids, special in zip(texts, found["input_ids"], found["special_tokens_mask"]):
+            if all(special):
+                message = f"the teacher's tokenizer finds no token in {ascii(text[:40])}; expected the words that are"
+                yield Fault(f"{message} spoken", "no token in transcript")
+            elif len(ids) > limit:
+                message = f"{len(ids)} tokens in {ascii(text[:40])} and what follows, the teacher reads {limit}"
+                yield Fault(message, "transcript too long")
+            else:
+                yield None
 
 
 def check_tokens(tokenizer, transcripts: Sequence[str]) -> None:

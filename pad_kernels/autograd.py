@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pad_kernels import backends, torch_internals
+from pad_kernels import torch_internals
 from pad_kernels.backends.base import Backend
 from pad_kernels.inputs import (
     AlignmentInputs,
@@ -36,23 +36,17 @@ class RegisteredOps(Backend):
 
     def alignment_forward(self, inputs: AlignmentInputs) -> Saved:
         """torch.ops.pad_kernels.alignment_forward"""
-        *tensors, temperature = inputs
-        number, ending = alignment.known(temperature), alignment.ending(temperature, self.name)
-        return Saved(*_OPS.alignment_forward.default(*tensors, number, *ending))
+        return alignment.call_forward(inputs, self.name)
 
     def alignment_backward(
         self, grad_similarity: Tensor, inputs: AlignmentInputs, saved: Saved, needed: Needed
     ) -> Gradients:
         """torch.ops.pad_kernels.alignment_backward"""
-        *tensors, temperature = inputs
-        number, ending = alignment.known(temperature), alignment.ending(temperature, self.name)
-        grads: Gradients = _OPS.alignment_backward.default(grad_similarity, *tensors, number, *saved, *needed, *ending)
-        return grads
+        return alignment.call_backward(grad_similarity, inputs, saved, needed, self.name)
 
     def select_spans(self, inputs: SpanInputs) -> tuple[Tensor, Tensor]:
         """torch.ops.pad_kernels.select_spans"""
-        name = backends.name_for("select_spans", self.name)
-        bounds: tuple[Tensor, Tensor] = _OPS.select_spans.default(*inputs, name)
+        bounds: tuple[Tensor, Tensor] = _OPS.select_spans.default(*inputs, self.name)
         return bounds
 
     def pooled_distance_forward(self, inputs: PoolingInputs) -> Pooled:

@@ -14,6 +14,7 @@ import torch
 
 from pad_kernels import backends, self_test
 from pad_kernels.backends import library
+from pad_kernels.inputs import LEVELS
 from pad_kernels.ops.registration import OPS
 
 
@@ -24,9 +25,12 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def _devices() -> list[torch.device]:
-    others = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    return [torch.device(name) for name in ("cpu", *(name for name, is_there in others.items() if is_there))]
+def _devices(every: bool = False) -> list[torch.device]:
+    """One of each type, or every one."""
+    gpus = ["cuda"] * torch.cuda.is_available()
+    if every:
+        gpus = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    return [torch.device(name) for name in ("cpu", *gpus, *["mps"] * torch.backends.mps.is_available())]
 
 
 def report() -> dict[str, Any]:
@@ -111,15 +115,20 @@ def support_table() -> str:
 
 
 def check() -> list[str]:
-    """Runs a tiny case of each op on every backend and device, in float32 and bfloat16; what went wrong."""
+    """Runs a tiny case of each op and loss on every backend and device, in float32, bfloat16 and float16; what went
+    wrong, or could not be run."""
+    cases = [(op, None) for op in OPS] + [
+        ("pooled_distance_forward" if level == "global" else "alignment_forward", level) for level in LEVELS
+    ]
     failures = []
-    for device in _devices():
+    for device in _devices(every=True):
         for backend in backends.FASTEST_FIRST.values():
-            for op in OPS:
-                for dtype in (torch.float32, torch.bfloat16):
+            for op, level in cases:
+                for dtype in (torch.float32, torch.bfloat16, torch.float16):
                     if backend.unsupported_reason(op, device, dtype) is None:
-                        failures.append(self_test.failure(backend, op, device, dtype))
-    return sorted({failure for failure in failures if failure is not None})
+                        what = backend, op, device, dtype, level
+                        failures.append(self_test.failure(*what) or self_test.untested_reason(*what))
+    return sorted({failure for failure in failures if failure})
 
 
 def main() -> int:

@@ -92,6 +92,10 @@ class Needed(NamedTuple):
 Gradients = tuple[Tensor, Tensor]
 
 
+# The weight of masked frames where units are spans: they count in no mean.
+MASKED_IN_SPANS = -1.0
+
+
 class Positions(NamedTuple):
     """What is known of one side's positions, [B, L] each."""
 
@@ -128,14 +132,18 @@ class LossRequest(NamedTuple):
     differentiable: bool = True  # a gradient may be asked for
 
     @property
-    def in_spans(self) -> bool:
-        """Whether the units are spans: masked frames are then told apart from those of prior 0."""
-        return self.options.level == "span"
+    def masked_frame_weight(self) -> float:
+        """Where the units are spans, masked frames are told apart from those of prior 0."""
+        return MASKED_IN_SPANS if self.options.level == "span" else 0.0
 
     @property
     def selection(self) -> SpanSelection | None:
         """How spans are chosen; None where the units are frames, or spans that are given."""
-        return self.options.selection if self.in_spans and self.spans is None else None
+        if self.options.level != "span" or self.spans is not None:
+            return None
+        selection = self.options.selection
+        # Without a prior there is nothing to choose anchors by.
+        return selection if self.speech.prior is not None else selection._replace(anchors="stride")
 
 
 class LossWeights(NamedTuple):

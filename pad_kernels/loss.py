@@ -44,7 +44,7 @@ def pad_loss(
         token, span:  sum_j q_j (1 - similarity_j), similarity as in `align`, units = frames or spans
         global:       || sum_i p_i speech_i - sum_j q_j text_j ||_1
 
-    p and q are the priors normalised over the real positions, uniform without one. A position that is masked
+    p and q are the priors normalized over the real positions, uniform without one. A position that is masked
     or has prior 0 takes no part; it may hold NaN.
 
     Args:
@@ -92,7 +92,7 @@ def pad_loss(
     others = (speech_mask, text_mask, speech_prior, text_prior, start, end)
     if torch_internals.can_bypass_dispatcher(speech, text, *others):
         op = "pooled_distance_forward" if level == "global" else "alignment_forward"
-        run = backends.select_backend(op, backend or "", device, speech.dtype, speech.shape[2])
+        run = backends.select_backend(op, backend or "", device, speech.dtype, speech.shape[2], level)
     if start is not None and end is not None:
         spans = checks.spans_inside(start, end, shape[1], run.spans_fit(start, end, shape[1]))
     differentiable = torch.is_grad_enabled() and (speech.requires_grad or text.requires_grad)
@@ -160,7 +160,17 @@ def _options(
 
 
 class PADLoss(torch.nn.Module):
-    """`pad_loss` as a module: options at construction, tensors at the call."""
+    """`pad_loss` as a module: options at construction, tensors at the call.
+
+    Args:
+        level, temperature, num_anchors, scales, anchors, reduction, backend: as for `pad_loss`; spans are given at
+            the call.
+
+    Raises:
+        ValueError: at construction for a wrong option; at the call as `pad_loss`.
+
+    Source: section 3 of arXiv 2303.03600.
+    """
 
     def __init__(
         self,

@@ -1,11 +1,13 @@
-"""A tiny case of every op against the float64 reference, so that a broken compiler or driver is reported
+"""A tiny case of every op and loss against the float64 reference, so that a broken compiler or driver is reported
 instead of training on wrong gradients.
 
-Runs once in a process for each backend, op, GPU and dtype, at the first use there; and for everything in
-`python -m pad_kernels.info --check`.
+Runs once in a process for each backend, op or level of the loss, GPU and dtype, at the first use there; and for
+everything in `python -m pad_kernels.info --check`.
 """
 
 import functools
+import math
+import threading
 from collections.abc import Callable, Iterable
 
 import torch
@@ -17,18 +19,25 @@ from pad_kernels.inputs import (
     ANCHORS,
     REDUCTIONS,
     AlignmentInputs,
-    LossInputs,
+    LossOptions,
+    LossRequest,
     Needed,
     PoolingInputs,
+    Positions,
     SpanInputs,
+    SpanSelection,
     opmath_dtype,
 )
 from pad_kernels.ops.registration import OPS
 
 BAR = {torch.float64: 1e-6, torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 1e-2}
 BOTH = Needed(True, True)
+# They say nothing of the kernels; only the first is torch's own.
+_OUT_OF_MEMORY = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_NOT_INITIALIZED")
 _Case = Callable[[Backend, torch.device, torch.dtype], float]
-_found: dict[tuple[str, _Case, torch.device, torch.dtype], str | None] = {}
+_Key = tuple[str, _Case, torch.device, torch.dtype]
+_found: dict[_Key, str | None] = {}
+_lock = threading.Lock()
 
 
 def _random(*shape: int) -> Tensor:
@@ -41,7 +50,13 @@ def _error(value: Tensor, truth: Tensor) -> float:
 
 
 def _largest_error(values: Iterable[Tensor], truths: Iterable[Tensor]) -> float:
-    return max(_error(value, truth) for value, truth in zip(values, truths))
+    return _largest(_error(value, truth) for value, truth in zip(values, truths))
+
+
+def _largest(errors: Iterable[float]) -> float:
+    """NaN if one is."""
+    found = list(errors)
+    return math.nan if any(map(math.isnan, found)) else max(found)
 
 
 def _alignment_cases(device: torch.device, dtype: torch.dtype) -> list[AlignmentInputs]:
@@ -56,7 +71,7 @@ def _alignment_cases(device: torch.device, dtype: torch.dtype) -> list[Alignment
 
 
 def _alignment(backend: Backend, device: torch.device, dtype: torch.dtype) -> float:
-    """Largest error of similarities, losses and gradients."""
+    """Largest error of similarities and gradients."""
     grad = _random(2, 17).float().to(device)
     errors = []
     for inputs in _alignment_cases(device, dtype):
@@ -68,45 +83,47 @@ def _alignment(backend: Backend, device: torch.device, dtype: torch.dtype) -> fl
         gradients = backend.alignment_backward(grad, inputs, saved, BOTH)
         expected = REFERENCE.alignment_backward(grad.double(), wide, truth, BOTH)
         errors.append(_largest_error((saved.similarity, *gradients), (truth.similarity, *expected)))
-
-        token_prior = token_mask / token_mask.sum(1, keepdim=True)
-        loss = LossInputs(speech, text, frame_prior, token_prior, start, end, temperature, "mean")
-        wide_loss = LossInputs(
-            wide.speech, wide.text, wide.frame_prior, token_prior.double(), start, end, temperature, "mean"
-        )
-        errors.append(_loss_error(backend, loss, wide_loss, level="local"))
-    return max(errors)
+    return _largest(errors)
 
 
-def _loss_error(backend: Backend, inputs: LossInputs, wide: LossInputs, level: str) -> float:
-    """Error of a loss and its gradients, for each reduction: a backend may have its own way of a whole loss."""
+def _positions(name: str, values: Tensor) -> Positions:
+    """Ragged, with a prior."""
+    batch, length, _ = values.shape
+    real = torch.arange(length) < torch.tensor([[length], [length * 3 // 5]])
+    prior = _random(batch, length).abs() + 0.1
+    return Positions(name, values, real.to(values.device), prior.float().to(values.device))
+
+
+def _loss(level: str, backend: Backend, device: torch.device, dtype: torch.dtype) -> float:
+    """Largest error of losses and gradients, from masks and priors on."""
+    speech = _positions("speech_prior", _random(2, 70, 64).to(device, dtype))
+    text = _positions("text_prior", (_random(2, 17, 64) + 1).to(device, dtype))
     errors = []
     for reduction in REDUCTIONS:
-        inputs, wide = inputs._replace(reduction=reduction), wide._replace(reduction=reduction)
-        loss, saved = getattr(backend, f"{level}_loss_forward")(inputs)
-        truth, wide_saved = getattr(REFERENCE, f"{level}_loss_forward")(wide)
-        # The backend's own choice of unit and signs of differences, where another is as good.
-        tensors = list(wide_saved.tensors)
-        if level == "global":
-            tensors[0] = saved.tensors[0].double()
-        elif inputs.temperature == 0:
-            tensors[2] = saved.tensors[2]
-        wide_saved = wide_saved._replace(tensors=tuple(tensors))
-        gradients = getattr(backend, f"{level}_loss_backward")(torch.ones_like(loss), inputs, saved, BOTH)
-        expected = getattr(REFERENCE, f"{level}_loss_backward")(torch.ones_like(truth), wide, wide_saved, BOTH)
-        errors.append(_largest_error((loss, *gradients), (truth, *expected)))
-    return max(errors)
+        for temperature in (0.0,) if level == "global" else (0.0, 0.1):
+            options = LossOptions(level, temperature, reduction, SpanSelection(None, [0.5, 1.0, 2.0], "topk"))
+            request = LossRequest(speech, text, None, options)
+            wide = request._replace(
+                speech=speech._replace(values=speech.values.double()), text=text._replace(values=text.values.double())
+            )
+            errors.append(_largest_error(_loss_and_gradients(backend, request), _loss_and_gradients(REFERENCE, wide)))
+    return _largest(errors)
+
+
+def _loss_and_gradients(backend: Backend, request: LossRequest) -> tuple[Tensor, Tensor, Tensor]:
+    loss, record = backend.loss_forward(request)
+    return loss, *backend.loss_backward(torch.ones_like(loss), record, BOTH)
 
 
 def _select_spans(backend: Backend, device: torch.device, dtype: torch.dtype) -> float:
     prior = _random(2, 70).abs().to(device, torch.float32)
     counts = torch.tensor([5, 3], device=device)
-    wrong = 0.0
+    wrong = []
     for anchors in ANCHORS:
         inputs = SpanInputs(prior, prior > 0.1, counts, counts, 5, [0.5, 1.0, 2.0], None, anchors)
         found, expected = backend.select_spans(inputs), REFERENCE.select_spans(inputs)
-        wrong = max(wrong, *((x != y).double().mean().item() for x, y in zip(found, expected)))
-    return wrong
+        wrong += [(x != y).double().mean().item() for x, y in zip(found, expected)]
+    return _largest(wrong)
 
 
 def _pooled_distance(backend: Backend, device: torch.device, dtype: torch.dtype) -> float:
@@ -120,12 +137,7 @@ def _pooled_distance(backend: Backend, device: torch.device, dtype: torch.dtype)
     # The signs of the op's own differences, so that one that is about 0 does not count.
     saved = truth._replace(difference=found.difference.double())
     expected = REFERENCE.pooled_distance_backward(grad.double(), wide, saved, BOTH)
-    return max(
-        _largest_error((*found, *gradients), (*truth, *expected)),
-        _loss_error(
-            backend, LossInputs(*inputs, None, None, 0.0, "mean"), LossInputs(*wide, None, None, 0.0, "mean"), "global"
-        ),
-    )
+    return _largest_error((*found, *gradients), (*truth, *expected))
 
 
 _CASES: dict[str, _Case] = {
@@ -138,8 +150,10 @@ _CASES: dict[str, _Case] = {
 
 
 @functools.cache
-def _case(op: str) -> _Case:
-    """The case of an op: its own here, or its example."""
+def _case(op: str, level: str | None) -> _Case:
+    """The case of a level of the loss or of an op: its own here, or its example."""
+    if level is not None:
+        return functools.partial(_loss, level)
     return _CASES[op] if op in _CASES else functools.partial(_example, op)
 
 
@@ -149,35 +163,56 @@ def _example(op: str, backend: Backend, device: torch.device, dtype: torch.dtype
     assert example is not None, f"{op} has neither an example nor a case"
     arguments = example(device, dtype)
     wide = [x.double() if isinstance(x, Tensor) and x.is_floating_point() else x for x in arguments]
-    found, truth = backend.function(op)(*arguments), REFERENCE.function(op)(*wide)
+    found, truth = getattr(backend, op)(*arguments), getattr(REFERENCE, op)(*wide)
     return _largest_error(*((x,) if isinstance(x, Tensor) else x for x in (found, truth)))
 
 
-def failure(backend: Backend, op: str, device: torch.device, dtype: torch.dtype) -> str | None:
-    """None if `backend` computes the tiny case of `op` rightly on this device, else what went wrong.
+def failure(
+    backend: Backend, op: str, device: torch.device, dtype: torch.dtype, level: str | None = None
+) -> str | None:
+    """None if `backend` computes a tiny case rightly on this device, else what went wrong.
 
-    The result is kept for the process. Inside a CUDA graph's capture nothing is run and None is given.
+    The case is that of `op`, or of the loss of a `level`. The result is kept for the process. Inside a CUDA graph's
+    capture nothing is run and None is given, and so it is where the memory does not suffice.
     """
     if backend is REFERENCE:
         return None
-    case = _case(op)
-    key = (backend.name, case, device, dtype)
-    if key not in _found:
-        if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-            return None
-        _found[key] = None  # the case itself comes by here
-        try:
-            with torch.no_grad(), torch.autocast(device.type, enabled=False):
-                error = case(backend, device, dtype)
-        except torch.OutOfMemoryError:
-            del _found[key]  # says nothing of the kernels
-            return None
-        except Exception as problem:  # whatever a compiler or a driver may raise
-            _found[key] = f"the {backend.name} backend fails a test case of {op} on {device} in {dtype}: {problem}"
-        else:
-            if not error <= BAR[dtype]:
-                _found[key] = (
-                    f"the {backend.name} backend computes {op} wrongly on {device} in {dtype}: relative error "
-                    f"{error:.1e} in a test case, at most {BAR[dtype]:.0e} expected"
-                )
+    key = (backend.name, _case(op, level), device, dtype)
+    if key in _found:
+        return _found[key]
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        return None
+    with _lock:  # another thread waits for the result
+        if key not in _found:
+            try:
+                _found[key] = _run(backend, f"the {level} loss" if level else op, key)
+            except torch.OutOfMemoryError:
+                return None
     return _found[key]
+
+
+def _run(backend: Backend, what: str, key: _Key) -> str | None:
+    """What went wrong. Raises torch.OutOfMemoryError where that says nothing of the kernels."""
+    _, case, device, dtype = key
+    try:
+        with torch.no_grad(), torch.autocast(device.type, enabled=False), torch.device("cpu"):
+            error = case(backend, device, dtype)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as problem:  # whatever a compiler or a driver may raise
+        if any(sign in str(problem) for sign in _OUT_OF_MEMORY):
+            raise torch.OutOfMemoryError(str(problem)) from problem
+        return f"the {backend.name} backend fails a test case of {what} on {device} in {dtype}: {problem}"
+    if error <= BAR[dtype]:
+        return None
+    return (
+        f"the {backend.name} backend computes {what} wrongly on {device} in {dtype}: relative error "
+        f"{error:.1e} in a test case, at most {BAR[dtype]:.0e} expected"
+    )
+
+
+def untested_reason(backend: Backend, op: str, device: torch.device, dtype: torch.dtype, level: str | None) -> str:
+    """For `info --check`: what kept `failure` from finding anything, empty if nothing did."""
+    if backend is REFERENCE or (backend.name, _case(op, level), device, dtype) in _found:
+        return ""
+    return f"{level or op} of the {backend.name} backend could not be tested on {device} in {dtype}: out of memory"

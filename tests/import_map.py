@@ -11,8 +11,9 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent.parent / "pad"
 ALIASES = {"pad.significance", "pad.objective", "pad.teacher"}
 # From the bottom up: a room imports only rooms above it in this list.
-ROOMS = ("errors", "versions", "processes", "progress", "files", "settings", "tokenization", "loading_checks", "models",
-         "students", "data", "priors", "step", "align", "distill", "evaluate", "demo", "cli")  # fmt: skip
+ROOMS = ("errors", "versions", "processes", "progress", "files", "digests", "settings", "tokenization",
+         "loading_checks", "models", "students", "data", "priors", "step", "align", "distill", "evaluate", "demo",
+         "cli")  # fmt: skip
 
 
 def modules(package: Path) -> dict[str, Path]:

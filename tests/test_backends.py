@@ -1,9 +1,11 @@
 """Which backend implements each op, how one is chosen, and what happens where the compiled library is missing."""
 
+import math
 import os
 import re
 import subprocess
 import sys
+import textwrap
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from pad_kernels import backends, pad_loss, self_test
 from pad_kernels.backends import native
 from pad_kernels.backends.reference import ReferenceBackend
 from pad_kernels.backends.triton import TritonBackend
+from pad_kernels.inputs import LEVELS
 from pad_kernels.ops.registration import OPS
 
 SPEECH, TEXT = torch.randn(2, 9, 8), torch.randn(2, 3, 8)
@@ -72,13 +75,20 @@ def test_triton_does_not_run_on_the_cpu():
 
 
 def test_environment_falls_back_for_ops_that_a_backend_lacks(monkeypatch):
-    monkeypatch.setattr(TritonBackend, "has", lambda self, op: op.startswith("alignment"))
+    """As native has no `significance` on a GPU."""
+    monkeypatch.setattr("pad_kernels.self_test.failure", lambda *arguments: None)
+    monkeypatch.setattr("pad_kernels.backends.native._gpu_unsupported_reason", lambda index: None)
+    monkeypatch.setattr(TritonBackend, "unsupported_reason", lambda *arguments: "not here")
     backends.forget_candidates()
+    monkeypatch.setenv("PAD_KERNELS_BACKEND", "native")
+    gpu = torch.device("cuda", 0)
+    with pytest.raises(ValueError, match="the native backend has no significance on cuda"):
+        backends.select_backend("significance", "native", gpu, torch.float32)
+    assert backends.select_backend("significance", "", gpu, torch.float32).name == "reference"
+    assert backends.select_backend("alignment_forward", "", gpu, torch.float32).name == "native"
     monkeypatch.setenv("PAD_KERNELS_BACKEND", "triton")
-    with pytest.raises(ValueError, match="the triton backend has no pooled_distance_forward"):
-        pad_loss(SPEECH, TEXT, level="global", backend="triton")
-    expected = pad_loss(SPEECH, TEXT, level="global", backend="auto")
-    assert torch.equal(pad_loss(SPEECH, TEXT, level="global"), expected)
+    with pytest.raises(ValueError, match="not here"):
+        backends.select_backend("significance", "", torch.device("cpu"), torch.float32)
     backends.forget_candidates()
 
 
@@ -111,6 +121,84 @@ def test_the_self_test_finds_a_broken_backend(monkeypatch, op):
     assert self_test.failure(right, op, cpu, torch.float32) == failure  # kept
     monkeypatch.setattr(self_test, "_found", {})
     assert self_test.failure(right, op, cpu, torch.float32) is None
+
+
+@pytest.mark.parametrize("of_backward", [False, True])
+@pytest.mark.parametrize("level", LEVELS)
+def test_the_self_test_finds_a_broken_loss(monkeypatch, level, of_backward):
+    """A whole loss is computed in its own way by some backends, whose ops may be right."""
+    monkeypatch.setattr(self_test, "_found", {})
+    op = "pooled_distance_forward" if level == "global" else "alignment_forward"
+    broken = ReferenceBackend()
+    broken.name = "broken"
+    loss_forward, loss_backward = broken.loss_forward, broken.loss_backward
+    if of_backward:
+        broken.loss_backward = lambda *given: tuple(0 * x + math.nan for x in loss_backward(*given))
+    else:
+        broken.loss_forward = lambda request: (1.01 * loss_forward(request)[0], loss_forward(request)[1])
+    what = broken, op, torch.device("cpu"), torch.float32
+    assert self_test.failure(*what) is None
+    assert f"computes the {level} loss wrongly" in self_test.failure(*what, level)
+
+
+@pytest.mark.parametrize("op", ["alignment_backward", "pooled_distance_backward"])
+def test_the_self_test_finds_gradients_that_are_nan(monkeypatch, op):
+    """Not the first of the numbers that are compared."""
+    monkeypatch.setattr(self_test, "_found", {})
+    broken = ReferenceBackend()
+    broken.name = "broken"
+    right = getattr(broken, op)
+    setattr(broken, op, lambda *given: tuple(torch.full_like(x, math.nan) for x in right(*given)))
+    assert "relative error nan" in self_test.failure(broken, op, torch.device("cpu"), torch.bfloat16)
+
+
+@pytest.mark.parametrize("message", ["Triton Error [CUDA]: out of memory", "CUBLAS_STATUS_NOT_INITIALIZED", None])
+def test_a_full_gpu_says_nothing_of_a_backend(monkeypatch, message):
+    monkeypatch.setattr(self_test, "_found", {})
+    full = ReferenceBackend()
+    full.name = "full"
+
+    def fail(*given):
+        raise RuntimeError(message) if message else torch.OutOfMemoryError("too much")
+
+    full.select_spans = fail
+    what = full, "select_spans", torch.device("cpu"), torch.float32
+    assert self_test.failure(*what) is None
+    assert "could not be tested on cpu" in self_test.untested_reason(*what, None)
+    del full.select_spans
+    assert self_test.failure(*what) is None and not self_test.untested_reason(*what, None)
+
+
+def test_a_default_device_changes_nothing():
+    """Not even one that has no memory."""
+    code = """
+        import torch
+        from pad_kernels import pad_loss, select_spans, significance, self_test
+        from pad_kernels.backends.native import BACKEND
+
+        cpu = torch.device("cpu")
+        generator = torch.Generator().manual_seed(0)
+        speech, text = (torch.randn(2, n, 16, generator=generator, requires_grad=True) for n in (30, 5))
+        mask, prior = torch.ones(2, 30, dtype=torch.bool), torch.rand(2, 30, generator=generator)
+
+        def found():
+            every = [significance(speech[:, None], speech[:, None], mask), *select_spans(prior, mask, 5)]
+            for level in ("token", "span", "global"):
+                for reduction in ("mean", "none"):
+                    loss = pad_loss(speech, text, mask, None, prior, level=level, reduction=reduction)
+                    every += [loss.detach(), *torch.autograd.grad(loss.sum(), (speech, text))]
+            return every
+
+        expected = found()
+        torch.set_default_device("meta")
+        for one, other in zip(found(), expected):
+            assert one.device == cpu and torch.equal(one, other)
+        for op in ("alignment_forward", "pooled_distance_forward", "select_spans", "significance"):
+            if BACKEND.unsupported_reason(op, cpu, torch.float32) is None:
+                assert self_test.failure(BACKEND, op, cpu, torch.float32) is None
+                assert self_test.failure(BACKEND, op, cpu, torch.float32, "span") is None
+    """
+    in_a_new_process("-c", textwrap.dedent(code))
 
 
 def test_a_failing_self_test_on_a_gpu(monkeypatch):

@@ -100,6 +100,59 @@ def test_columns_of_a_gpu():
     assert kernels["aten::exp"]["calls"] == 1 and kernels["aten::exp"]["us"] > 0
 
 
+class Launching:
+    """The answers of torch.cuda to a call whose launches take so many cycles; times are in cycles."""
+
+    def __init__(self, launches: int):
+        self.launches, self.leads = launches, []
+
+    def Event(self, enable_timing):
+        return self
+
+    def _sleep(self, cycles):
+        self.leads.append(cycles)
+
+    def query(self):
+        return self.launches > self.leads[-1]
+
+    def elapsed_time(self, other):
+        return float(self.launches)
+
+    def record(self):
+        pass
+
+    synchronize = record
+
+
+@pytest.mark.parametrize(
+    "launches, lead, late", [(3_000_000, 4_000_000, 0.0), (10**9, accelerator.LAST_LEAD_CYCLES, 1.0)]
+)
+def test_a_time_with_waits_for_the_host_is_marked(monkeypatch, launches, lead, late):
+    answers = Launching(launches)
+    for name in ("Event", "_sleep"):
+        monkeypatch.setattr(torch.cuda, name, getattr(answers, name))
+    monkeypatch.setattr(accelerator.Cuda, "_clear_caches", lambda self: None)
+    monkeypatch.setattr(accelerator.Cuda, "recover", lambda self: None)
+    found = timing.round_robin({"call": lambda: None}, accelerator.Cuda(), seconds=0, min_rounds=3)
+    row = found.milliseconds["call"]
+    assert row == {"p20": launches, "p50": launches, "p80": launches, "rounds": 3, "late": late}
+    assert max(answers.leads) == lead
+    assert results.any_late([{"ms": row}]) == bool(late) and not results.any_late([{"ms": None}, {"ms": {"p50": 1.0}}])
+
+
+def test_a_step_is_checked_by_its_priors_too(monkeypatch):
+    """Twice a prior gives the same loss."""
+    pytest.importorskip("transformers")
+    from benchmarks import step_bench
+    from pad.priors.record import Record
+
+    step = step_bench.Step(step_bench.CASES[step_bench.TINY], "cpu", small=True)
+    assert step.error() <= step_bench.TOLERANCE
+    recorded = Record.prior
+    monkeypatch.setattr(Record, "prior", lambda self, *arguments: 2 * recorded(self, *arguments))
+    assert step.error() > 0.5
+
+
 def test_bandwidth_where_the_traffic_is_known():
     kernels = [{"name": "tile_kernel", "us": 10.0}, {"name": "other", "us": 1.0}]
     measure.add_bandwidth(kernels, {"tile_kernel": 1.5e7, "other": None}.get, read_gbs=3000.0)

@@ -207,7 +207,7 @@ def test_no_wait_for_the_gpu(level):
 # over is kept beside them until they are scored.
 @pytest.mark.parametrize("level, copies", [("token", 3), ("span", 2 * 3 + 1)], ids=["token", "span"])
 def test_memory_beyond_inputs_and_gradients(level, copies):
-    """Far from the matrix of similarities, let alone normalised copies of the speech."""
+    """Far from the matrix of similarities, let alone normalized copies of the speech."""
     arguments = batch_of(1500, 128, 1024, 8)
     speech, text = (x.requires_grad_() for x in arguments[:2])
 

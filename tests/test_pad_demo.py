@@ -2,6 +2,8 @@
 
 import json
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -62,11 +64,11 @@ def test_a_word_glued_to_the_one_before_is_not_known():
 
 
 def test_hit_rate_of_a_student_that_knows_every_word():
-    centres = torch.arange(10, dtype=torch.float64) / 10 + 0.05
+    centers = torch.arange(10, dtype=torch.float64) / 10 + 0.05
     words = word_times("one two", {0: 0.0, 4: 0.5}, 1.0)
     embeddings = torch.eye(2)
-    knowing = Encoded(embeddings.repeat_interleave(5, dim=0), centres, means=embeddings)
-    mistaken = Encoded(embeddings.flip(0).repeat_interleave(5, dim=0), centres, means=embeddings)
+    knowing = Encoded(embeddings.repeat_interleave(5, dim=0), centers, means=embeddings)
+    mistaken = Encoded(embeddings.flip(0).repeat_interleave(5, dim=0), centers, means=embeddings)
     assert word_hit_rate([knowing], [words], [embeddings]) == {"hit_rate": 1.0, "chance": 0.5, "words": 2}
     assert word_hit_rate([mistaken], [words], [embeddings])["hit_rate"] == 0.0
 
@@ -150,6 +152,12 @@ def test_pictures_of_losses_and_scores(tmp_path, scores):
     draw_losses(tmp_path / "losses.png", {name: [1.0, 0.9, 0.8] for name in STUDENTS[1:]})
     for path in tmp_path.iterdir():
         assert image.imread(path)[..., :3].std() > 0.05
+
+
+def test_pictures_leave_the_backend_of_a_notebook_as_it_is():
+    code = "import matplotlib; matplotlib.use('svg'); import pad.demo.pictures; print(matplotlib.get_backend())"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.split() == ["svg"]
 
 
 def test_a_random_copy_shares_nothing_but_its_shape():

@@ -10,6 +10,7 @@ pytest.importorskip("transformers")
 
 from pad.cli import main  # noqa: E402
 from pad.demo import prompts, recordings  # noqa: E402
+from pad.demo.config import DemoConfig  # noqa: E402
 from pad.errors import UserError  # noqa: E402
 
 
@@ -32,6 +33,14 @@ def test_sources_are_named_by_their_files(tmp_path):
     words = sources["first"][0].words
     assert [(word.text, word.start, word.end, word.known) for word in words] == [(*word, True) for word in WORDS]
     assert [item.transcript for item in recordings.with_enough_words(sources["second"])] == ["good evening all"]
+
+
+def test_without_a_folder_the_usual_one_is_searched_alone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, "mine", ROW)
+    assert recordings.find(DemoConfig().recordings) is None and recordings.find("") is None
+    recordings.DEFAULT.mkdir(parents=True)
+    assert recordings.find("") == recordings.DEFAULT
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,8 @@ from pad.evaluate.words import Encoded  # noqa: E402
 
 
 def heard(frames):
-    centres = torch.arange(len(frames), dtype=torch.float64) / 10 + 0.05
-    return Encoded(frames, centres, means=frames.mean(dim=0, keepdim=True))
+    centers = torch.arange(len(frames), dtype=torch.float64) / 10 + 0.05
+    return Encoded(frames, centers, means=frames.mean(dim=0, keepdim=True))
 
 
 def test_found_words_are_counted_by_utterance():

@@ -245,7 +245,7 @@ def test_texts_are_cut_to_the_teachers_positions(models, tmp_path, config, usabl
     text, mask = tokenize(tokenizer, ["good morning " * 9])
     assert mask.shape == (1, usable)
     teacher = Teacher(model, tokenizer, True)
-    teacher.centre(["good morning " * 9], "cpu")
+    teacher.center(["good morning " * 9], "cpu")
     assert teacher(text["input_ids"], text["attention_mask"], mask)[0].shape == (1, usable, 64)
 
 
@@ -295,7 +295,7 @@ def test_what_is_saved_is_readable_by_others_and_complete(models, speech, tmp_pa
             assert path.stat().st_mode & 0o777 == (0o750 if path.is_dir() else 0o640), path
     names = {path.name for path in (tmp_path / "run" / "checkpoints" / "checkpoint-1").iterdir()}
     assert "preprocessor_config.json" in names and not any("tokenizer" in name or "vocab" in name for name in names)
-    line = f"{models['student']}: no feature extractor there; assumed: 16000 Hz, normalised, without a mask"
+    line = f"{models['student']}: no feature extractor there; assumed: 16000 Hz, normalized, without a mask"
     assert line in capsys.readouterr().out.splitlines()
 
 

@@ -20,7 +20,7 @@ from transformers import (  # noqa: E402
 )
 
 from pad import record_significance  # noqa: E402
-from pad.priors import families  # noqa: E402
+from pad.priors import families, replacing  # noqa: E402
 from pad.priors.attention import IMPLEMENTATION  # noqa: E402
 from pad.priors.record import records  # noqa: E402
 from pad.step.objective import PRESETS  # noqa: E402
@@ -65,7 +65,7 @@ def test_threads_on_one_model_have_their_own_records(kind):
     for thread in threads:
         thread.join(timeout=60)
     assert not errors and all(close(found[number], expected[number]) for number in range(4))
-    assert model.config._attn_implementation == before and not records and not families._in_use
+    assert model.config._attn_implementation == before and not records and not replacing._in_use
 
 
 def test_a_model_that_another_thread_runs_is_not_recorded():

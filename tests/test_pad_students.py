@@ -125,9 +125,9 @@ def test_lengths(kind, lengths):
     assert torch.equal(mask.sum(dim=1), expected) and mask.shape[1] == expected.max()
     with torch.no_grad():
         assert student.encoder(**inputs).last_hidden_state.shape[1] == mask.shape[1]
-    centres = student.front_end.layout.centres(int(expected[0]))
-    assert centres[0] >= 0 and centres[-1] <= lengths[0]
-    assert torch.allclose(centres.diff(), torch.tensor(float(student.front_end.layout.hop), dtype=torch.float64))
+    centers = student.front_end.layout.centers(int(expected[0]))
+    assert centers[0] >= 0 and centers[-1] <= lengths[0]
+    assert torch.allclose(centers.diff(), torch.tensor(float(student.front_end.layout.hop), dtype=torch.float64))
 
 
 _students: dict = {}

@@ -201,7 +201,7 @@ def as_before(cache: Path, monkeypatch, folder: Path) -> list[Path]:
             entry = {"embeddings": embeddings.contiguous(), "prior": prior.contiguous()}
             path = self.folder / name[:2] / f"{name[2:]}.safetensors"
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(save(entry, {"key": name, "content": teacher_cache._content(entry)}))
+            path.write_bytes(save(entry, {"key": name, "content": teacher_cache.digest_of_tensors(entry)}))
 
     with monkeypatch.context() as patch:
         patch.setattr(teacher_cache, "_Folder", Earlier)

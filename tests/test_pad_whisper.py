@@ -15,7 +15,7 @@ import torch
 pytest.importorskip("transformers")
 
 from student_models import LAYERS, SECONDS, WIDTH, new_extractor, save_speech, save_teacher, save_whisper, waves  # noqa: E402
-from test_pad_evaluate import write_commands  # noqa: E402
+from superb_miniatures import write_commands  # noqa: E402
 from transformers import AutoModel, Wav2Vec2Config, WhisperForConditionalGeneration, pipeline  # noqa: E402
 
 from pad.cli import main  # noqa: E402
@@ -87,15 +87,15 @@ def test_all_other_files_are_as_they_were(paths, whole):
     assert before == after
 
 
-def test_it_is_a_recogniser_still(paths, whole):
+def test_it_is_a_recognizer_still(paths, whole):
     """With the distilled encoder before the checkpoint's own decoder and tokenizer."""
     audio = {"raw": waves(16000)[0], "sampling_rate": 16000}
-    recogniser = pipeline("automatic-speech-recognition", model=str(whole / "student"))
+    recognizer = pipeline("automatic-speech-recognition", model=str(whole / "student"))
     model = WhisperForConditionalGeneration.from_pretrained(paths["student"])
-    model.model.encoder.load_state_dict(recogniser.model.model.encoder.state_dict())
-    parts = {"tokenizer": recogniser.tokenizer, "feature_extractor": new_extractor("whisper", model)}
+    model.model.encoder.load_state_dict(recognizer.model.model.encoder.state_dict())
+    parts = {"tokenizer": recognizer.tokenizer, "feature_extractor": new_extractor("whisper", model)}
     expected = pipeline("automatic-speech-recognition", model=model, **parts)(dict(audio))["text"]
-    assert expected and recogniser(dict(audio))["text"] == expected
+    assert expected and recognizer(dict(audio))["text"] == expected
 
 
 def test_resumed_run_has_the_bits_of_one_that_was_not_stopped(paths, whole, tmp_path):
@@ -194,9 +194,9 @@ def test_words_and_priors(paths):
     found = encode(student.encoder, Collator(student.front_end, tokenizer), SpeechTextDataset(utterances, 16000),
                    batch_size=3, with_prior=True)  # fmt: skip
     for item, utterance in zip(found, utterances, strict=True):
-        assert len(item.frames) == len(item.centres) == len(item.prior) == int(utterance.duration * 50 + 1e-6)
+        assert len(item.frames) == len(item.centers) == len(item.prior) == int(utterance.duration * 50 + 1e-6)
         assert item.prior.sum() == pytest.approx(1, abs=1e-4) and item.means.shape == (LAYERS + 1, WIDTH)
-        assert 0 <= item.centres[0] and item.centres[-1] < utterance.duration
+        assert 0 <= item.centers[0] and item.centers[-1] < utterance.duration
 
 
 @pytest.mark.parametrize("options", [[], ["--pad-to-max-length"]], ids=["as long as it is", "padded"])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from inputs import KINDS, make_inputs, make_mask
 
-from pad_kernels import pad_loss, select_spans, significance, significance_from_attentions
+from pad_kernels import alignment_matrix, pad_loss, select_spans, significance, significance_from_attentions
 from pad_kernels.backends import reference
 from pad_kernels.inputs import AlignmentInputs, Needed, Saved
 
@@ -23,7 +23,9 @@ def close(value, truth):
 def test_alignment(kind, units, temperature):
     inputs = make_inputs(4, 13, 6, 5, kind=kind, units=units, dtype=torch.float64, seed=3)
     found = reference.alignment(inputs.at(temperature))
-    matrix = reference.alignment_matrix(inputs.at(temperature))
+    spans = None if units is None else (inputs.start, inputs.end)
+    real, prior = inputs.frame_prior >= 0, inputs.frame_prior.clamp(min=0)
+    matrix = alignment_matrix(*inputs[:2], spans, real, inputs.token_mask, prior, temperature, "reference")
     for b in range(4):
         speech, text, prior, token_mask = (x[b].numpy() for x in inputs[:4])
         spans = None if units is None else list(zip(inputs.start[b].tolist(), inputs.end[b].tolist()))

@@ -98,6 +98,12 @@ def test_the_summary_has_what_a_gpu_gave(cpu_results, gpu_results):
     times = [result["variants"]["ours"]["ms"]["p50"] / result["variants"]["plain"]["ms"]["p50"] for result in steps]
     spread = " to ".join(dict.fromkeys(f"{time:.2f}x" for time in (min(times), max(times))))
     assert f". Training step: {spread} the GPU time" in _summary(cpu_results)
+    steps = json.loads((cpu_results / "step_cuda.json").read_text(encoding="utf-8"))
+    steps["results"][0]["variants"]["plain"]["ms"]["late"] = 1.0
+    _write(cpu_results, steps, "step_cuda.json")
+    assert f". Training step: {spread} the time between events" in _summary(cpu_results)
+    drawn = report.fill("<!-- step-cuda -->\n<!-- /step-cuda -->", cpu_results)
+    assert "Time between events, waits for the host included, median of 5 steps" in drawn
     (cpu_results / "step_cuda.json").unlink()
 
     _write(cpu_results, gpu_results, "compiled_cuda.json")
@@ -120,6 +126,11 @@ def test_a_provider_that_failed_on_a_gpu_is_said(cpu_results, gpu_results):
     cells = dict(zip(header.split(" | "), row.split(" | ")))
     assert cells["eager-scaled, ms"] == "failed" and cells["peer, ms"] == "-"
     assert cells["pad_kernels, wall ms"] == "5 (5-5)" and cells["vs eager"] == "4.5x"
+    assert "late" not in table
+    gpu_results["results"][0]["providers"]["eager"]["ms"]["late"] = 0.5
+    _write(cpu_results, gpu_results)
+    table = report.fill("<!-- align-cuda -->\n<!-- /align-cuda -->", cpu_results)
+    assert "| 9 (9-9), late |" in table and "; late: waits for the host included; a card" in table
 
 
 def test_goals_on_a_gpu_are_judged_by_the_worst_case(cpu_results, gpu_results):

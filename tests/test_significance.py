@@ -110,7 +110,7 @@ def test_no_gradient(backend):
     assert not significance_from_attentions((query @ query.mT).softmax(-1)).requires_grad
 
 
-def test_definition_averages_layers_after_normalising():
+def test_definition_averages_layers_after_normalizing():
     one = torch.tensor([[[0.5, 0.5], [0.5, 0.5]]])
     other = torch.tensor([[[1.0, 0.0], [1.0, 0.0]]])
     assert torch.allclose(significance_from_attentions([one, other * 10]), torch.tensor([[0.75, 0.25]]))

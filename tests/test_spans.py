@@ -71,6 +71,17 @@ def test_worked_example(backend):
     assert list(zip(start[0].tolist(), end[0].tolist())) == [(0, 4), (4, 8), (8, 12)]
 
 
+@pytest.mark.parametrize("how", HOW)
+@pytest.mark.parametrize("count", [16, 17, 40])
+def test_many_scales(backend, how, count):
+    """More than a launch takes at once on a GPU."""
+    generator = torch.Generator().manual_seed(count)
+    prior, mask = torch.rand(3, 90, generator=generator), make_mask("holes", 3, 90, generator)
+    arguments = dict(scales=[0.1 * (scale + 1) for scale in range(count)], anchors=how)
+    found = select_spans(prior, mask, torch.tensor([4, 9, 0]), **arguments, backend=backend)
+    assert equal(found, select_spans(prior, mask, torch.tensor([4, 9, 0]), **arguments, backend="reference"))
+
+
 def test_left_padding_clips_to_the_real_frames(backend):
     mask = torch.arange(10)[None] >= 6
     start, end = select_spans(None, mask, 2, scales=(2,), backend=backend)

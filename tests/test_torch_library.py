@@ -9,7 +9,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pad_kernels import align, pad_loss, select_spans, significance
+from pad_kernels import align, alignment_matrix, pad_loss, select_spans, significance
 
 LEVELS = ["global", "token", "span"]
 OPS = torch.ops.pad_kernels
@@ -251,6 +251,17 @@ def test_autocast_does_not_lower_the_precision(backend, dtype, level):
     assert found[0].dtype == torch.float32
     for one, other in zip(found, expected):
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.1])
+def test_autocast_leaves_the_alignment_as_it_is(temperature):
+    inputs = make_inputs(2, 30, 7, 64, kind="full", seed=3)
+    for function in (lambda: alignment_matrix(*inputs[:2], temperature=temperature),
+                     lambda: align(*inputs[:2], temperature=temperature).similarity):  # fmt: skip
+        expected = function()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found = function()
+        assert found.dtype == torch.float32 and torch.equal(found, expected)
 
 
 @pytest.mark.parametrize("level", LEVELS)

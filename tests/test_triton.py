@@ -56,7 +56,7 @@ def test_choices_depend_on_sizes_alone():
 
     for table in (
         configurations.SCORE,
-        configurations.SCORE_SPANS,
+        configurations.SPAN_SCORES,
         configurations.UNIT_GRADIENT,
         configurations.UNIT_GRADIENT_SPANS,
         configurations.TEXT_GRADIENT,

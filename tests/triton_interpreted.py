@@ -20,7 +20,7 @@ from pad_kernels.backends.triton import BACKEND as backend
 from pad_kernels.inputs import ANCHORS, LEVELS, REDUCTIONS, AlignmentInputs, Needed, PoolingInputs, SpanInputs
 
 make_fast()
-significance = backend.function("significance")
+significance = backend.significance
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SPANS = pytest.mark.parametrize("spans", [False, True], ids=["frames", "spans"])
 TEMPERATURES = pytest.mark.parametrize("temperature", [0.0, 0.1], ids=["hard", "soft"])
@@ -198,6 +198,21 @@ def test_ties_go_to_the_lower_index(spans, frames):
         assert backend.alignment_forward(inputs).unit.tolist() == [[3, 0]]
 
 
+@TEMPERATURES
+def test_spans_with_the_same_bounds_tie_between_tiles(temperature):
+    """However the frames around them are read."""
+    for seed in range(5):
+        generator = torch.Generator().manual_seed(seed)
+        speech, prior = torch.randn(1, 60, 64, generator=generator), torch.rand(1, 60, generator=generator) + 0.1
+        text = speech[:, 21:37].mean(1, keepdim=True)
+        start = torch.full((1, 20), 20, dtype=torch.int32)
+        end = start + 1
+        end[0, [0, 18]] = 37
+        start[0, [1, 19]] = torch.tensor([3, 7], dtype=torch.int32)  # the tiles begin at different frames
+        inputs = AlignmentInputs(speech, text, prior, torch.ones(1, 1, dtype=torch.bool), start, end, temperature)
+        assert backend.alignment_forward(inputs).unit.tolist() == [[0]]
+
+
 def test_tokens_that_share_a_unit_are_summed():
     """Hard: every token has chosen frame 2."""
     inputs = make_inputs(1, 5, 40, 16, kind="full")
@@ -321,6 +336,59 @@ def test_repeated_runs_give_the_same_bits():
     inputs = make_inputs(2, 150, 20, 48, units=40, dtype=torch.bfloat16)
     runs = [run(inputs, 0.1, random_grad(inputs)) for _ in range(3)]
     assert all(torch.equal(one, other) for again in runs[1:] for one, other in zip(runs[0], again))
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_programs_may_end_in_any_order(level, monkeypatch):
+    """Whichever is the last merges the others' results, and gets the same bits."""
+    arguments = loss_arguments("ragged", torch.bfloat16, True, width=520)
+
+    def found():
+        return [loss_and_gradients(level, temperature, "mean", arguments, "triton") for temperature in (0.0, 0.1)]
+
+    expected = found()
+    set_index = InterpreterBuilder.set_grid_idx
+    for step in (-1, 7919):  # a prime that divides no number of programs: each runs once
+
+        def in_another_order(self, x, y, z, step=step):
+            set_index(self, (step * x + 3) % self.grid_dim[0], y, z)
+
+        monkeypatch.setattr(InterpreterBuilder, "set_grid_idx", in_another_order)
+        for one, other in zip(found(), expected):
+            assert all(torch.equal(x, y) for x, y in zip(one, other))
+
+
+@TEMPERATURES
+@pytest.mark.parametrize("level", ["token", "span"])
+@pytest.mark.parametrize("common", [0.0, 10.0])
+def test_gradients_of_what_is_nearly_parallel(level, temperature, common):
+    """Little is left of what is summed, of embeddings that are aligned or have a large mean in common."""
+    generator = torch.Generator().manual_seed(0)
+    text = torch.randn(2, 6, 64, generator=generator) + common * torch.randn(64, generator=generator)
+    speech = text.repeat_interleave(5, 1)
+    speech = speech + (0.5 if common else 0.03) * torch.randn(speech.shape, generator=generator)
+    sides = None, None, torch.rand(2, 30, generator=generator) + 0.1, None
+    arguments = speech.to(torch.bfloat16), text.to(torch.bfloat16), *sides
+    wide = [x if x is None else x.double() for x in arguments]
+    found = loss_and_gradients(level, temperature, "mean", arguments, "triton")
+    expected = loss_and_gradients(level, temperature, "mean", wide, "reference")
+    for value, correct in zip(found[1:], expected[1:]):
+        assert relative_error(value, correct) <= 1e-2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("scale", [1e-36, 1e35])
+@pytest.mark.parametrize("level", LEVELS)
+def test_losses_with_priors_of_any_scale(level, scale, dtype):
+    """Neither sums of priors and frames nor gradients over such sums leave the range."""
+    arguments = loss_arguments("ragged", dtype, True)
+    speech_prior = arguments[4] * scale
+    arguments = *arguments[:4], speech_prior, arguments[5]
+    wide = [x.double() if x.is_floating_point() else x for x in arguments]
+    found = loss_and_gradients(level, 0.1, "mean", arguments, "triton", upstream=65536.0)
+    expected = loss_and_gradients(level, 0.1, "mean", wide, "reference", upstream=65536.0)
+    for value, correct in zip(found, expected):
+        assert relative_error(value, correct) <= BAR[dtype]
 
 
 SIGNIFICANCE_SHAPES = [(1, 1, 1, 16), (2, 3, 49, 24), (1, 2, 150, 64), (1, 1, 140, 80), (1, 1, 70, 200)]
@@ -466,11 +534,12 @@ def test_a_nan_reaches_the_pooled_distance():
 LOSSES = [("token", 0.0), ("token", 0.1), ("span", 0.0), ("span", 0.1), ("global", 0.0)]
 
 
-def loss_and_gradients(level, temperature, reduction, arguments, name, **options):
+def loss_and_gradients(level, temperature, reduction, arguments, name, upstream=1.0, **options):
     speech, text = (x.detach().requires_grad_() for x in arguments[:2])
     loss = pad_loss(speech, text, *arguments[2:], level=level, temperature=temperature, reduction=reduction,
                     backend=name, **options)  # fmt: skip
-    return loss.detach(), *torch.autograd.grad(loss, (speech, text), torch.arange(1.0, 1 + loss.numel()).view_as(loss))
+    grad = upstream * torch.arange(1.0, 1 + loss.numel()).view_as(loss)
+    return loss.detach(), *torch.autograd.grad(loss, (speech, text), grad)
 
 
 def loss_arguments(kind, dtype, priors, seed=0, width=24):

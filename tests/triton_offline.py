@@ -67,7 +67,7 @@ def launches(every=False):
             for width in HEAD_WIDTHS + (RARE_HEAD_WIDTHS if every else ()):
                 query = empty(32, 12, 750, width, dtype=dtype)
                 for lse in (None, empty(32, 12, 750)):
-                    BACKEND.function("significance")(query, query, None, width**-0.5, lse)
+                    BACKEND.significance(query, query, None, width**-0.5, lse)
         select(BACKEND)
     return list(dict.fromkeys(launch.specialisation for launch in found)), entries - reached
 

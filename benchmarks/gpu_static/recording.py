@@ -169,4 +169,4 @@ def perform_significance(query: torch.Tensor, key: torch.Tensor, mask: torch.Ten
     """The significance prior of a layer."""
     from pad_kernels.backends.triton import BACKEND
 
-    BACKEND.function("significance")(query, key, mask, query.shape[3] ** -0.5, None)
+    BACKEND.significance(query, key, mask, query.shape[3] ** -0.5, None)

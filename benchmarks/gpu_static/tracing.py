@@ -78,11 +78,12 @@ class _Memory:
         """Sectors of an access, and the memory that most of them are new of (-1: touched before)."""
         place = max(int(np.searchsorted(self.bases, addresses.min(), side="right")) - 1, 0)
         sectors = np.unique((addresses - self.bases[place]) // np.uint64(SECTOR)).astype(np.int64)
-        marks = (self.written if writes else self.read)[place]
-        sectors = sectors[sectors < len(marks)]
-        known = marks[sectors].mean() if len(sectors) else 1.0
-        marks[sectors] = True
-        return len(sectors), place if known < 0.5 else -1
+        read, written = self.read[place], self.written[place]
+        sectors = sectors[sectors < len(written)]
+        known = written[sectors] if writes else read[sectors] | written[sectors]
+        # What the kernel has written itself is still in the cache.
+        (written if writes else read)[sectors[~known]] = True
+        return len(sectors), place if len(sectors) and known.mean() < 0.5 else -1
 
     def summary(self) -> dict[int, tuple[int, int]]:
         """By address: sectors read, and written."""

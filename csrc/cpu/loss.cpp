@@ -87,7 +87,7 @@ void choose_spans(const LocalLossForward& a) {
                       : anchors.empty()       ? tokens.data()
                                               : anchors.data();
   spans.scales = a.selection.scales;
-  spans.anchors = a.frames.prior ? a.selection.anchors : Anchors::stride;  // there is nothing else to choose by
+  spans.anchors = a.selection.anchors;
   spans.start = a.start;
   spans.end = a.end;
   spans.threads = a.alignment.threads;

@@ -127,7 +127,7 @@ struct Significance {
     }
   }
 
-  // Adds heads and chunks in order, normalises, and puts the result at its positions.
+  // Adds heads and chunks in order, normalizes, and puts the result at its positions.
   void merge(int64_t b) const {
     S* out = static_cast<S*>(a.out) + b * a.length;
     fill_zero(out, a.length);

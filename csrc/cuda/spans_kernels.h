@@ -5,16 +5,18 @@
 
 #include <type_traits>
 
+#include "reduce.h"
 #include "spans.h"
 
 namespace pad::cuda {
 
 constexpr int SPAN_THREADS = 256;
-constexpr int MAX_SCALES = 16;
+constexpr int SCALES_AT_ONCE = 16;
 
 struct SpanParameters {
   SpanArguments a;
-  double scales[MAX_SCALES];
+  int64_t first_scale, scale_count;  // of those that this launch writes
+  double scales[SCALES_AT_ONCE];
   uint8_t* state;  // [batch, frames]: a State of each frame
 };
 
@@ -22,19 +24,6 @@ enum State : uint8_t { FREE, RULED_OUT, CHOSEN };
 
 __device__ inline uint32_t bits_of(float value) { return __float_as_uint(value); }
 __device__ inline uint64_t bits_of(double value) { return static_cast<uint64_t>(__double_as_longlong(value)); }
-
-// Reduces over the block, for every thread; `scratch` has room for SPAN_THREADS values.
-template <class T, class Combine>
-__device__ T block_reduce(T value, T* scratch, Combine combine) {
-  __syncthreads();
-  scratch[threadIdx.x] = value;
-  for (unsigned half = SPAN_THREADS / 2; half > 0; half /= 2) {
-    __syncthreads();
-    if (threadIdx.x < half) scratch[threadIdx.x] = combine(scratch[threadIdx.x], scratch[threadIdx.x + half]);
-  }
-  __syncthreads();
-  return scratch[0];
-}
 
 // How many threads before this one say yes, and how many in all.
 __device__ inline int rank_in_block(bool yes, int& total) {
@@ -60,7 +49,7 @@ class SpanSelection {
     int64_t frame;
   };
   union Scratch {
-    int64_t number[SPAN_THREADS];
+    int64_t number[SPAN_THREADS / 32];
     Candidate candidate[SPAN_THREADS];
   };
 
@@ -74,7 +63,7 @@ class SpanSelection {
         state_(p.state + b * p.a.frames) {}
 
   __device__ void run() {
-    const int64_t units = a_.max_anchors * a_.scale_count;
+    const int64_t units = p_.first_scale ? 0 : a_.max_anchors * a_.scale_count;
     for (int64_t u = threadIdx.x; u < units; u += SPAN_THREADS) a_.start[b_ * units + u] = a_.end[b_ * units + u] = 0;
     int64_t count = 0, first = a_.frames, past = 0;
     for (int64_t i = threadIdx.x; i < a_.frames; i += SPAN_THREADS) {
@@ -87,8 +76,8 @@ class SpanSelection {
     const auto smaller = [](int64_t x, int64_t y) { return x < y ? x : y; };
     const auto larger = [](int64_t x, int64_t y) { return x > y ? x : y; };
     real_ = sum(count);
-    first_ = block_reduce(first, scratch_.number, smaller);
-    past_ = block_reduce(past, scratch_.number, larger);
+    first_ = block_reduce<SPAN_THREADS>(first, scratch_.number, smaller);
+    past_ = block_reduce<SPAN_THREADS>(past, scratch_.number, larger);
     wanted_ = smaller(a_.num_anchors[b_], a_.max_anchors);
     const int64_t tokens = a_.num_tokens[b_];
     if (real_ == 0 || tokens <= 0 || wanted_ <= 0) return;
@@ -105,7 +94,7 @@ class SpanSelection {
   __device__ bool candidate(int64_t i) const { return mask_[i] && prior_[i] > 0; }
 
   __device__ int64_t sum(int64_t value) {
-    return block_reduce(value, scratch_.number, [](int64_t x, int64_t y) { return x + y; });
+    return block_reduce<SPAN_THREADS>(value, scratch_.number);
   }
 
   __device__ int64_t count_from(Bits least) {
@@ -144,16 +133,28 @@ class SpanSelection {
       Candidate best{0, a_.frames};
       for (int64_t i = threadIdx.x; i < a_.frames; i += SPAN_THREADS)
         if (candidate(i) && state_[i] == FREE && prior_[i] > best.prior) best = {prior_[i], i};
-      best = block_reduce(best, scratch_.candidate, [](const Candidate& x, const Candidate& y) {
-        if (x.prior != y.prior) return x.prior > y.prior ? x : y;
-        return x.frame < y.frame ? x : y;
-      });
+      best = best_of_block(best);
       if (best.frame == a_.frames) return;
       const int64_t last = min(best.frame + reach, a_.frames - 1);
       for (int64_t i = max(best.frame - reach, int64_t{0}) + threadIdx.x; i <= last; i += SPAN_THREADS)
         state_[i] = i == best.frame ? CHOSEN : RULED_OUT;
       __syncthreads();
     }
+  }
+
+  // The highest prior over the block; of equal ones the earlier frame.
+  __device__ Candidate best_of_block(const Candidate& own) {
+    Candidate* all = scratch_.candidate;
+    __syncthreads();
+    all[threadIdx.x] = own;
+    for (unsigned half = SPAN_THREADS / 2; half > 0; half /= 2) {
+      __syncthreads();
+      if (threadIdx.x >= half) continue;
+      const Candidate &x = all[threadIdx.x], &y = all[threadIdx.x + half];
+      if (y.prior > x.prior || (y.prior == x.prior && y.frame < x.frame)) all[threadIdx.x] = y;
+    }
+    __syncthreads();
+    return all[0];
   }
 
   __device__ void emit_chosen() {
@@ -185,9 +186,9 @@ class SpanSelection {
   }
 
   __device__ void emit(int64_t k, int64_t anchor) const {
-    const int64_t place = (b_ * a_.max_anchors + k) * a_.scale_count;
+    const int64_t place = (b_ * a_.max_anchors + k) * a_.scale_count + p_.first_scale;
     const double most = 2.0 * static_cast<double>(a_.frames) + 1.0;  // covers them all
-    for (int64_t s = 0; s < a_.scale_count; ++s) {
+    for (int64_t s = 0; s < p_.scale_count; ++s) {
       // Rounded twice, as the reference does: no fused multiply-add.
       const double width = floor(__dadd_rn(__dmul_rn(p_.scales[s], xi_), 0.5));
       const int64_t frames = width > 1 ? static_cast<int64_t>(width < most ? width : most) : 1;

@@ -19,7 +19,7 @@ from pad.align.utterance import SOFT_TEMPERATURE, AlignedUtterance
 from pad.files import whole_file
 
 _BLUE, _ORANGE = "#1f6f8b", "#d1793b"
-_SHADES = (_BLUE, "#7fb2c4")  # of neighbouring words
+_SHADES = (_BLUE, "#7fb2c4")  # of neighboring words
 _WINDOW, _STEP, _MELS = 0.025, 0.01, 64  # seconds, seconds, bands
 
 
@@ -94,17 +94,17 @@ def _draw_sound(axes, utterance: AlignedUtterance) -> None:
 def _draw_speech_prior(axes, utterance: AlignedUtterance, prior: torch.Tensor) -> list:
     """The prior relative to a uniform one, and the anchors; returns the entries of the legend."""
     values = prior.numpy() * len(prior)
-    centres = utterance.centres.numpy()
+    centers = utterance.centers.numpy()
     uniform = axes.axhline(1.0, color="black", linewidth=0.8, linestyle=":", label="uniform prior")
-    axes.fill_between(centres, 1.0, values, color=_BLUE, alpha=0.3, linewidth=0)
-    axes.plot(centres, values, color=_BLUE, linewidth=0.9)
+    axes.fill_between(centers, 1.0, values, color=_BLUE, alpha=0.3, linewidth=0)
+    axes.plot(centers, values, color=_BLUE, linewidth=0.9)
     axes.set_ylabel("speech prior\n× frames", fontsize=8)
     axes.margins(y=0.12)
     _small(axes)
     if utterance.objective.level != "span":
         return [uniform]
     places = _anchors(utterance)
-    anchors = axes.plot(centres[places], values[places], "o", color=_BLUE, markersize=3.5, label="span anchors")
+    anchors = axes.plot(centers[places], values[places], "o", color=_BLUE, markersize=3.5, label="span anchors")
     return [uniform, *anchors]
 
 
@@ -113,10 +113,10 @@ def _anchors(utterance: AlignedUtterance) -> list[int]:
     if not utterance.tokens:
         return []
     scales = utterance.objective.scales
-    width = max(1, math.floor(scales[0] * len(utterance.centres) / len(utterance.tokens) + 0.5))
+    width = max(1, math.floor(scales[0] * len(utterance.centers) / len(utterance.tokens) + 0.5))
     pairs = zip(utterance.start[:: len(scales)].tolist(), utterance.end[:: len(scales)].tolist())
     first = [start if start > 0 else end - width for start, end in pairs if end > start]
-    return sorted({min(max(place + width // 2, 0), len(utterance.centres) - 1) for place in first})
+    return sorted({min(max(place + width // 2, 0), len(utterance.centers) - 1) for place in first})
 
 
 def _draw_text_prior(axes, prior: torch.Tensor) -> None:
@@ -135,9 +135,9 @@ def _draw_matrix(axes, utterance: AlignedUtterance, height: float, scale) -> lis
     weights = utterance.frame_matrix()
     weights = weights / weights.amax(dim=1, keepdim=True).clamp_min(1e-12)
     if not utterance.tokens:  # a text of marks alone, such as an accent without its letter: an empty row
-        weights = weights.new_zeros(1, len(utterance.centres))
+        weights = weights.new_zeros(1, len(utterance.centers))
     half, tokens = utterance.hop / 2, len(weights)
-    left, right = float(utterance.centres[0]) - half, float(utterance.centres[-1]) + half
+    left, right = float(utterance.centers[0]) - half, float(utterance.centers[-1]) + half
     image = axes.imshow(weights, aspect="auto", cmap="Greys", vmin=0, vmax=1, interpolation="nearest",
                         extent=(left, right, tokens - 0.5, -0.5))  # fmt: skip
     axes.figure.colorbar(image, cax=scale, label="weight / largest of the token")
@@ -145,8 +145,8 @@ def _draw_matrix(axes, utterance: AlignedUtterance, height: float, scale) -> lis
     box: dict[str, Any] = {"fill": False, "edgecolor": _ORANGE, "linewidth": 1.5}
     for row, unit in enumerate(utterance.unit.tolist()):
         if unit >= 0:
-            start = float(utterance.centres[int(utterance.start[unit])]) - half
-            end = float(utterance.centres[int(utterance.end[unit]) - 1]) + half
+            start = float(utterance.centers[int(utterance.start[unit])]) - half
+            end = float(utterance.centers[int(utterance.end[unit]) - 1]) + half
             axes.add_patch(Rectangle((start, row - 0.42), end - start, 0.84, **box))
     chosen = "span" if utterance.objective.level == "span" else "frame"
     handles = [Patch(**box, label=f"{chosen} aligned with the token")]

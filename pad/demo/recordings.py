@@ -29,9 +29,9 @@ def fetch(folder: Path) -> Path:
     return folder
 
 
-def find(folder: str | None) -> Path | None:
+def find(folder: str) -> Path | None:
     """The given folder, or else the default one if it is there, or None; UserError if the given one is missing."""
-    if folder is None:
+    if not folder:
         return DEFAULT if DEFAULT.is_dir() else None
     if not Path(folder).is_dir():
         raise UserError(f"recordings: {folder} is not a folder")

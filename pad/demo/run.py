@@ -94,7 +94,7 @@ def _parents_made(folder: Path) -> Iterator[None]:
         raise
 
 
-def _recordings(folder: str | None, recipe: DemoRecipe) -> dict[str, list]:
+def _recordings(folder: str, recipe: DemoRecipe) -> dict[str, list]:
     """Real speech by source; says what is left out."""
     found = real_recordings.find(folder)
     if found is None:
@@ -145,7 +145,7 @@ class _Demo:
             with self._stage("warming up", recipe.warm_up_steps) as bar:
                 warm_up_losses = warm_up_on(student.encoder, corpus, recipe, bar.update)
         with self._stage("encoding text"):
-            teacher.centre([item.transcript for item in corpus.free["train"]], "cpu")
+            teacher.center([item.transcript for item in corpus.free["train"]], "cpu")
         encoders: dict[str, PreTrainedModel] = {"undistilled": student.encoder}
         losses: dict[str, list[float]] = {}
         for name, encoder in self._copies(student).items():
@@ -193,10 +193,9 @@ class _Demo:
         transcripts = [item.transcript for item in corpus.free["train"]]
         if name == "shuffled":
             random.Random(self.recipe.seed).shuffle(transcripts)
-        return distil_on(
-            encoder, corpus.free["train"], transcripts, collator, teacher, goal, self.recipe, self.scratch / name,
-            f"distilling ({name})",
-        )  # fmt: skip
+        dataset = SpeechTextDataset(corpus.free["train"], SAMPLING_RATE, transcripts)
+        title = f"distilling ({name})"
+        return distill_on(encoder, dataset, collator, teacher, goal, self.recipe, self.scratch / name, title)
 
 
 def warm_up_on(encoder, corpus: Corpus, recipe: DemoRecipe, progress) -> list[float]:
@@ -210,10 +209,9 @@ def warm_up_on(encoder, corpus: Corpus, recipe: DemoRecipe, progress) -> list[fl
     return losses
 
 
-def distil_on(
-    encoder, spoken: list, transcripts: list[str], collator, teacher, goal, recipe: DemoRecipe, scratch: Path,
-    title: str,
-) -> list[float]:  # fmt: skip
+def distill_on(
+    encoder, dataset: SpeechTextDataset, collator, teacher, goal, recipe: DemoRecipe, scratch: Path, title: str
+) -> list[float]:
     """Distill into an encoder in place with the trainer of `pad distill`; returns the loss of each step."""
     settings = DistillConfig(
         student="", teacher="", data="", output="",
@@ -232,10 +230,10 @@ def distil_on(
         model=encoder,
         args=arguments,
         data_collator=collator,
-        train_dataset=SpeechTextDataset(spoken, SAMPLING_RATE, transcripts),
+        train_dataset=dataset,
         teacher=teacher,
         objective=goal,
-        lengths=[item.duration for item in spoken],
+        lengths=[item.duration for item in dataset.utterances],
     )
     show_progress(trainer, title)
     attention = encoder.config._attn_implementation

@@ -61,7 +61,7 @@ def random_copy(student: Student, seed: int) -> PreTrainedModel:
 
 
 def log_mel(samples: torch.Tensor, layout: FrameLayout) -> torch.Tensor:
-    """Log-mel energies [B, M, 40] around the centre of each frame; samples [B, T] at 16 kHz."""
+    """Log-mel energies [B, M, 40] around the center of each frame; samples [B, T] at 16 kHz."""
     filters = torch.from_numpy(
         mel_filter_bank(_WINDOW // 2 + 1, _MELS, 60.0, 7600.0, SAMPLING_RATE, norm=None, mel_scale="htk")
     ).float()

@@ -5,12 +5,14 @@ from __future__ import annotations
 import shutil
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import save
 from torch import Tensor, distributed
-from transformers import set_seed
+from transformers import PretrainedConfig, set_seed
 
-from pad.data import Report, Utterance, load_utterances
+from pad.data import BadSample, Report, Utterance, load_utterances
+from pad.digests import check_digests, digest_of_tensors, save_digests
 from pad.distill.checkpoints import (
     StopOnSignal,
     after_divergence,
@@ -34,8 +36,10 @@ from pad.step.collate import Collator, SpeechTextDataset
 from pad.step.objective import objective
 from pad.step.teacher import Teacher
 from pad.students import FrontEnd, Student, load_student
-from pad.tokenization import check_tokens, lower_case, warn_of_case
+from pad.tokenization import check_tokens, fault_of_text, lower_case, warn_of_case
 from pad.versions import versions
+
+_ABSENT = object()
 
 
 def distill(config: DistillConfig) -> Path:
@@ -72,11 +76,14 @@ def distill(config: DistillConfig) -> Path:
     if config.gradient_checkpointing:
         _save_memory(student.encoder)
     report = Report(config.on_error)
-    utterances = _read_speech(config, student.front_end, report)
+    utterances = _with_tokens(_read_speech(config, student.front_end, report), tokenizer, report)
     dataset = SpeechTextDataset(utterances, student.front_end.sampling_rate, report=report)
     check_tokens(tokenizer, dataset.transcripts[:200])
     warn_of_case(tokenizer, dataset.transcripts[:200])
     teacher = Teacher(teacher_model, tokenizer, goal.text_prior, config.teacher_layer, config.teacher_cache)
+    whole = student.encoder if student.whole is None else student.whole
+    digests = {name: digest_of_tensors(each.state_dict()) for name, each in (("student", whole),
+               ("teacher", teacher_model))}  # fmt: skip
     with only_run(output) if main else nullcontext():
         if distributed.is_initialized():
             distributed.barrier()
@@ -87,11 +94,13 @@ def distill(config: DistillConfig) -> Path:
             say(f"resume: the run in {output} is finished, its checkpoints are gone; its student stays as it is")
             return folder
         if checkpoint is not None:
+            check_digests(output, digests)
             load_data_state(Path(checkpoint), dataset, arguments.world_size)
         with stable_training(student, config.freeze_feature_encoder), saving_to(output), _left_as_found(output):
             if main:  # before anything else: a folder with settings can be resumed
                 config.save(output / SETTINGS_FILE)
                 write_json(output / "versions.json", versions())
+                save_digests(output, digests)
             trainer = DistillationTrainer(
                 model=model,
                 args=arguments,
@@ -105,7 +114,7 @@ def distill(config: DistillConfig) -> Path:
             say(f"{len(utterances)} utterances, {sum(item.duration for item in utterances) / 3600:.2f} h of speech")
             teacher_model.to(trainer.args.device)
             if config.center_teacher:
-                mean = teacher.centre(dataset.transcripts, trainer.args.device)
+                mean = teacher.center(dataset.transcripts, trainer.args.device)
                 if main:
                     _save_tensor("mean", mean, output / "teacher_mean.safetensors")
             bar = show_progress(trainer, "distilling")
@@ -180,6 +189,19 @@ def _read_speech(config: DistillConfig, front_end: FrontEnd, report: Report) -> 
         )
 
 
+def _with_tokens(utterances: list[Utterance], tokenizer, report: Report) -> list[Utterance]:
+    """The utterances whose transcripts the teacher can read whole; UserError if there are none."""
+    kept = []
+    for utterance, fault in zip(utterances, fault_of_text(tokenizer, [each.transcript for each in utterances])):
+        if fault is None:
+            kept.append(utterance)
+        else:
+            report.refuse(BadSample(f"{utterance.where}: {fault.message}", fault.reason))
+    if not kept:
+        raise UserError(f"data: no transcript that the teacher can read; {report}")
+    return kept
+
+
 def _rotate_left(checkpoint: Path, keep: int) -> None:
     """What a kill kept from being removed; a damaged checkpoint stays until the next one is saved."""
     rotate(checkpoint.parent, keep, int(checkpoint.name.rpartition("-")[2]), remove_later=False)
@@ -231,16 +253,25 @@ def _left_as_found(output: Path):
 def stable_training(student: Student, freeze_feature_encoder: bool = False):
     """During training, switch off what would add noise to the target: SpecAugment and layer dropping (ours).
 
-    The student's config is restored afterwards.
+    The student's configs and modules have their settings back afterwards.
     """
-    config = student.encoder.config
-    kept = {name: getattr(config, name) for name in ("apply_spec_augment", "layerdrop") if hasattr(config, name)}
-    for name in kept:
-        setattr(config, name, type(kept[name])(0))
+    modules = list(student.encoder.modules())
+    found = [config for module in modules if isinstance(config := getattr(module, "config", None), PretrainedConfig)]
+    configs = list({id(config): config for config in found}.values())
+    # Also where it is absent: data2vec has no such setting, and its model then masks.
+    quiet: list[tuple[Any, str, bool | float]] = [(config, "apply_spec_augment", False) for config in configs]
+    # Also of modules: Parakeet's encoder copies it from its config.
+    quiet += [(owner, "layerdrop", 0.0) for owner in [*configs, *modules] if hasattr(owner, "layerdrop")]
+    before: list[tuple[Any, str, Any]] = [(owner, name, getattr(owner, name, _ABSENT)) for owner, name, _ in quiet]
+    for owner, name, value in quiet:
+        setattr(owner, name, value)
     if freeze_feature_encoder:
         student.freeze_convolutions()
     try:
         yield
     finally:
-        for name, value in kept.items():
-            setattr(config, name, value)
+        for owner, name, value in before:
+            if value is _ABSENT:
+                delattr(owner, name)
+            else:
+                setattr(owner, name, value)

@@ -53,7 +53,7 @@ class StudentWithMap(nn.Module):
 
 
 class DistillationTrainer(Trainer):
-    """Trains the student to minimise an objective against a teacher.
+    """Trains the student to minimize an objective against a teacher.
 
     lengths: one number per training utterance, used to make batches of utterances of similar length.
     `step_losses` holds the loss of every batch since this process began to train (float32 scalars). Training raises

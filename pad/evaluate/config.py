@@ -11,13 +11,15 @@ from pad.settings import LARGEST_SEED, MOST_WORKERS, Settings
 
 TASKS = ("ic", "er", "sf")
 _WIDEST = 2**16
+# What a resumed run may change: nothing that affects what is learned.
+FREE_ON_RESUME = ("output", "device", "workers", "save_every", "resume")
 
 
 @dataclass
 class EvaluateConfig(Settings):
     """Evaluate a frozen speech encoder as SUPERB does: intent classification, emotion recognition, slot filling."""
 
-    paths = ("student", "baseline", "output", "ic", "er", "sf", "data")
+    paths = ("student", "baseline", "output", "ic", "er", "sf")
 
     student: str
     """speech encoder to evaluate: a transformers checkpoint folder or hub name"""

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import torch
 
+from pad.digests import check_digests, digest_of_items, digest_of_tensors, save_digests
 from pad.errors import Diverged, UserError
 from pad.evaluate import corpora
-from pad.evaluate.config import EvaluateConfig
+from pad.evaluate.config import FREE_ON_RESUME, EvaluateConfig
 from pad.evaluate.encoder import Encoder
 from pad.evaluate.features import all_states, means
 from pad.evaluate.snips import snips
@@ -31,7 +32,6 @@ from pad.progress import say
 from pad.settings import SETTINGS_FILE, check_output, settings_file
 from pad.versions import versions
 
-_FREE_ON_RESUME = ("device", "workers", "save_every", "resume")
 _COLUMNS = (
     ("ic", "accuracy", "IC accuracy %"),
     ("er", "accuracy", "ER accuracy %"),
@@ -61,6 +61,13 @@ class _Corpus:
         self.examples = [*first.train, *first.dev, *first.test]
         self.seconds = dict(zip(self.examples, corpora.durations(self.examples, *limits)))
 
+    def digest(self) -> str:
+        """Of the examples in order: the audio's name and duration, and the label."""
+        return digest_of_items(
+            (example.audio.name, example.label, self.seconds[example])
+            for fold in self.folds for part in (fold.train, fold.dev, fold.test) for example in part
+        )  # fmt: skip
+
     def seconds_of(self, examples: Sequence[corpora.Example]) -> list[float]:
         return [self.seconds[example] for example in examples]
 
@@ -77,7 +84,7 @@ def evaluate(config: EvaluateConfig) -> dict:
     """
     config.check()
     output = Path(config.output)
-    check_output(config, output, config.resume, _FREE_ON_RESUME)
+    check_output(config, output, config.resume, FREE_ON_RESUME)
     device = torch.device("cuda" if config.device == "auto" and torch.cuda.is_available() else "cpu")
     names = {"student": config.student, "baseline": config.baseline}
     encoders = {
@@ -85,13 +92,18 @@ def evaluate(config: EvaluateConfig) -> dict:
     }
     limits = (max(each.shortest for each in encoders.values()), min(each.longest for each in encoders.values()))
     corpora_read = [_Corpus(task, config, limits) for task in config.tasks]
+    digests = {role: digest_of_tensors(encoder.model.state_dict()) for role, encoder in encoders.items()}
+    digests |= {corpus.task: corpus.digest() for corpus in corpora_read}
 
     with only_run(output):
         # Again: another run may have begun or ended there since.
-        check_output(config, output, config.resume, _FREE_ON_RESUME)
+        check_output(config, output, config.resume, FREE_ON_RESUME)
         if config.resume and settings_file(output) is None:
             say(f"resume: no run in {output} yet; starting one")
+        if config.resume:
+            check_digests(output, digests)
         config.save(output / SETTINGS_FILE)
+        save_digests(output, digests)
         settings = {**asdict(config), "lr_sweep": list(config.lr_sweep)}
         result: dict = {"settings": settings, "versions": versions("soundfile", "soxr"), "results": {}}
         for corpus in corpora_read:

@@ -19,12 +19,12 @@ from pad_kernels import align
 class Encoded:
     """One utterance as the student encodes it.
 
-    frames: [m, D], the last hidden state; centres: of the frames in seconds [m]; means: [layers + 1, D], the mean
+    frames: [m, D], the last hidden state; centers: of the frames in seconds [m]; means: [layers + 1, D], the mean
     frame of each hidden state; prior: significance of the frames [m].
     """
 
     frames: torch.Tensor
-    centres: torch.Tensor
+    centers: torch.Tensor
     means: torch.Tensor
     prior: torch.Tensor | None = None
 
@@ -53,7 +53,7 @@ def encode(
         for row, number in enumerate(numbers):
             length = lengths[row]
             prior = None if priors is None else priors[row, :length].clone()
-            encoded[number] = Encoded(frames[row, :length].clone(), layout.centres(length) / rate, means[row], prior)
+            encoded[number] = Encoded(frames[row, :length].clone(), layout.centers(length) / rate, means[row], prior)
     return [encoded[number] for number in range(len(dataset))]
 
 
@@ -83,7 +83,7 @@ def word_hits(encoded: Sequence[Encoded], words: Sequence, embeddings: Sequence[
     for utterance, spoken, text in zip(encoded, words, embeddings):
         best = align(utterance.frames[None], text[None], temperature=0.0).unit[0]
         starts, ends = (torch.tensor([getattr(word, side) for word in spoken]).double() for side in ("start", "end"))
-        inside = (utterance.centres >= starts[:, None]) & (utterance.centres < ends[:, None])
+        inside = (utterance.centers >= starts[:, None]) & (utterance.centers < ends[:, None])
         counted = torch.tensor([word.known for word in spoken]) & inside.any(dim=1)
         hit = inside.gather(1, best[:, None])[:, 0]
         rows.append([counted.sum(), hit[counted].sum(), inside[counted].double().mean(dim=1).sum()])
@@ -122,9 +122,9 @@ def unit_hit_rate(
         best = align(
             utterance.frames[None], text[None], spans, speech_prior=prior, temperature=objective.temperature
         ).unit[0]
-        half = float(utterance.centres[1] - utterance.centres[0]) / 2 if frames > 1 else 0.0
+        half = float(utterance.centers[1] - utterance.centers[0]) / 2 if frames > 1 else 0.0
         there = end > start
-        first, last = (utterance.centres[place.clamp(0, frames - 1)] for place in (start, end - 1))
+        first, last = (utterance.centers[place.clamp(0, frames - 1)] for place in (start, end - 1))
         for word, unit in zip(spoken, best.tolist()):
             overlaps = there & (first - half < word.end) & (last + half > word.start)
             if not word.known or unit < 0 or not overlaps.any():

@@ -43,11 +43,14 @@ def _attention(module, query, key, value, attention_mask, dropout=0.0, scaling=N
     if unknown or query.shape[2] != key.shape[2]:
         what = f"attention with {unknown[0]}" if unknown else "cross-attention, or attention to cached keys"
         raise ValueError(f"model: {what}; significance is recorded of plain self-attention only")
+    query, key, value = _as_autocast(query, key, value)
     if query.shape[1] != key.shape[1]:  # groups of heads share a key
         key, value = (x.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for x in (key, value))
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     bias = _position_bias(attention_mask, options.get("position_bias"), query)
     record = record_of(module)
+    if record is not None:
+        record.note_pass(_runs_again(dropout))
     if bias is not None:
         output = functional.scaled_dot_product_attention(query, key, value, bias, dropout, scale=scale)
         if record is not None:
@@ -66,6 +69,26 @@ def _attention(module, query, key, value, attention_mask, dropout=0.0, scaling=N
 
         record.add(module, query.shape[2], layer)
     return output.transpose(1, 2).contiguous(), None
+
+
+def _as_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """The tensors in the dtype in which autocast runs attention; rotary positions leave query and key in float32."""
+    device = tensors[0].device.type
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
+    return tuple(x if x.dtype == torch.float64 else x.to(dtype) for x in tensors)
+
+
+def _runs_again(dropout: float) -> bool | None:
+    """Whether backward will run this layer again, as activation checkpointing does; None if this pass does not tell."""
+    if not torch.is_grad_enabled():
+        # Training without gradient: what the checkpointing of use_reentrant=True does.
+        return True if dropout > 0 else None
+    hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
+    if hooks is None:  # torch 2.7 and older
+        return dropout > 0
+    return hooks(True) is not None
 
 
 def _position_bias(mask: Tensor | None, bias: Tensor | None, query: Tensor) -> Tensor | None:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import inspect
 import sys
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import nn
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
-from pad.priors.attention import IMPLEMENTATION
 from pad.priors.record import Record, record_of
+from pad.priors.replacing import attention_replaced, maps_asked_for
 from pad_kernels import significance_from_attentions
 
 # Attention modules that compute their map in any case, and the place of the map [B, H, T, T] in what they return.
@@ -61,7 +60,7 @@ def reporting(encoders: Sequence[PreTrainedModel], record: Record) -> Iterator[N
         if replaced:
             for encoder in encoders:
                 stack.callback(encoder.register_forward_pre_hook(_maps_refused(record), with_kwargs=True).remove)
-            stack.enter_context(_attention_replaced(encoders))
+            stack.enter_context(attention_replaced(encoders, record))
         yield
 
 
@@ -114,10 +113,8 @@ def _map_taken(record: Record, place: int):
 
 
 def _maps_refused(record: Record):
-    def hook(encoder, arguments, named=None):  # None where another thread is about to add or remove its hook
-        if named is None or record_of(encoder) is not record:
-            return
-        if named.get("output_attentions", encoder.config.output_attentions):
+    def hook(encoder, arguments, named=None):
+        if record_of(encoder) is record and maps_asked_for(encoder, named):
             raise ValueError(
                 "output_attentions: there are no attention maps while significance is recorded; leave it out, or take "
                 "the prior from the maps of the eager attention by pad_kernels.significance_from_attentions"
@@ -141,35 +138,3 @@ def _length_checked(record: Record):
             )
 
     return hook
-
-
-# By the id of a config: how many contexts use the recording attention, in all threads, and what was there before.
-_in_use: dict[int, tuple[int, str | None]] = {}
-_lock = threading.Lock()
-
-
-@contextmanager
-def _attention_replaced(encoders: Sequence[PreTrainedModel]) -> Iterator[None]:
-    # The layers' own too: an encoder that was put into an encoder-decoder has another than its layers.
-    found = [getattr(module, "config", None) for encoder in encoders for module in encoder.modules()]
-    configs = list({id(config): config for config in found if isinstance(config, PretrainedConfig)}.values())
-    with _lock:
-        before = [config._attn_implementation for config in configs]
-        for config, name in zip(configs, before):
-            count, first = _in_use.get(id(config), (0, name))
-            _in_use[id(config)] = (count + 1, first)
-        for config in configs:
-            config._attn_implementation = IMPLEMENTATION
-    try:
-        yield
-    finally:
-        # Backward runs checkpointed layers again: by the same function.
-        kept = any(getattr(module, "gradient_checkpointing", False) for one in encoders for module in one.modules())
-        with _lock:
-            # Setting a config sets those inside it too, which come later here.
-            for config in configs:
-                count, first = _in_use.pop(id(config))
-                if count > 1:
-                    _in_use[id(config)] = (count - 1, first)
-                elif not kept:
-                    config._attn_implementation = first

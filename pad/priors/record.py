@@ -9,13 +9,21 @@ from collections.abc import Callable, Collection, Mapping
 import torch
 from torch import Tensor, nn
 
-# The open records by thread and by the id of a module; models may share a config, and threads a model.
-records: dict[tuple[int, int], Record] = {}
+from pad.priors.numbering import LayerNumbers, kind_of
+
+# The open records, the last one in use, by thread and by the id of a module; threads may share a model.
+records: dict[tuple[int, int], list[Record]] = {}
 
 
 def record_of(module: nn.Module) -> Record | None:
     """The record that is open for a module in this thread."""
-    return records.get((threading.get_ident(), id(module)))
+    found = records.get((threading.get_ident(), id(module)))
+    return found[-1] if found else None
+
+
+def in_backward() -> bool:
+    """Whether gradient checkpointing is running layers a second time."""
+    return torch._C._current_graph_task_id() != -1
 
 
 class Record:
@@ -28,18 +36,36 @@ class Record:
         self.layers = layers
         self.weights = checked_weights(layers) if isinstance(layers, Mapping) else None
         self.length: int | None = None  # positions that the layers attend to
-        self.attended = False  # whether an attention module has run
+        self.open = True  # whether its context is
+        self.runs_again: bool | None = None  # whether backward runs layers again, None while no pass has told
         self._model = model
-        self._numbers: dict[int, int] = {}  # by the id of an attention module
+        self._numbers: dict[type, LayerNumbers] = {}  # by the kind of attention
         self._trained = False
+        # Attention modules in the order in which they ran, and in which they reported.
+        self._ran: list[nn.Module] = []
+        self._reported: list[nn.Module] = []
         # With the number of the layer, where `layers` says which to record.
         self._layers: list[tuple[int | None, Callable[[Tensor | None], Tensor]]] = []
         self._priors: list[tuple[int | None, Tensor]] = []
 
-    def clear(self) -> None:
-        """Forget the layers recorded so far."""
-        self._layers, self._priors, self._trained = [], [], self._model.training
-        self.length, self.attended = None, False
+    def begin_pass(self, encoder: nn.Module) -> None:
+        """Forget the layers recorded so far if this is a new pass: of the whole model, or of an encoder that has run.
+
+        Other encoders of one pass come one after the other.
+        """
+        before = {id(module) for module in (*self._ran, *self._reported)}
+        if encoder is self._model or not before or any(id(module) in before for module in encoder.modules()):
+            self._layers, self._priors, self._trained = [], [], encoder.training
+            self._ran, self._reported, self.length = [], [], None
+
+    def note_run(self, attention: nn.Module) -> None:
+        """An attention module is about to run."""
+        self._ran.append(attention)
+
+    def note_pass(self, runs_again: bool | None) -> None:
+        """Whether backward will run a layer of this pass again, None if unknown; once it does, it does."""
+        if runs_again is not None and not in_backward():
+            self.runs_again = runs_again or bool(self.runs_again)
 
     @torch.no_grad()
     def add(self, attention: nn.Module, length: int, layer: Callable[[Tensor | None], Tensor]) -> None:
@@ -47,10 +73,11 @@ class Record:
 
         layer: gives its prior of the mask; called at once if the mask is known.
         """
-        if torch._C._current_graph_task_id() != -1:
-            return  # gradient checkpointing runs the layer a second time
+        if in_backward():
+            return
         self.length = length
         number = None if self.layers is None else self._number(attention, self.layers)
+        self._reported.append(attention)
         if self.layers is not None and number not in self.layers:
             return
         if self.mask is None:
@@ -59,12 +86,13 @@ class Record:
             self._priors.append((number, layer(self.mask)))
 
     def _number(self, attention: nn.Module, layers: Collection[int]) -> int:
-        if id(attention) not in self._numbers:
-            alike = [module for module in self._model.modules() if type(module) is type(attention)]
-            self._numbers = {id(module): number for number, module in enumerate(alike)}
-            if any(number not in range(len(alike)) for number in layers):
-                raise ValueError(f"layers: expected numbers from 0 to {len(alike) - 1}, got {sorted(layers)}")
-        return self._numbers[id(attention)]
+        kind = kind_of(attention)
+        if kind not in self._numbers:
+            numbers = LayerNumbers(self._model, kind)
+            numbers.check(layers)
+            self._numbers[kind] = numbers
+        of_kind = [module for module in self._reported if kind_of(module) is kind]
+        return self._numbers[kind].of(attention, len(of_kind), sum(module is attention for module in of_kind))
 
     @torch.no_grad()
     def prior(self, mask: Tensor | None = None) -> Tensor:
@@ -82,7 +110,7 @@ class Record:
         if known is not None and self._all_dropped():
             real = known.float()
             return real / real.sum(dim=1, keepdim=True).clamp(min=1)
-        if self.attended:
+        if self._ran:
             raise ValueError(
                 f"model: attention layers of {type(self._model).__name__} ran, but none was recorded: they "
                 "do not attend through transformers' attention interface"
@@ -118,14 +146,34 @@ class Record:
             known = self.mask if mask is None else checked_mask(mask)
             self._priors = [(number, layer(known)) for number, layer in self._layers]
             self._layers = []
+        if self._priors:
+            self._check_whole()
         return self._priors
+
+    def _check_whole(self) -> None:
+        """Raise ValueError if a layer ran unrecorded, or one that was asked for did not run and was not dropped."""
+        kinds = {kind_of(module) for module in self._reported}
+        ran = sum(kind_of(module) in kinds for module in self._ran)
+        if ran > len(self._reported):
+            raise ValueError(
+                f"model: {ran} attention layers of {type(self._model).__name__} ran, but {len(self._reported)} were "
+                "recorded: the others do not attend through transformers' attention interface"
+            )
+        missing = sorted(set(self.layers or ()) - {number for number, _ in self._priors})
+        if missing and not self._may_drop():
+            raise ValueError(f"layers: no attention was recorded of {missing}; expected layers that ran in the context")
 
     def _all_dropped(self) -> bool:
         """Whether layerdrop has left out every layer, or every one of those asked for, in the last pass."""
-        if not self._trained or self.attended and self.length is None:
-            return False
-        configs = [config for module in self._model.modules() if (config := getattr(module, "config", None))]
-        return any(getattr(config, name, 0.0) for config in configs for name in ("layerdrop", "encoder_layerdrop"))
+        return self._may_drop() and not (self._ran and self.length is None)
+
+    def _may_drop(self) -> bool:
+        """Whether the last pass was one of training with layerdrop."""
+        modules = list(self._model.modules())
+        # A config, or the module itself: some copy the rate, which may have been changed since.
+        owners = [*modules, *(config for module in modules if (config := getattr(module, "config", None)))]
+        names = ("layerdrop", "encoder_layerdrop")
+        return self._trained and any(getattr(owner, name, 0.0) for owner in owners for name in names)
 
 
 def checked_weights(weights: Mapping[int, float]) -> dict[int | None, float]:

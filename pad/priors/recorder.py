@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pad.priors.families import reporting
-from pad.priors.record import Record, record_of, records
+from pad.priors.numbering import kind_of
+from pad.priors.record import Record, in_backward, record_of, records
 
 _ONE_PROCESS_EACH = (
     "model: nn.DataParallel runs copies of the model, whose attention is not recorded; run one process for each GPU: "
@@ -33,18 +34,21 @@ def record_significance(
 ) -> Iterator[Record]:
     """Record how much attention each position receives while `model` runs in this context.
 
-    model: an encoder of transformers of a family that docs/own_trainer.md lists; wrapped in DDP or not, in training
+    model: an encoder of transformers of a family that docs/families.md lists; wrapped in DDP or not, in training
     or evaluation mode. Other threads may use the same model; each thread has its own records.
     mask: [B, T] bool or 0/1, the positions (frames of speech, not samples; tokens without special tokens) that
     count. If it is given here, a layer keeps only its column sums; if it is given to `Record.prior` later, a layer
     keeps its query and key until then, or its map averaged over the heads.
-    layers: which layers to average, counted from 0 in the order in which the model holds them; None: all, as in
-    the paper; {0: 0.8, 1: 0.2}: the mean with these weights, which are positive and need not sum to 1. Layers that
-    layerdrop skips are left out of the mean.
-    The prior is a constant for the gradient. Raises ValueError for a model that it cannot record, for one whose
-    output has other positions than its layers attend to, and for a call with `output_attentions=True`.
+    layers: which layers to average, counted from 0 in the order in which the model holds them, or in which they run if
+    they share a module; None: all, as in the paper; {0: 0.8, 1: 0.2}: the mean with these weights, which are positive
+    and need not sum to 1. Layers that layerdrop skips are left out of the mean.
+    The prior is a constant for the gradient. Backward may come after the context: where it runs layers again, the model
+    keeps the recording attention. Raises ValueError for a model that it cannot record or that attends by a function of
+    the user's, for one whose output has other positions than its layers attend to, and for a call with
+    `output_attentions=True`.
     Source: PAD, section on the attention-based significance prior; docs/kernels.md.
     """
+    model = getattr(model, "_orig_mod", model)  # of torch.compile
     encoders = [module for module in model.modules() if isinstance(module, PreTrainedModel)]
     if not encoders:
         raise ValueError(f"model: expected a transformers model, got {type(model).__name__} with none inside")
@@ -60,38 +64,40 @@ def record_significance(
 
 @contextmanager
 def _recorded_in(model: nn.Module, record: Record) -> Iterator[None]:
-    """Register the record for the model's modules; afterwards the previous one, which is left as it was."""
+    """Register the record for the model's modules; contexts may end in any order."""
     keys = [(threading.get_ident(), id(module)) for module in model.modules()]
-    outer = {key: records[key] for key in keys if key in records}
-    records.update(dict.fromkeys(keys, record))
+    for key in keys:
+        records.setdefault(key, []).append(record)
     try:
         yield
     finally:
+        record.open = False
         for key in keys:
-            del records[key]
-        records.update(outer)
+            records[key].remove(record)
+            if not records[key]:
+                del records[key]
 
 
 @contextmanager
 def _watched(model: nn.Module, record: Record) -> Iterator[None]:
-    """Begin anew with each pass of the model, refuse copies of it, and note whether its attention ran."""
+    """Begin anew with each pass of the model or its encoder, refuse copies, and note which attention runs."""
 
     def begin(module, arguments):
         # A copy made by copy.deepcopy carries this hook too, and is none of the record's business.
-        if getattr(module, "_is_replica", False) and record in records.values():
+        if getattr(module, "_is_replica", False) and record.open:
             raise ValueError(_ONE_PROCESS_EACH)
-        if module is model and (current := record_of(model)) is not None:
-            current.clear()
+        if record_of(module) is record and not in_backward():
+            record.begin_pass(module)
 
     def attend(module, arguments):
-        if record_of(module) is record:
-            record.attended = True
+        if record_of(module) is record and not in_backward():
+            record.note_run(module)
 
     with ExitStack() as stack:
         stack.callback(model.register_forward_pre_hook(begin).remove)
         for module in model.modules():
             if module is not model and isinstance(module, PreTrainedModel):
                 stack.callback(module.register_forward_pre_hook(begin).remove)
-            if "Attention" in type(module).__name__:
+            if "Attention" in kind_of(module).__name__:
                 stack.callback(module.register_forward_pre_hook(attend).remove)
         yield

@@ -43,7 +43,7 @@ class Teacher:
         options = {"output_hidden_states": self.layer != -1}
         prior = None
         if self.with_prior:
-            # [CLS] and [SEP] attract much of the attention: they are masked, and the rest is renormalised.
+            # [CLS] and [SEP] attract much of the attention: they are masked, and the rest is renormalized.
             with record_significance(self.model, text_mask) as record:
                 outputs = self.model(**inputs, **options)
             prior = record.prior()
@@ -77,7 +77,7 @@ class Teacher:
             self._cache.write()
 
     @torch.no_grad()
-    def centre(self, transcripts: Sequence[str], device, batch_size: int = 64) -> torch.Tensor:
+    def center(self, transcripts: Sequence[str], device, batch_size: int = 64) -> torch.Tensor:
         """Subtract the mean token embedding [D] of these transcripts, which is returned, from all later outputs.
 
         The token embeddings of an encoder share a large common part, which a cosine counts as similarity.

@@ -11,6 +11,7 @@ from typing import NamedTuple, Protocol
 import torch
 from safetensors import SafetensorError, safe_open
 
+from pad.digests import digest_of_tensors
 from pad.errors import UserError
 from pad.step.teacher_shards import Entry, Shards
 
@@ -79,7 +80,7 @@ class _Folder:
             return None
         except (OSError, SafetensorError, ValueError):
             said, found = {}, {}
-        fits = said.get("key") == name and said.get("content") == _content(found)
+        fits = said.get("key") == name and said.get("content") == digest_of_tensors(found)
         if not fits or ("prior" in found) != self.with_prior or any(len(value) != length for value in found.values()):
             warnings.warn(f"teacher_cache: {path} is damaged and computed again", stacklevel=2)
             return None
@@ -113,13 +114,4 @@ def _fingerprint(model) -> str:
     config = {name: value for name, value in model.config.to_dict().items()
               if name not in ("_name_or_path", "transformers_version")}  # fmt: skip
     said = json.dumps(config, sort_keys=True, default=str)
-    return hashlib.sha256(f"{said} {_content(model.state_dict())}".encode()).hexdigest()
-
-
-def _content(tensors: dict[str, torch.Tensor]) -> str:
-    """A digest of the names, shapes, dtypes and bytes of tensors."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    return hashlib.sha256(f"{said} {digest_of_tensors(model.state_dict())}".encode()).hexdigest()

@@ -24,7 +24,7 @@ class FrameLayout(ABC):
         """Number of frames [B] int64 for numbers of samples [B] int64."""
 
     @abstractmethod
-    def centres(self, frames: int) -> torch.Tensor:
+    def centers(self, frames: int) -> torch.Tensor:
         """The middle of what each frame sees, in samples: float64 [frames]."""
 
 
@@ -57,7 +57,7 @@ class ConvolutionLayout(FrameLayout):
             samples = torch.div(samples - kernel, stride, rounding_mode="floor") + 1
         return samples.clamp_min(0)
 
-    def centres(self, frames: int) -> torch.Tensor:
+    def centers(self, frames: int) -> torch.Tensor:
         return torch.arange(frames, dtype=torch.float64) * self.hop + self.shortest / 2
 
 
@@ -76,7 +76,7 @@ class WholeHopLayout(FrameLayout):
     def frames(self, samples: torch.Tensor) -> torch.Tensor:
         return torch.div(samples, self.hop, rounding_mode="floor").clamp_min(0)
 
-    def centres(self, frames: int) -> torch.Tensor:
+    def centers(self, frames: int) -> torch.Tensor:
         return torch.arange(frames, dtype=torch.float64) * self.hop
 
 
@@ -84,12 +84,12 @@ class WholeHopLayout(FrameLayout):
 class HalvingLayout(FrameLayout):
     """Features 160 samples apart, whose rate each of some convolutions halves, rounding up.
 
-    window: samples until the first feature is whole; centre: the sample in the middle of the first feature.
+    window: samples until the first feature is whole; center: the sample in the middle of the first feature.
     """
 
     halvings: int
     window: int = 400
-    centre: int = 200
+    center: int = 200
     shortest: int = 400
 
     @property
@@ -103,5 +103,5 @@ class HalvingLayout(FrameLayout):
             frames = torch.div(frames + 1, 2, rounding_mode="floor")
         return frames.clamp_min(0)
 
-    def centres(self, frames: int) -> torch.Tensor:
-        return torch.arange(frames, dtype=torch.float64) * self.hop + self.centre
+    def centers(self, frames: int) -> torch.Tensor:
+        return torch.arange(frames, dtype=torch.float64) * self.hop + self.center

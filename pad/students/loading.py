@@ -97,7 +97,7 @@ def _extractor(name: str, config, default: Callable):
         return saved
     assumed = [f"{extractor.sampling_rate} Hz"]
     if getattr(extractor, "do_normalize", False):
-        assumed.append("normalised")
+        assumed.append("normalized")
     assumed.append("with a mask" if extractor.return_attention_mask else "without a mask")
     say(f"{name}: no feature extractor there; assumed: {', '.join(assumed)}")
     return extractor

@@ -24,7 +24,7 @@ _KERNELS, _STRIDES = (127, 7, 3), (64, 3, 2)
 
 
 def default_feature_extractor(config) -> Wav2Vec2FeatureExtractor:
-    """For a student saved without one: 16 kHz, not normalised, with a mask."""
+    """For a student saved without one: 16 kHz, not normalized, with a mask."""
     return Wav2Vec2FeatureExtractor(sampling_rate=16000, do_normalize=False, return_attention_mask=True)
 
 
@@ -83,5 +83,5 @@ def _group_norm(hidden: Tensor, lengths: Tensor, norm: nn.GroupNorm) -> Tensor:
     hidden = hidden.float()
     mean = (hidden * real).sum(dim=(1, 2), keepdim=True) / count
     variance = ((hidden - mean) * real).square().sum(dim=(1, 2), keepdim=True) / count
-    normalised = (hidden - mean) * (variance + norm.eps).rsqrt()
-    return normalised * norm.weight[:, None] + norm.bias[:, None]
+    normalized = (hidden - mean) * (variance + norm.eps).rsqrt()
+    return normalized * norm.weight[:, None] + norm.bias[:, None]

@@ -17,15 +17,15 @@ CLASSES = ("ParakeetForCTC", "ParakeetForTDT", "ParakeetForRNNT")
 
 
 def default_feature_extractor(config) -> ParakeetFeatureExtractor:
-    """For a student saved without one: 16 kHz, log-mel features of 10 ms, normalised by utterance."""
+    """For a student saved without one: 16 kHz, log-mel features of 10 ms, normalized by utterance."""
     return ParakeetFeatureExtractor(feature_size=config.encoder_config.num_mel_bins)
 
 
 def student_of(model: PreTrainedModel, extractor: ParakeetFeatureExtractor, files: dict[str, bytes]) -> Student:
     """The encoder of a Parakeet model, as a student; the model itself is what the student saves."""
     encoder, prefix = encoder_in(model)
-    # Two features at least: one has no variance to be normalised by.
-    layout = HalvingLayout(encoder.subsampling.num_layers, window=160, centre=0, shortest=320)
+    # Two features at least: one has no variance to be normalized by.
+    layout = HalvingLayout(encoder.subsampling.num_layers, window=160, center=0, shortest=320)
     speech = ParakeetSpeechEncoder(encoder)
     front_end = ParakeetFrontEnd(extractor, layout)
     return Student(speech, front_end, len(encoder.layers), [encoder.subsampling], model, prefix, files)

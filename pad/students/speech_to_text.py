@@ -23,7 +23,7 @@ CLASSES = ("Speech2TextForConditionalGeneration", "Speech2TextModel")
 
 
 def default_feature_extractor(config) -> Speech2TextFeatureExtractor:
-    """For a student saved without one: 16 kHz, filter-bank features of 10 ms, normalised by utterance."""
+    """For a student saved without one: 16 kHz, filter-bank features of 10 ms, normalized by utterance."""
     bands = config.input_feat_per_channel
     return Speech2TextFeatureExtractor(feature_size=bands, num_mel_bins=bands)
 
@@ -40,7 +40,7 @@ class FilterBankFrontEnd(FrontEnd):
     """Filter-bank features of each utterance by itself, with their mask."""
 
     def inputs(self, waveforms: Sequence[np.ndarray], frames: Tensor) -> SpeechInputs:
-        # A band that does not vary is 0 / 0 once normalised: its features are as its mean.
+        # A band that does not vary is 0 / 0 once normalized: its features are as its mean.
         with np.errstate(divide="ignore", invalid="ignore"):
             rows = [
                 torch.nan_to_num(torch.from_numpy(

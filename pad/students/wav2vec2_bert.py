@@ -19,7 +19,7 @@ _LAYOUT = ConvolutionLayout((560,), (320,))
 
 
 def default_feature_extractor(config) -> SeamlessM4TFeatureExtractor:
-    """For a student saved without one: 16 kHz, filter-bank features of 10 ms, normalised by utterance."""
+    """For a student saved without one: 16 kHz, filter-bank features of 10 ms, normalized by utterance."""
     return SeamlessM4TFeatureExtractor()
 
 

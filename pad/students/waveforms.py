@@ -13,6 +13,7 @@ from transformers import Wav2Vec2FeatureExtractor
 
 from pad.errors import UserError, shown
 from pad.students.front_end import FrontEnd, SpeechInputs, frame_mask
+from pad.students.isolation import keep_utterances_apart
 from pad.students.layout import ConvolutionLayout
 from pad.students.student import Student
 
@@ -36,24 +37,27 @@ def convolution_layout(config) -> ConvolutionLayout:
 
 
 def default_feature_extractor(config) -> Wav2Vec2FeatureExtractor:
-    """For a student saved without one: 16 kHz, normalised, with a mask only if its convolutions use layer norm."""
+    """For a student saved without one: 16 kHz, normalized, with a mask only if its convolutions use layer norm."""
+    # data2vec has no such setting: its convolutions always use layer norm.
+    assumed = "layer" if config.model_type == "data2vec-audio" else "group"
     return Wav2Vec2FeatureExtractor(
         feature_size=1,
         sampling_rate=16000,
         padding_value=0.0,
         do_normalize=True,
-        return_attention_mask=getattr(config, "feat_extract_norm", "group") == "layer",
+        return_attention_mask=getattr(config, "feat_extract_norm", assumed) == "layer",
     )
 
 
 def student_of(model: Any, extractor) -> Student:
     """A model whose forward takes samples, as a student; raises UserError for one without convolutions."""
     front_end = WaveformFrontEnd(extractor, convolution_layout(model.config))
+    keep_utterances_apart(model)
     return Student(model, front_end, model.config.num_hidden_layers, [model.feature_extractor])
 
 
 class WaveformFrontEnd(FrontEnd):
-    """Samples as they are, or normalised; with a mask of samples if the student was trained with one."""
+    """Samples as they are, or normalized; with a mask of samples if the student was trained with one."""
 
     def inputs(self, waveforms: Sequence[np.ndarray], frames: Tensor) -> SpeechInputs:
         speech = self.extractor(
@@ -65,7 +69,7 @@ class WaveformFrontEnd(FrontEnd):
         return frame_mask(frames, int(self.layout.frames(torch.tensor(padded.shape[1]))))
 
     def isolated(self, encoder: Any) -> FrontEnd:
-        """Each utterance normalised by itself, always with a mask, and convolved without its padding."""
+        """Each utterance normalized by itself, always with a mask, and convolved without its padding."""
         rows = None
         if getattr(encoder.config, "feat_extract_norm", None) == "group":
             rows = encoder.feature_extractor = _RowByRow(encoder.feature_extractor)

@@ -49,21 +49,24 @@ def _candidates(
     return tuple(found), reason
 
 
-def select_backend(op: str, name: str, device: torch.device, dtype: torch.dtype, width: int | None = None) -> Backend:
+def select_backend(
+    op: str, name: str, device: torch.device, dtype: torch.dtype, width: int | None = None, level: str | None = None
+) -> Backend:
     """The backend that computes `op`; `name` is that of one, "auto", or empty for the environment's choice.
 
-    width: D of the embeddings or of a head, where a backend may have a limit. "auto" falls back, and so does
-    the environment's choice for an op that its backend does not have.
+    width: D of the embeddings or of a head, where a backend may have a limit. level: of the loss that `op` is wanted
+    for. "auto" falls back, and so does the environment's choice for an op that its backend does not have.
     Raises ValueError with the reason if a backend asked for by name cannot run the op, RuntimeError if it computes
     wrongly on this GPU.
     """
     if not name:
         name = os.environ.get(ENVIRONMENT_VARIABLE) or "auto"
         check_name(name, f"environment variable {ENVIRONMENT_VARIABLE}")
-        name = name_for(op, name)
+        if name != "auto" and _lacks(FASTEST_FIRST[name], op, device.type):
+            name = "auto"
     candidates, reason = _candidates(op, name, device, dtype, width)
     for backend in candidates:
-        failure = self_test.failure(backend, op, device, dtype) if device.type == "cuda" else None
+        failure = self_test.failure(backend, op, device, dtype, level) if device.type == "cuda" else None
         if failure is None:
             return backend
         if name != "auto":
@@ -77,9 +80,10 @@ def forget_candidates() -> None:
     _candidates.cache_clear()
 
 
-def name_for(op: str, name: str) -> str:
-    """`name`, but "auto" for an op that the backend of that name does not have."""
-    return name if not name or name == "auto" or FASTEST_FIRST[name].has(op) else "auto"
+def _lacks(backend: Backend, op: str, device_type: str) -> bool:
+    """Whether a backend has ops for a type of device, and this one not among them."""
+    ops = backend.ops_on(device_type)
+    return bool(ops) and op not in ops
 
 
 def available_backends(device: torch.device | str = "cpu") -> list[str]:

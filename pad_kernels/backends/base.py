@@ -1,7 +1,6 @@
 """What a backend is: a name, the ops that it has, where it runs, and the losses that it makes of them."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple, NoReturn
+from typing import NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -24,7 +23,7 @@ from pad_kernels.inputs import (
     SpanInputs,
 )
 from pad_kernels.ops.registration import OPS
-from pad_kernels.ops.weights import MASKED_IN_SPANS, position_weights
+from pad_kernels.ops.weights import position_weights
 
 
 class Backend:
@@ -42,11 +41,6 @@ class Backend:
         """Whether this backend has an op, on whichever device."""
         return op in OPS and getattr(type(self), op, None) is not getattr(Backend, op, None)
 
-    def function(self, op: str) -> Callable[..., Any]:
-        """What computes an op."""
-        found: Callable[..., Any] = getattr(self, op)
-        return found
-
     @property
     def ops(self) -> tuple[str, ...]:
         """The ops that this backend has."""
@@ -62,10 +56,10 @@ class Backend:
         """None where `op` runs here on this device, dtype and width (D, or that of a head), else why it does not."""
         return None if self.has(op) else f"the {self.name} backend has no {op}"
 
-    # The ops that losses are made of.
+    # The ops.
 
     def alignment_forward(self, inputs: AlignmentInputs) -> Saved:
-        """Similarity, best unit and log-normaliser of each token."""
+        """Similarity, best unit and log-normalizer of each token."""
         self._missing("alignment_forward")
 
     def alignment_backward(
@@ -86,6 +80,10 @@ class Backend:
         """Gradients of speech and text; `saved.distance` is not read."""
         self._missing("pooled_distance_backward")
 
+    def significance(self, query: Tensor, key: Tensor, mask: Tensor | None, scale: float, lse: Tensor | None) -> Tensor:
+        """Column sums [B, T] of softmax(q k^T scale) over the real rows, mean over heads, scaled to sum to 1."""
+        self._missing("significance")
+
     def _missing(self, op: str) -> NoReturn:
         raise NotImplementedError(f"the {self.name} backend has no {op}")
 
@@ -101,7 +99,7 @@ class Backend:
 
     def loss_weights(self, request: LossRequest) -> LossWeights:
         """The weights of frames and tokens, and the spans: of masks and priors, or those given."""
-        frame_prior = self.position_weights(request.speech, masked=MASKED_IN_SPANS if request.in_spans else 0.0)
+        frame_prior = self.position_weights(request.speech, masked=request.masked_frame_weight)
         token_prior = self.position_weights(request.text, normalized=True)
         if request.spans is not None:
             return LossWeights(frame_prior, token_prior, *request.spans)
@@ -200,8 +198,6 @@ def _span_inputs(request: LossRequest, frame_prior: Tensor) -> SpanInputs:
     assert selection is not None
     if frame_mask is None:
         frame_mask = torch.ones(frame_prior.shape, dtype=torch.bool, device=frame_prior.device)
-    if request.speech.prior is None:  # there is nothing to choose anchors by
-        selection = selection._replace(anchors="stride")
     tokens = request.text.values.shape[1]
     return checks.span_inputs(
         frame_prior,

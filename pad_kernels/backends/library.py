@@ -62,7 +62,7 @@ def _on_stream(device: torch.device) -> Iterator[Context]:
 
     def allocate(size: int) -> int:
         workspace.append(torch.empty(size, dtype=torch.uint8, device=device))
-        return workspace[0].data_ptr()
+        return workspace[-1].data_ptr()
 
     with torch.cuda.device(device):
         yield 0, torch.cuda.current_stream(device).cuda_stream, allocate

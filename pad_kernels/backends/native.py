@@ -108,7 +108,7 @@ class NativeHelpers(Backend):
             return super().position_weights(positions, normalized=normalized, masked=masked)
         mask, prior = (None if x is None else x.contiguous() for x in (mask, prior))
         shape, dtype = values.shape[:2], opmath_dtype(values.dtype)
-        weights = torch.empty(shape, dtype=dtype)
+        weights = torch.empty(shape, dtype=dtype, device=values.device)
         bounds = NATIVE.position_weights(
             batch=shape[0],
             length=shape[1],
@@ -137,7 +137,8 @@ class NativeHelpers(Backend):
         if similarity.device.type != "cpu" or not NATIVE:
             return super().token_loss(saved, token_prior, reduction)
         batch, tokens = similarity.shape
-        loss = torch.empty((batch,) if reduction == "none" else (), dtype=similarity.dtype)
+        shape = (batch,) if reduction == "none" else ()
+        loss = torch.empty(shape, dtype=similarity.dtype, device=similarity.device)
         grad_scale: float = NATIVE.token_loss(
             batch=batch,
             is_double=similarity.dtype == torch.float64,
@@ -155,7 +156,8 @@ class NativeHelpers(Backend):
         distance, _, totals = pooled
         if distance.device.type != "cpu" or not NATIVE:
             return super().pooled_loss(pooled, reduction)
-        loss = torch.empty(distance.shape if reduction == "none" else (), dtype=distance.dtype)
+        shape = distance.shape if reduction == "none" else ()
+        loss = torch.empty(shape, dtype=distance.dtype, device=distance.device)
         grad_scale: float = NATIVE.pooled_loss(
             batch=distance.shape[0],
             is_double=distance.dtype == torch.float64,
@@ -200,7 +202,7 @@ class NativeBackend(WholeLosses, NativeHelpers):
         return _gpu_unsupported_reason(device.index)
 
     def alignment_forward(self, inputs: AlignmentInputs) -> Saved:
-        """csrc/alignment.h: similarity, best unit and log-normaliser of each token."""
+        """csrc/alignment.h: similarity, best unit and log-normalizer of each token."""
         inputs = _as_read(inputs)
         text, device = inputs.text, inputs.text.device
         similarity = torch.empty(text.shape[:2], dtype=opmath_dtype(text.dtype), device=device)
@@ -240,7 +242,7 @@ class NativeBackend(WholeLosses, NativeHelpers):
         return grad_speech, grad_text
 
     def significance(self, query: Tensor, key: Tensor, mask: Tensor | None, scale: float, lse: Tensor | None) -> Tensor:
-        """csrc/significance.h: normalised column sums of the attention, per position."""
+        """csrc/significance.h: normalized column sums of the attention, per position."""
         batch, heads, length, width = query.shape
         query, key = rows(query), rows(key)
         mask = None if mask is None else mask.contiguous()

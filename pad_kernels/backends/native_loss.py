@@ -23,8 +23,8 @@ from pad_kernels.backends.library import (
     rows,
     strided,
 )
-from pad_kernels.inputs import Gradients, LossRecord, LossRequest, LossSaved, Needed, opmath_dtype
-from pad_kernels.ops.weights import MASKED_IN_SPANS, check_bounds
+from pad_kernels.inputs import Gradients, LossRecord, LossRequest, LossSaved, Needed, SpanSelection, opmath_dtype
+from pad_kernels.ops.weights import check_bounds
 
 # The levels that the library knows.
 WHOLE = ("global", "token", "span")
@@ -69,12 +69,12 @@ class WholeLosses(Backend):
             start, end = (packed(bound, torch.int32) for bound in spans)
             units = start.shape[1]
         elif level == "span":
-            selection, counts = _selection(request, batch, tokens)
+            selection, counts = _selection(request.selection, batch, tokens)
             units = selection["max_anchors"] * len(selection["scales"])
         chosen = selection is not None
         places = _places(level, (batch, frames, tokens, width), units, chosen, dtype == torch.float64)
-        memory = torch.empty(places["bytes"], dtype=torch.uint8)
-        loss = torch.empty((batch,) if reduction == "none" else (), dtype=dtype)
+        memory = torch.empty(places["bytes"], dtype=torch.uint8, device=speech.device)
+        loss = torch.empty((batch,) if reduction == "none" else (), dtype=dtype, device=speech.device)
         # Held until the call is over.
         read_speech, read_text = rows(speech), rows(text)
         held = speech_mask, speech_prior, text_mask, text_prior = [
@@ -93,7 +93,7 @@ class WholeLosses(Backend):
             text=strided(read_text),
             speech_side=_side(speech_mask, speech_prior),
             text_side=_side(text_mask, text_prior),
-            masked_frame_weight=MASKED_IN_SPANS if level == "span" else 0.0,
+            masked_frame_weight=request.masked_frame_weight,
             start=0 if start is None else start.data_ptr(),
             end=0 if end is None else end.data_ptr(),
             selection=selection,
@@ -180,9 +180,10 @@ def _side(mask: Tensor | None, prior: Tensor | None) -> tuple[int, int, int]:
     )
 
 
-def _selection(request: LossRequest, batch: int, tokens: int) -> tuple[dict[str, Any], Tensor | None]:
+def _selection(given: SpanSelection | None, batch: int, tokens: int) -> tuple[dict[str, Any], Tensor | None]:
     """How spans are chosen, as the library takes it; and the numbers of anchors that it points to."""
-    wanted, scales, anchors = request.options.selection
+    assert given is not None
+    wanted, scales, anchors = given
     counts, room = None, tokens if wanted is None else wanted
     if isinstance(wanted, Tensor):
         counts = checks.per_utterance("num_anchors", wanted, batch, wanted.device, torch.int64).contiguous()

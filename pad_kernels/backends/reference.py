@@ -88,13 +88,8 @@ def _of_first_equal(scores: Tensor, inputs: AlignmentInputs, units: Tensor, unit
     return scores.gather(2, first[:, None, :].expand_as(scores))
 
 
-def one_at(unit: Tensor, units: int, dtype: torch.dtype) -> Tensor:
-    """[B, N, units]: one at the unit of each token [B, N], a row of zeros for unit -1."""
-    return (unit[..., None] == torch.arange(units, device=unit.device)).to(dtype)
-
-
-def alignment_matrix(inputs: AlignmentInputs) -> Tensor:
-    """A [B, N, U]: the posterior of each unit (soft), or one at the best unit (hard)."""
+def soft_alignment_matrix(inputs: AlignmentInputs) -> Tensor:
+    """A [B, N, U]: the posterior of each unit, at a temperature above 0."""
     units, unit_prior, _ = _units(inputs)
     text = _select(inputs.text, inputs.token_mask)
     valid = _valid_tokens(inputs.token_mask, unit_prior)
@@ -102,16 +97,13 @@ def alignment_matrix(inputs: AlignmentInputs) -> Tensor:
         return text.new_zeros(*inputs.token_mask.shape, 0)
     cosine = (text / _norm(text)) @ (units / _norm(units)).mT
     logits = _logits(cosine, unit_prior, valid, inputs.temperature)
-    if inputs.temperature == 0:
-        unit = torch.where(valid, _of_first_equal(logits, inputs, units, unit_prior).argmax(2), -1)
-        return one_at(unit, unit_prior.shape[1], logits.dtype)
     posterior = torch.where(valid[..., None], logits.softmax(2), 0)
     # The weights of equal units are the same to the bit; the gradient is that of each one's own.
     return posterior + (_of_first_equal(posterior, inputs, units, unit_prior) - posterior).detach()
 
 
 def alignment(inputs: AlignmentInputs) -> Saved:
-    """Similarity, best unit and log-normaliser of each token; differentiable by autograd."""
+    """Similarity, best unit and log-normalizer of each token; differentiable by autograd."""
     units, unit_prior, _ = _units(inputs)
     text = _select(inputs.text, inputs.token_mask)
     valid = _valid_tokens(inputs.token_mask, unit_prior)
@@ -234,6 +226,11 @@ class ReferenceBackend(Backend):
         """d similarity_j / d phi_jk = A_jk (1 + (phi_jk - similarity_j) / tau), or one at the best unit for tau = 0."""
         with _in_full_precision(inputs.speech.device):
             return _alignment_backward(grad_similarity, inputs, saved, needed)
+
+    def soft_alignment_matrix(self, inputs: AlignmentInputs) -> Tensor:
+        """`soft_alignment_matrix`, inside autocast too."""
+        with _in_full_precision(inputs.speech.device):
+            return soft_alignment_matrix(inputs)
 
     def significance(self, query: Tensor, key: Tensor, mask: Tensor | None, scale: float, lse: Tensor | None) -> Tensor:
         """Column sums [B, T] of softmax(q k^T scale) over the real rows, mean over heads, scaled to sum to 1."""

@@ -1,6 +1,5 @@
 """Alignment of text tokens with speech units by prior-weighted cosine similarity."""
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -9,9 +8,18 @@ from torch import Tensor
 from pad_kernels import backends, checks
 from pad_kernels.backends import reference
 from pad_kernels.backends.base import Backend
-from pad_kernels.inputs import AlignmentInputs, Gradients, Needed, Positions, Saved, Temperature, opmath_dtype
+from pad_kernels.inputs import (
+    MASKED_IN_SPANS,
+    AlignmentInputs,
+    Gradients,
+    Needed,
+    Positions,
+    Saved,
+    Temperature,
+    opmath_dtype,
+)
 from pad_kernels.ops import registration
-from pad_kernels.ops.weights import MASKED_IN_SPANS, position_weights
+from pad_kernels.ops.weights import position_weights
 
 
 class Alignment(NamedTuple):
@@ -44,53 +52,60 @@ def _select(op: str, name: str, inputs: AlignmentInputs) -> Backend:
     return backends.select_backend(op, name, speech.device, speech.dtype, speech.shape[2])
 
 
-def ending(temperature: Temperature, backend: str) -> tuple[Any, ...]:
-    """`backend`, and the temperature if it is a tensor: the last arguments of the registered ops."""
-    return (backend, temperature) if isinstance(temperature, Tensor) else (backend,)
-
-
-def known(temperature: Temperature) -> float:
-    """`temperature` as the registered ops take it beside `ending`."""
-    return 1.0 if isinstance(temperature, Tensor) else temperature
-
-
-def _inputs(values: Sequence[Any], scheduled: Tensor | None) -> AlignmentInputs:
-    inputs = AlignmentInputs(*values)
+def _with_temperature(inputs: AlignmentInputs, scheduled: Tensor | None) -> AlignmentInputs:
     return inputs if scheduled is None else inputs._replace(temperature=scheduled.item())
 
 
-def _forward(*arguments: Any) -> Saved:
-    *values, backend, scheduled = (*arguments, None)[:9]
-    inputs = _inputs(values, scheduled)
+def _forward(
+    speech: Tensor,
+    text: Tensor,
+    frame_prior: Tensor,
+    token_mask: Tensor,
+    start: Tensor | None,
+    end: Tensor | None,
+    temperature: float,
+    backend: str,
+    scheduled_temperature: Tensor | None = None,
+) -> Saved:
+    inputs = AlignmentInputs(speech, text, frame_prior, token_mask, start, end, temperature)
+    inputs = _with_temperature(inputs, scheduled_temperature)
     checks.alignment_op(inputs)
-    saved: Saved = _select("alignment_forward", backend, inputs).function("alignment_forward")(inputs)
-    return saved
+    return _select("alignment_forward", backend, inputs).alignment_forward(inputs)
 
 
-def _forward_fake(*arguments: Any) -> Saved:
-    text: Tensor = arguments[1]
+def _forward_fake(speech: Tensor, text: Tensor, *others: Any) -> Saved:
     similarity = text.new_empty(text.shape[:2], dtype=opmath_dtype(text.dtype))
     return Saved(similarity, torch.empty_like(similarity, dtype=torch.int64), torch.empty_like(similarity))
 
 
-def _backward_arguments(arguments: tuple[Any, ...]) -> tuple[Tensor, AlignmentInputs, Saved, Needed, str]:
-    grad_similarity, *inputs, similarity, unit, log_normalizer, need_speech, need_text, backend = arguments[:14]
+def _backward(
+    grad_similarity: Tensor,
+    speech: Tensor,
+    text: Tensor,
+    frame_prior: Tensor,
+    token_mask: Tensor,
+    start: Tensor | None,
+    end: Tensor | None,
+    temperature: float,
+    similarity: Tensor,
+    unit: Tensor,
+    log_normalizer: Tensor,
+    need_speech: bool,
+    need_text: bool,
+    backend: str,
+    scheduled_temperature: Tensor | None = None,
+) -> Gradients:
+    inputs = AlignmentInputs(speech, text, frame_prior, token_mask, start, end, temperature)
+    inputs = _with_temperature(inputs, scheduled_temperature)
     saved = Saved(similarity, unit, log_normalizer)
-    return grad_similarity, AlignmentInputs(*inputs), saved, Needed(need_speech, need_text), backend
-
-
-def _backward(*arguments: Any) -> Gradients:
-    grad_similarity, inputs, saved, needed, backend = _backward_arguments(arguments)
-    inputs = _inputs(inputs, *arguments[14:] or (None,))
     checks.alignment_backward_op(grad_similarity, inputs, saved)
-    chosen = _select("alignment_backward", backend, inputs)
-    grads: Gradients = chosen.function("alignment_backward")(grad_similarity, inputs, saved, needed)
-    return grads
+    chosen, needed = _select("alignment_backward", backend, inputs), Needed(need_speech, need_text)
+    return chosen.alignment_backward(grad_similarity, inputs, saved, needed)
 
 
-def _backward_fake(*arguments: Any) -> Gradients:
-    _, inputs, _, needed, _ = _backward_arguments(arguments)
-    return registration.fake_gradients(inputs.speech, inputs.text, needed)
+def _backward_fake(grad_similarity: Tensor, speech: Tensor, text: Tensor, *others: Any) -> Gradients:
+    need_speech, need_text = others[8:10]
+    return registration.fake_gradients(speech, text, Needed(need_speech, need_text))
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Saved) -> None:
@@ -101,14 +116,39 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Saved) -> None:
 
 
 def _gradients(ctx: Any, grad_similarity: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
-    needed = ctx.needs_input_grad[:2]
+    needed = Needed(*ctx.needs_input_grad[:2])
     if grad_similarity is None or not any(needed):
         return (None,) * 9
-    *inputs, similarity, unit, log_normalizer, scheduled = ctx.saved_tensors
-    grads = torch.ops.pad_kernels.alignment_backward.default(
-        grad_similarity, *inputs, ctx.temperature, similarity, unit, log_normalizer, *needed, ctx.backend, scheduled
-    )
+    *tensors, similarity, unit, log_normalizer, scheduled = ctx.saved_tensors
+    speech, text, frame_prior, token_mask, start, end = tensors
+    temperature = ctx.temperature if scheduled is None else scheduled
+    inputs = AlignmentInputs(speech, text, frame_prior, token_mask, start, end, temperature)
+    grads = call_backward(grad_similarity, inputs, Saved(similarity, unit, log_normalizer), needed, ctx.backend)
     return *(grad if wanted else None for grad, wanted in zip(grads, needed)), *(None,) * 7
+
+
+def _number_and_tensor(temperature: Temperature) -> tuple[float, Tensor | None]:
+    """The temperature as the registered ops take it."""
+    return (1.0, temperature) if isinstance(temperature, Tensor) else (temperature, None)
+
+
+def call_forward(inputs: AlignmentInputs, backend: str) -> Saved:
+    """torch.ops.pad_kernels.alignment_forward"""
+    *tensors, temperature = inputs
+    number, scheduled = _number_and_tensor(temperature)
+    return Saved(*torch.ops.pad_kernels.alignment_forward.default(*tensors, number, backend, scheduled))
+
+
+def call_backward(
+    grad_similarity: Tensor, inputs: AlignmentInputs, saved: Saved, needed: Needed, backend: str
+) -> Gradients:
+    """torch.ops.pad_kernels.alignment_backward"""
+    *tensors, temperature = inputs
+    number, scheduled = _number_and_tensor(temperature)
+    grads: Gradients = torch.ops.pad_kernels.alignment_backward.default(
+        grad_similarity, *tensors, number, *saved, *needed, backend, scheduled
+    )
+    return grads
 
 
 registration.define("alignment_forward", _FORWARD, _forward, _forward_fake)
@@ -186,11 +226,7 @@ def align(
     """
     backends.check_name(backend)
     inputs = _checked(speech, text, spans, speech_mask, text_mask, speech_prior, temperature)
-    *tensors, temperature = inputs
-    found = torch.ops.pad_kernels.alignment_forward.default(
-        *tensors, known(temperature), *ending(temperature, backend or "")
-    )
-    return Alignment(*found)
+    return Alignment(*call_forward(inputs, backend or ""))
 
 
 def alignment_matrix(
@@ -212,7 +248,7 @@ def alignment_matrix(
     backends.check_name(backend)
     inputs = _checked(speech, text, spans, speech_mask, text_mask, speech_prior, temperature)
     if inputs.temperature > 0:
-        return reference.alignment_matrix(inputs)
-    similarity, unit, _ = torch.ops.pad_kernels.alignment_forward.default(*inputs, backend or "")
+        return reference.BACKEND.soft_alignment_matrix(inputs)
+    similarity, unit, _ = call_forward(inputs, backend or "")
     units = speech.shape[1] if inputs.start is None else inputs.start.shape[1]
-    return reference.one_at(unit, units, similarity.dtype)
+    return (unit[..., None] == torch.arange(units, device=unit.device)).to(similarity.dtype)

@@ -27,8 +27,7 @@ def _forward(*arguments: Any) -> Pooled:
     *tensors, backend = arguments
     inputs = PoolingInputs(*tensors)
     checks.pooling_op(inputs)
-    pooled: Pooled = _select("pooled_distance_forward", backend, inputs).function("pooled_distance_forward")(inputs)
-    return pooled
+    return _select("pooled_distance_forward", backend, inputs).pooled_distance_forward(inputs)
 
 
 def _forward_fake(*arguments: Any) -> Pooled:
@@ -48,8 +47,7 @@ def _backward(*arguments: Any) -> Gradients:
     grad, inputs, saved, needed, backend = _backward_arguments(arguments)
     checks.pooling_backward_op(grad, inputs, saved)
     chosen = _select("pooled_distance_backward", backend, inputs)
-    grads: Gradients = chosen.function("pooled_distance_backward")(grad, inputs, saved, needed)
-    return grads
+    return chosen.pooled_distance_backward(grad, inputs, saved, needed)
 
 
 def _backward_fake(*arguments: Any) -> Gradients:

@@ -52,8 +52,7 @@ def _checked_significance(
     if lse is not None:
         _check_finite(lse, mask)
     chosen = backends.select_backend("significance", backend, query.device, query.dtype, query.shape[3])
-    found: Tensor = chosen.function("significance")(query, key, mask, scale, lse)
-    return found
+    return chosen.significance(query, key, mask, scale, lse)
 
 
 def _significance_fake(

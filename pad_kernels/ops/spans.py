@@ -22,8 +22,7 @@ class Spans(NamedTuple):
 def _run(inputs: SpanInputs, backend: str) -> tuple[Tensor, Tensor]:
     prior = inputs.frame_prior
     chosen = backends.select_backend("select_spans", backend, prior.device, prior.dtype)
-    bounds: tuple[Tensor, Tensor] = chosen.function("select_spans")(inputs)
-    return bounds
+    return chosen.select_spans(inputs)
 
 
 def _select_spans(*arguments: Any) -> tuple[Tensor, Tensor]:

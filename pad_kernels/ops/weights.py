@@ -9,8 +9,6 @@ from torch import Tensor
 from pad_kernels import checks
 from pad_kernels.inputs import Positions, opmath_dtype
 
-# The weight of masked frames where units are spans: they count in no mean.
-MASKED_IN_SPANS = -1.0
 # The smallest normal and the largest number.
 _LIMITS = {
     dtype: (limits.tiny, limits.max)

@@ -88,7 +88,7 @@ def scores(each: Utterance, cosine: Tensor, temperature: float) -> Tensor:
 
 
 def similarities(each: Utterance, temperature: float, chosen: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Similarities [T], weights of the units [T, U], log-normalisers [T]; chosen: the hard units, as places in U."""
+    """Similarities [T], weights of the units [T, U], log-normalizers [T]; chosen: the hard units, as places in U."""
     cosine = cosines(each)
     if temperature == 0:
         best = cosine.argmax(1) if chosen is None else chosen
@@ -167,7 +167,7 @@ def loss(case, upstream: Tensor, units: Tensor | None) -> tuple[Found, Found, Fo
 
 
 def align(case, b: int) -> tuple[Utterance, Tensor, Tensor, Tensor, Tensor] | None:
-    """(utterance, similarities, matrix, log-normalisers, scores) of utterance `b`; None where nothing takes part."""
+    """(utterance, similarities, matrix, log-normalizers, scores) of utterance `b`; None where nothing takes part."""
     text_mask = None if case.text_mask is None else case.text_mask[b]
     spans = None if case.spans is None else list(zip(*(x[b].tolist() for x in case.spans)))
     each = utterance(case, b, spans, weights(text_mask, None, case.text.shape[1])[1])

@@ -7,8 +7,6 @@ import functools
 import importlib
 import os
 import re
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,7 +24,6 @@ from pad_kernels.inputs import (
     Saved,
     SpanInputs,
 )
-from pad_kernels.ops.registration import OPS
 
 OLDEST = (3, 3)  # the compiler of 3.2 aborts the process on some of the kernels
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -65,16 +62,6 @@ class TritonBackend(NativeHelpers):
         """The functions that launch the kernels."""
         return importlib.import_module("pad_kernels.backends.triton.kernels")
 
-    def has(self, op: str) -> bool:
-        """A method of this class, or a file here of the op's name, with a function of that name in it."""
-        return super().has(op) or op in OPS and (Path(__file__).parent / f"{op}.py").exists()
-
-    def function(self, op: str) -> Callable[..., Any]:
-        """What launches an op's kernels."""
-        module = self.kernels if super().has(op) else importlib.import_module(f"{__name__}.{op}")
-        found: Callable[..., Any] = getattr(module, op)
-        return found
-
     def unsupported_reason(
         self, op: str, device: torch.device, dtype: torch.dtype, width: int | None = None
     ) -> str | None:
@@ -93,7 +80,7 @@ class TritonBackend(NativeHelpers):
         return reason if reason or width is None else _width_reason(op, width)
 
     def alignment_forward(self, inputs: AlignmentInputs) -> Saved:
-        """Similarity, best unit and log-normaliser of each token."""
+        """Similarity, best unit and log-normalizer of each token."""
         saved: Saved = self.kernels.alignment_forward(inputs)
         return saved
 
@@ -103,6 +90,11 @@ class TritonBackend(NativeHelpers):
         """Gradients of speech and text, each empty unless needed."""
         grads: Gradients = self.kernels.alignment_backward(grad_similarity, inputs, saved, needed)
         return grads
+
+    def significance(self, query: Tensor, key: Tensor, mask: Tensor | None, scale: float, lse: Tensor | None) -> Tensor:
+        """Normalized column sums of the attention, per position."""
+        found: Tensor = self.kernels.significance(query, key, mask, scale, lse)
+        return found
 
     def select_spans(self, inputs: SpanInputs) -> tuple[Tensor, Tensor]:
         """Start and end [B, max_anchors * len(scales)] int32 of the spans around each anchor frame."""

@@ -100,6 +100,8 @@ def _launch(kernel, device, programs, operands, options, constants):
         else x.__class__
         for x in operands
     ]  # fmt: skip
+    if AMD:  # it compiles in whether an operand's memory is below 2 GB
+        kinds += [x.memory.untyped_storage().nbytes() < 2**31 for x in operands if x.__class__ is Buffer]
     key = id(kernel), device, options, *constants.items(), *kinds
     found = _compiled.get(key)
     if found is not None:

@@ -32,18 +32,15 @@ SCORE = {
         64: Blocks(64, 64, 16, 4, 5, registers=168),
     },
 }
-# Where units are spans there are fewer of them, and a second product for what rounding them left over.
-SCORE_SPANS = {
-    2: {16: Blocks(16, 64, 64, 4, 4, registers=255), 32: Blocks(32, 64, 64, 4, 4), 64: Blocks(64, 64, 64, 4, 4)},
-    4: {
-        16: Blocks(16, 64, 16, 4, 5),
-        32: Blocks(32, 64, 16, 4, 5, registers=128),
-        64: Blocks(64, 64, 16, 4, 5, registers=168),
-    },
+# `width`: columns of a program; `group`: frames.
+SPAN_SCORES = {
+    2: {tokens: Blocks(tokens, 16, 256, 4, 3, 16, registers=168) for tokens in (16, 32, 64)},
+    4: {tokens: Blocks(tokens, 16, 128, 4, 3, 16, registers=168) for tokens in (16, 32, 64)},
 }
+SPAN_PART = 32  # columns of a float32 product
 UNIT_GRADIENT = {
     2: {16: Blocks(16, 64, 64, 4, 1), 32: Blocks(32, 64, 64, 4, 1), 64: Blocks(64, 64, 64, 4, 1)},
-    4: {16: Blocks(16, 128, 64, 8, 1)},
+    4: {16: Blocks(16, 128, 64, 8, 1, registers=128)},
 }
 TEXT_GRADIENT = {
     2: {16: Blocks(16, 64, 64, 2, 3), 32: Blocks(32, 64, 64, 4, 3), 64: Blocks(64, 128, 64, 4, 3)},
@@ -51,13 +48,12 @@ TEXT_GRADIENT = {
 }
 # Of spans, which are few: both gradients in one launch, with the warps of the larger choice.
 UNIT_GRADIENT_SPANS = UNIT_GRADIENT | {4: {16: Blocks(16, 64, 64, 4, 1)}}
-TEXT_GRADIENT_SPANS = TEXT_GRADIENT | {
-    4: {16: Blocks(16, 32, 64, 4, 3), 32: Blocks(32, 32, 64, 4, 3), 64: Blocks(64, 32, 32, 4, 3)}
+TEXT_GRADIENT_SPANS = {
+    2: {16: Blocks(16, 64, 64, 2, 3), 32: Blocks(32, 64, 64, 4, 3), 64: Blocks(64, 128, 64, 4, 3, registers=168)},
+    4: {16: Blocks(16, 32, 64, 4, 3), 32: Blocks(32, 32, 64, 4, 3), 64: Blocks(64, 32, 32, 4, 3)},
 }
-# By the bytes of an element. `group`: frames.
-POOL = {2: Blocks(0, 16, 256, 4, 6, 16), 4: Blocks(0, 16, 128, 4, 5, 16)}
 # Rows of frames or tokens, `units`, for the global level.
-POOL_ROWS = {2: Blocks(0, 64, 64, 4, 3, registers=128), 4: Blocks(0, 32, 64, 4, 3)}
+POOL_ROWS = {2: Blocks(0, 64, 64, 4, 3, registers=168), 4: Blocks(0, 32, 64, 4, 3)}
 # `tokens`: frames, `group`: steps of columns.
 SPREAD = {2: Blocks(32, 16, 128, 4, 1, 3), 4: Blocks(32, 16, 64, 4, 1, 4)}
 SCAN = 256
@@ -94,6 +90,11 @@ def by_itemsize(table: dict, dtype: torch.dtype) -> Blocks:
 def by_tokens(table: dict, dtype: torch.dtype, tokens: int) -> Blocks:
     """The smallest tile that holds all tokens, or the largest there is."""
     return _that_holds(table[dtype.itemsize], tokens)
+
+
+def span_tiles(spans: int, dtype: torch.dtype, tokens: int) -> int:
+    """Tiles of an utterance's spans."""
+    return ceil_div(spans, by_tokens(SPAN_SCORES, dtype, tokens).units)
 
 
 def prepare_blocks(frames: int) -> Blocks:

@@ -26,6 +26,7 @@ from pad_kernels.backends.triton.common import (
 from pad_kernels.backends.triton.configurations import ceil_div, round_up
 from pad_kernels.backends.triton.hard_gradients import fill_hard
 from pad_kernels.backends.triton.memory import allocate, contiguous, operand
+from pad_kernels.backends.triton.reductions import Outcome, unfinished
 from pad_kernels.backends.triton.scores import Scored, Sides, is_empty, kept_layout, score, scored_in, sides_of
 from pad_kernels.backends.triton.spread import spread_to_frames
 from pad_kernels.backends.triton.token_gradients import TokenGradient, token_gradients
@@ -69,9 +70,11 @@ def soft_weights_kernel(
     row = unit_tile * UNITS + tl.arange(0, UNITS)
     in_units = row < unit_count
     place = utterance * unit_count + row
-    cosine += utterance * unit_count * token_pitch
-    unit_weights += utterance * unit_count * token_pitch
+    first_unit = utterance * unit_count + unit_tile * UNITS
+    cosine += first_unit * token_pitch
+    unit_weights += first_unit * token_pitch
     text_weights += utterance * tokens * unit_pitch
+    lane = tl.arange(0, UNITS)
     prior = tl.load(unit_prior + place, mask=in_units, other=0.0)
     valid_unit = prior > 0
     inverse = tl.where(valid_unit, tl.load(unit_inverse + place, mask=in_units, other=0.0), 0.0)
@@ -88,7 +91,7 @@ def soft_weights_kernel(
         token = first + tl.arange(0, TOKENS)
         in_tile = token < tokens
         at = utterance * tokens + token
-        at_text = text_weights + token[:, None] * unit_pitch + row[None, :]
+        at_text = text_weights + token.to(tl.int64)[:, None] * unit_pitch + row[None, :]
         in_text = in_tile[:, None] & (row < unit_pitch)[None, :]
         at_along = text_along + (utterance * unit_tiles + unit_tile) * tokens + token
         if some:
@@ -100,7 +103,7 @@ def soft_weights_kernel(
             mean = tl.load(similarity + at, mask=in_tile, other=0.0)
             normalizer = tl.load(log_normalizer + at, mask=in_tile, other=0.0)
             text_scale = tl.load(text_inverse + at, mask=in_tile, other=0.0)
-            at_both = row[:, None] * token_pitch + token[None, :]
+            at_both = lane[:, None] * token_pitch + token[None, :]
             in_both = in_units[:, None] & (token < token_pitch)[None, :]
             phi = tl.load(cosine + at_both, mask=in_both, other=0.0).to(tl.float32)
             aligned = tl.maximum(aligned, valid.to(tl.int32))
@@ -110,16 +113,21 @@ def soft_weights_kernel(
             logit = phi * inverse_temperature + tl.log(tl.where(valid_unit, prior, 1.0))[:, None]
             posterior = tl.exp(logit - normalizer[None, :])
             found = tl.where(both, posterior * (1 + (phi - mean[None, :]) * inverse_temperature), 0.0)
-            along += tl.sum(found * phi * grad[None, :], 1)
-            tl.store(at_along, tl.sum(found * phi, 0), mask=in_tile)
             if kind == tl.float16:
-                of_unit = found * (grad / largest)[None, :]
-                of_text = found
+                of_unit = narrowed(found * (grad / largest)[None, :], kind)
+                of_text = narrowed(found, kind)
+                text_norm = tl.where(valid, largest, 0.0)
+                unit_norm = tl.where(valid_unit, 1.0, 0.0)
             else:
-                of_unit = found * (grad * text_scale)[None, :]
-                of_text = found * inverse[:, None]
-            tl.store(unit_weights + at_both, narrowed(of_unit, kind), mask=in_both)
-            tl.store(at_text, tl.trans(narrowed(of_text, kind)), mask=in_text)
+                of_unit = narrowed(found * (grad * text_scale)[None, :], kind)
+                of_text = narrowed(found * inverse[:, None], kind)
+                text_norm = tl.where(text_scale > 0, 1 / text_scale, 0.0)
+                unit_norm = tl.where(inverse > 0, 1 / inverse, 0.0)
+            # Of the rounded weights, so that what lies along a row cancels where unit and token are nearly parallel.
+            along += tl.sum(of_unit.to(tl.float32) * phi * text_norm[None, :], 1)
+            tl.store(at_along, tl.sum(of_text.to(tl.float32) * phi * unit_norm[:, None], 0), mask=in_tile)
+            tl.store(unit_weights + at_both, of_unit, mask=in_both)
+            tl.store(at_text, tl.trans(of_text), mask=in_text)
         else:
             tl.store(at_along, tl.zeros([TOKENS], tl.float32), mask=in_tile)
             tl.store(at_text, tl.zeros([TOKENS, UNITS], kind), mask=in_text)
@@ -132,7 +140,7 @@ def soft_weights_kernel(
 @triton.jit(do_not_specialize=[*STRIDES_AND_SIZES, "upstream_stride", "along_tiles"])
 def soft_text_kernel(
     given, upstream, upstream_stride, grad_scale, weight,
-    units, text, unit_prior, unit_inverse, text_inverse, unit, text_weights, text_along, grad_text,
+    units, remainder, text, unit_prior, unit_inverse, text_inverse, unit, text_weights, text_along, grad_text,
     unit_batch, unit_row, text_batch, text_row,
     unit_count, tokens, width, along_tiles, unit_pitch,
     TOKENS: tl.constexpr, UNITS: tl.constexpr, WIDTH: tl.constexpr, PRECISION: tl.constexpr,
@@ -143,12 +151,14 @@ def soft_text_kernel(
     steps, token_tiles = tl.cdiv(width, WIDTH), tl.cdiv(tokens, TOKENS)
     program = tl.program_id(0)
     step = program % steps
-    token = program // steps % token_tiles * TOKENS + tl.arange(0, TOKENS)
+    first_token = program // steps % token_tiles * TOKENS
+    lane = tl.arange(0, TOKENS)
+    token = first_token + lane
     utterance = (program // steps // token_tiles).to(tl.int64)
     column = step * WIDTH + tl.arange(0, WIDTH)
     in_tile = token < tokens
     at = utterance * tokens + token
-    text_weights += utterance * tokens * unit_pitch
+    text_weights += (utterance * tokens + first_token) * unit_pitch
     valid = tl.load(unit + at, mask=in_tile, other=-1) >= 0
     found = tl.zeros([TOKENS, WIDTH], tl.float32)
     along = tl.zeros([TOKENS], tl.float32)
@@ -157,12 +167,21 @@ def soft_text_kernel(
             row = first + tl.arange(0, UNITS)
             prior = tl.load(unit_prior + utterance * unit_count + row, mask=row < unit_count, other=0.0)
             part = load_rows(units + utterance * unit_batch, row, unit_row, prior > 0, column, width)
+            pointers = text_weights + lane[:, None] * unit_pitch + row[None, :]
+            factor = tl.load(pointers, mask=valid[:, None] & (row < unit_pitch)[None, :], other=0.0)
             if part.dtype == tl.float16:
                 of_unit = tl.load(unit_inverse + utterance * unit_count + row, mask=prior > 0, other=0.0)
                 part = direction(part, of_unit)
-            pointers = text_weights + token[:, None] * unit_pitch + row[None, :]
-            factor = tl.load(pointers, mask=valid[:, None] & (row < unit_pitch)[None, :], other=0.0)
             found = add_product(factor, part, found, PRECISION)
+        # In float16 dividing by the norms rounds as much.
+        if remainder is not None and units.dtype.element_ty != tl.float16:
+            for first in range(0, unit_count, UNITS):
+                row = first + tl.arange(0, UNITS)
+                prior = tl.load(unit_prior + utterance * unit_count + row, mask=row < unit_count, other=0.0)
+                part = load_rows(remainder + utterance * unit_batch, row, unit_row, prior > 0, column, width)
+                pointers = text_weights + lane[:, None] * unit_pitch + row[None, :]
+                factor = tl.load(pointers, mask=valid[:, None] & (row < unit_pitch)[None, :], other=0.0)
+                found = product(factor, part, found, PRECISION)
         for tile in range(0, along_tiles):
             along += tl.load(text_along + (utterance * along_tiles + tile) * tokens + token, mask=valid, other=0.0)
     grad = token_gradients(given, upstream, upstream_stride, grad_scale, weight, utterance, token, tokens, valid)
@@ -170,15 +189,15 @@ def soft_text_kernel(
     own = load_rows(text + utterance * text_batch, token, text_row, valid, column, width).to(tl.float32)
     found = found * (grad * inverse)[:, None] - own * (grad * along * direction_weight(inverse))[:, None]
     found = tl.where(valid[:, None], found, 0.0)
-    grad_text += utterance * tokens * width
-    tl.store(grad_text + token[:, None] * width + column[None, :], narrowed(found, grad_text.dtype.element_ty),
+    grad_text += (utterance * tokens + first_token) * width
+    tl.store(grad_text + lane[:, None] * width + column[None, :], narrowed(found, grad_text.dtype.element_ty),
              mask=in_tile[:, None] & (column < width)[None, :])  # fmt: skip
 
 
 @triton.jit(do_not_specialize=[*STRIDES_AND_SIZES, "first_program"])
 def soft_unit_kernel(
-    units, text, unit_prior, text_inverse, unit, unit_weights, unit_scale, unit_along, unit_weight, grad_units,
-    unit_batch, unit_row, text_batch, text_row, unit_count, tokens, width, token_pitch, first_program,
+    units, remainder, text, unit_prior, text_inverse, unit, unit_weights, unit_scale, unit_along, unit_weight,
+    grad_units, unit_batch, unit_row, text_batch, text_row, unit_count, tokens, width, token_pitch, first_program,
     TOKENS: tl.constexpr, UNITS: tl.constexpr, WIDTH: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The gradient of a tile of units at a group of columns, zero where a unit takes no part; that of spans divided by
@@ -191,25 +210,31 @@ def soft_unit_kernel(
     unit_tile = program // steps % unit_tiles
     utterance = (program // steps // unit_tiles).to(tl.int64)
     column = step * WIDTH + tl.arange(0, WIDTH)
-    row = unit_tile * UNITS + tl.arange(0, UNITS)
+    lane = tl.arange(0, UNITS)
+    row = unit_tile * UNITS + lane
     in_units = row < unit_count
     place = utterance * unit_count + row
     valid_unit = tl.load(unit_prior + place, mask=in_units, other=0.0) > 0
-    unit_weights += utterance * unit_count * token_pitch
-    grad_units += utterance * unit_count * width
+    first_unit = utterance * unit_count + unit_tile * UNITS
+    unit_weights += first_unit * token_pitch
+    grad_units += first_unit * width
     found = tl.zeros([UNITS, WIDTH], tl.float32)
     if tl.max(valid_unit.to(tl.int32), 0) > 0:
         # Asked for now, so that it is there when the product is.
-        own = load_rows(units + utterance * unit_batch, row, unit_row, valid_unit, column, width)
+        own = load_rows(units + utterance * unit_batch, row, unit_row, valid_unit, column, width).to(tl.float32)
+        if remainder is not None:
+            below = load_rows(remainder + utterance * unit_batch, row, unit_row, valid_unit, column, width)
+            own += below.to(tl.float32)
         for first in tl.range(0, tokens, TOKENS, num_stages=1):
             token = first + tl.arange(0, TOKENS)
             at = utterance * tokens + token
             valid = tl.load(unit + at, mask=token < tokens, other=-1) >= 0
             part = load_rows(text + utterance * text_batch, token, text_row, valid, column, width)
-            if part.dtype == tl.float16:
-                part = direction(part, tl.load(text_inverse + at, mask=valid, other=0.0))
-            pointers = unit_weights + row[:, None] * token_pitch + token[None, :]
+            of_text = tl.load(text_inverse + at, mask=valid, other=0.0)
+            pointers = unit_weights + lane[:, None] * token_pitch + token[None, :]
             factor = tl.load(pointers, mask=valid_unit[:, None] & (token < token_pitch)[None, :], other=0.0)
+            if part.dtype == tl.float16:
+                part = direction(part, of_text)
             found = product(factor, part, found, PRECISION)
         along = tl.load(unit_along + place, mask=valid_unit, other=0.0)
         scale = tl.load(unit_scale + place, mask=valid_unit, other=0.0)
@@ -217,16 +242,16 @@ def soft_unit_kernel(
             spread = tl.load(unit_weight + place, mask=valid_unit, other=0.0)
             along *= spread
             scale *= spread
-        found = found * scale[:, None] - own.to(tl.float32) * along[:, None]
+        found = found * scale[:, None] - own * along[:, None]
         found = tl.where(valid_unit[:, None], found, 0.0)
-    tl.store(grad_units + row[:, None] * width + column[None, :], narrowed(found, grad_units.dtype.element_ty),
+    tl.store(grad_units + lane[:, None] * width + column[None, :], narrowed(found, grad_units.dtype.element_ty),
              mask=in_units[:, None] & (column < width)[None, :])  # fmt: skip
 
 
 @triton.jit(do_not_specialize=[*STRIDES_AND_SIZES, "upstream_stride", "along_tiles", "text_programs"])
 def soft_gradients_kernel(
     given, upstream, upstream_stride, grad_scale, weight,
-    units, text, unit_prior, unit_inverse, text_inverse, unit, unit_weight,
+    units, remainder, text, unit_prior, unit_inverse, text_inverse, unit, unit_weight,
     unit_weights, text_weights, unit_scale, unit_along, text_along, grad_units, grad_text,
     unit_batch, unit_row, text_batch, text_row, unit_count, tokens, width,
     along_tiles, token_pitch, unit_pitch, text_programs,
@@ -237,15 +262,15 @@ def soft_gradients_kernel(
     if tl.program_id(0) < text_programs:
         soft_text_kernel(
             given, upstream, upstream_stride, grad_scale, weight,
-            units, text, unit_prior, unit_inverse, text_inverse, unit, text_weights, text_along, grad_text,
+            units, remainder, text, unit_prior, unit_inverse, text_inverse, unit, text_weights, text_along, grad_text,
             unit_batch, unit_row, text_batch, text_row, unit_count, tokens, width, along_tiles, unit_pitch,
             TEXT_TOKENS, TEXT_UNITS, TEXT_WIDTH, PRECISION,
         )  # fmt: skip
     else:
         soft_unit_kernel(
-            units, text, unit_prior, text_inverse, unit, unit_weights, unit_scale, unit_along, unit_weight, grad_units,
-            unit_batch, unit_row, text_batch, text_row, unit_count, tokens, width, token_pitch, text_programs,
-            UNIT_TOKENS, UNIT_UNITS, UNIT_WIDTH, PRECISION,
+            units, remainder, text, unit_prior, text_inverse, unit, unit_weights, unit_scale, unit_along, unit_weight,
+            grad_units, unit_batch, unit_row, text_batch, text_row, unit_count, tokens, width, token_pitch,
+            text_programs, UNIT_TOKENS, UNIT_UNITS, UNIT_WIDTH, PRECISION,
         )  # fmt: skip
 
 
@@ -302,22 +327,22 @@ def fill_soft(grad, sides, scored, saved, temperature, grad_text, grad_units):
     of_units = configurations.by_tokens(unit_table, text.dtype, tokens)
     text_programs = batch * ceil_div(tokens, of_text.tokens) * ceil_div(width, of_text.width)
     unit_programs = batch * ceil_div(count, of_units.units) * ceil_div(width, of_units.width)
-    units, own = scored.units, operand(text)
+    units, own = (scored.units, scored.remainder), operand(text)
     if grad_text is not None and grad_units is not None and of_spans:
         # Spans are few: one launch less is worth more than the shared memory that every program then holds.
         launch(
-            soft_gradients_kernel, device, text_programs + unit_programs, *grad, units, own, scored.unit_prior,
+            soft_gradients_kernel, device, text_programs + unit_programs, *grad, *units, own, scored.unit_prior,
             scored.unit_inverse, scored.text_inverse, unit, scored.unit_weight, unit_weights, text_weights,
             unit_scale, unit_along, text_along, grad_units, grad_text, *strides, count, tokens, width,
             along_tiles, token_pitch, unit_pitch, text_programs,
             TEXT_TOKENS=of_text.tokens, TEXT_UNITS=of_text.units, TEXT_WIDTH=of_text.width,
             UNIT_TOKENS=of_units.tokens, UNIT_UNITS=of_units.units, UNIT_WIDTH=of_units.width, PRECISION=PRECISION,
-            warps=max(of_text.warps, of_units.warps), stages=of_text.stages,
+            warps=max(of_text.warps, of_units.warps), stages=of_text.stages, registers=of_text.registers,
         )  # fmt: skip
         return
     if grad_text is not None:
         launch(
-            soft_text_kernel, device, text_programs, *grad, units, own, scored.unit_prior, scored.unit_inverse,
+            soft_text_kernel, device, text_programs, *grad, *units, own, scored.unit_prior, scored.unit_inverse,
             scored.text_inverse, unit, text_weights, text_along, grad_text, *strides, count, tokens, width,
             along_tiles, unit_pitch,
             TOKENS=of_text.tokens, UNITS=of_text.units, WIDTH=of_text.width, PRECISION=PRECISION,
@@ -325,11 +350,11 @@ def fill_soft(grad, sides, scored, saved, temperature, grad_text, grad_units):
         )  # fmt: skip
     if grad_units is not None:
         launch(
-            soft_unit_kernel, device, unit_programs, units, own, scored.unit_prior, scored.text_inverse, unit,
+            soft_unit_kernel, device, unit_programs, *units, own, scored.unit_prior, scored.text_inverse, unit,
             unit_weights, unit_scale, unit_along, scored.unit_weight, grad_units, *strides,
             count, tokens, width, token_pitch, 0,
             TOKENS=of_units.tokens, UNITS=of_units.units, WIDTH=of_units.width, PRECISION=PRECISION,
-            warps=of_units.warps, stages=of_units.stages,
+            warps=of_units.warps, stages=of_units.stages, registers=of_units.registers,
         )  # fmt: skip
 
 
@@ -340,9 +365,11 @@ def alignment_backward(grad_similarity: Tensor, inputs: AlignmentInputs, saved: 
         speech, text = (torch.zeros(x.shape if n else 0, dtype=x.dtype, device=x.device) for x, n in both)
         return speech, text
     sides, temperature = sides_of(inputs), inputs.temperature
-    room = kept_layout(sides, temperature, cosine=temperature > 0)
-    scored = scored_in(room.allocate(inputs.text.device), room, sides)
-    score(sides, scored, temperature)
+    (batch, tokens), device = inputs.text.shape[:2], inputs.text.device
+    room = kept_layout(sides, temperature, differentiable=True)
+    scored = scored_in(room.allocate(device), room, sides)
+    tiles = configurations.span_tiles(sides.spans, inputs.text.dtype, tokens)
+    score(sides, scored, temperature, Outcome(finished=operand(unfinished(device, batch, tiles))))
     grad = TokenGradient(contiguous(grad_similarity.to(torch.float32)))
     aligned = Saved(*map(contiguous, saved))
     return gradients(grad, sides, scored, aligned, temperature, needed)

@@ -42,7 +42,7 @@ def is_chosen(unit, row, tokens, TOKENS: tl.constexpr):
 @triton.jit(do_not_specialize=[*STRIDES_AND_SIZES, "upstream_stride", "share"])
 def hard_kernel(
     given, upstream, upstream_stride, grad_scale, weight,
-    units, text, unit_inverse, text_inverse, similarity, unit, unit_weight, grad_text, grad_units,
+    units, remainder, text, unit_inverse, text_inverse, similarity, unit, unit_weight, grad_text, grad_units,
     unit_batch, unit_row, text_batch, text_row, unit_count, tokens, width, share,
     TOKENS: tl.constexpr, UNITS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
@@ -80,6 +80,9 @@ def hard_kernel(
         column = first + tl.arange(0, WIDTH)
         inside = column < width
         own = tl.load(units + chosen * unit_row + column, mask=column < read, other=0.0).to(tl.float32)
+        if remainder is not None:
+            below = remainder + utterance * unit_batch + chosen * unit_row + column
+            own += tl.load(below, mask=column < read, other=0.0).to(tl.float32)
         if grad_text is not None:
             part = tl.load(text + token.to(tl.int64) * text_row + column, mask=column < read, other=0.0)
             found = own * (of_unit * of_text) - part.to(tl.float32) * (cosine * direction_weight(of_text))
@@ -112,9 +115,9 @@ def fill_hard(grad, sides, scored, saved, grad_text, grad_units):
     batch, tokens, width = text.shape
     blocks = configurations.HARD
     launch(
-        hard_kernel, text.device, batch * tokens, *grad, scored.units, operand(text), scored.unit_inverse,
-        scored.text_inverse, saved.similarity, saved.unit, scored.unit_weight, grad_text, grad_units, *scored.strides,
-        *text.stride()[:2], count, tokens, width, ceil_div(count, tokens),
+        hard_kernel, text.device, batch * tokens, *grad, scored.units, scored.remainder, operand(text),
+        scored.unit_inverse, scored.text_inverse, saved.similarity, saved.unit, scored.unit_weight, grad_text,
+        grad_units, *scored.strides, *text.stride()[:2], count, tokens, width, ceil_div(count, tokens),
         TOKENS=blocks.tokens, UNITS=blocks.units, WIDTH=blocks.width,
         warps=blocks.warps, stages=blocks.stages, registers=blocks.registers,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""The functions that launch the kernels of the losses and their ops; importing this imports triton."""
+"""The functions that launch the kernels of the losses and the ops; importing this imports triton."""
 
 from pad_kernels.backends.triton.common import INTERPRETED as _INTERPRETED
 from pad_kernels.backends.triton.gradients import alignment_backward
@@ -6,6 +6,7 @@ from pad_kernels.backends.triton.losses import Form, loss_backward, loss_forward
 from pad_kernels.backends.triton.pooling import pooled_distance_backward, pooled_distance_forward
 from pad_kernels.backends.triton.preparation import select_spans
 from pad_kernels.backends.triton.scores import alignment_forward
+from pad_kernels.backends.triton.significance import significance
 
 __all__ = [
     "INTERPRETED",
@@ -17,6 +18,7 @@ __all__ = [
     "pooled_distance_backward",
     "pooled_distance_forward",
     "select_spans",
+    "significance",
     "unpack",
 ]
 

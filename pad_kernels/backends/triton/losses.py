@@ -1,6 +1,6 @@
 """The losses in few launches: one prepares weights and spans, one to three align or pool, and the last reduces.
 
-Forward: prepare, (pool the spans,) score and reduce; global: prepare, difference and reduce.
+Forward: prepare, score and reduce; global: prepare, difference and reduce.
 Backward: soft weights, text and units, or the hard gradients, (spread to the frames); global: one.
 
 What a backward needs lies in two blocks of memory: that of the loss, and that of the units.
@@ -12,16 +12,16 @@ import torch
 from torch import Tensor
 
 from pad_kernels.backends.base import record_of_ops
-from pad_kernels.backends.triton import pooling
+from pad_kernels.backends.triton import configurations, pooling
 from pad_kernels.backends.triton.common import rows
 from pad_kernels.backends.triton.gradients import gradients
 from pad_kernels.backends.triton.memory import Buffer, Layout, allocate, contiguous, layout, operand
 from pad_kernels.backends.triton.pooling import Distance, Means
 from pad_kernels.backends.triton.preparation import Preparation, choice_of, prepare, scratch_of
-from pad_kernels.backends.triton.scores import Outcome, Sides, is_empty, kept_layout, score, scored_in
+from pad_kernels.backends.triton.reductions import Outcome, counters
+from pad_kernels.backends.triton.scores import Sides, is_empty, kept_layout, score, scored_in
 from pad_kernels.backends.triton.token_gradients import TokenGradient
 from pad_kernels.inputs import Gradients, LossRecord, LossRequest, LossSaved, Needed, Saved
-from pad_kernels.ops.weights import MASKED_IN_SPANS
 
 
 class Form(NamedTuple):
@@ -51,15 +51,16 @@ class Kept(NamedTuple):
     totals: Buffer | None
 
 
-def _room(shape, spans, is_global, reduced) -> Layout:
-    """Room for what is kept, in the order of `Kept`. shape: batch, frames, tokens, width; spans: those to be chosen."""
+def _room(shape, spans, tiles, is_global, reduced) -> Layout:
+    """Room for what is kept, in the order of `Kept`. shape: batch, frames, tokens, width; spans: those to be chosen;
+    tiles: of the spans of an utterance."""
     batch, frames, tokens, width = shape
     of_batch, of_tokens, bounds = (torch.float32, batch), (torch.float32, batch, tokens), (torch.int32, batch, spans)
     local = not is_global
     return layout(
         (torch.float32, batch, frames),
         of_tokens,
-        (torch.int32, 1 + batch),
+        (torch.int32, counters(batch, tiles)),
         bounds if spans else None,
         bounds if spans else None,
         (torch.int32, batch),
@@ -85,7 +86,8 @@ def loss_forward(request: LossRequest) -> tuple[Tensor, LossRecord] | None:
         return None
     spans = choice.room * len(choice.scales) if chosen else 0 if given[0] is None else given[0].shape[1]
     shape = batch, frames, tokens, width
-    of_loss = _room(shape, spans if chosen else 0, is_global, options.reduction != "none")
+    tiles = configurations.span_tiles(spans, text.dtype, tokens)
+    of_loss = _room(shape, spans if chosen else 0, tiles, is_global, options.reduction != "none")
     memory = of_loss.allocate(device)
     kept = Kept(*of_loss.buffers(memory))
     start, end = (kept.start, kept.end) if chosen else map(operand, given)
@@ -98,7 +100,7 @@ def loss_forward(request: LossRequest) -> tuple[Tensor, LossRecord] | None:
         *speech_side, *text_side, None, None, None, kept.frame_weights, kept.token_weights, kept.start, kept.end,
         scratch, kept.finished,
     )  # fmt: skip
-    prepare(wanted, choice, device, batch, frames, tokens, MASKED_IN_SPANS if request.in_spans else 0.0)
+    prepare(wanted, choice, device, batch, frames, tokens, tiles, request.masked_frame_weight)
     of_batch = operand(loss) if kept.distance is None else kept.distance, kept.counts, kept.finished, operand(loss)
     of_units = units = None
     if is_global:
@@ -108,7 +110,7 @@ def loss_forward(request: LossRequest) -> tuple[Tensor, LossRecord] | None:
     else:
         temperature = options.temperature
         sides = Sides(speech, text, kept.frame_weights, kept.token_weights, start, end, spans)
-        of_units = kept_layout(sides, temperature, cosine=request.differentiable and temperature > 0)
+        of_units = kept_layout(sides, temperature, request.differentiable)
         units = of_units.allocate(device)
         outcome = Outcome(kept.similarity, kept.unit, kept.log_normalizer, *of_batch, kept.grad_scale)
         score(sides, scored_in(units, of_units, sides), temperature, outcome, options.reduction)

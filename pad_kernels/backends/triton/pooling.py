@@ -11,7 +11,7 @@ from pad_kernels.backends.triton import configurations
 from pad_kernels.backends.triton.common import launch, narrowed, rows
 from pad_kernels.backends.triton.configurations import ceil_div
 from pad_kernels.backends.triton.memory import Buffer, contiguous, operand
-from pad_kernels.backends.triton.scores import is_last, reduce_batch, unfinished
+from pad_kernels.backends.triton.reductions import is_last, reduce_batch, unfinished
 from pad_kernels.inputs import REDUCTIONS, Gradients, Needed, Pooled, PoolingInputs
 
 
@@ -188,7 +188,7 @@ def pooled_distance_forward(inputs: PoolingInputs) -> Pooled:
     pooled = Pooled(*(torch.empty(shape, dtype=torch.float32, device=device) for shape in shapes))
     if batch:
         distances, difference, totals = map(operand, pooled)
-        finished = operand(unfinished(batch, device))
+        finished = operand(unfinished(device, batch))
         distance(means_of(inputs), Distance(difference, totals, distances, finished=finished))
     return pooled
 

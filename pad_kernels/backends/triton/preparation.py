@@ -31,6 +31,15 @@ def frame_weight(mask, prior, utterance, frame, frames):
 
 
 @triton.jit
+def scale_of(highest):
+    """The power of two that brings very large or very small priors near 1, so that neither sums over them nor gradients
+    divided by such sums leave the range; 1 for all others."""
+    exponent = (highest.to(tl.int32, bitcast=True) >> 23) - 127
+    exponent = tl.where((exponent > 40) | (exponent < -40), exponent, 0)
+    return (tl.maximum(127 - exponent, 1) << 23).to(tl.float32, bitcast=True)
+
+
+@triton.jit
 def store_spans(start, end, anchor, place, chosen, first, past, xi, frames, SCALES: tl.constexpr):
     """The spans of anchors: the one at `place` in order of time has units place * len(SCALES) and on."""
     for i in tl.static_range(len(SCALES)):
@@ -43,10 +52,10 @@ def store_spans(start, end, anchor, place, chosen, first, past, xi, frames, SCAL
         tl.store(end + unit, tl.minimum(tl.maximum(low + width, first), past), mask=chosen)
 
 
-@triton.jit(do_not_specialize=["frames", "tokens", "max_anchors", "anchor_count"])
+@triton.jit(do_not_specialize=["frames", "tokens", "max_anchors", "anchor_count", "unit_tiles"])
 def prepare_kernel(
     speech_mask, speech_prior, text_mask, text_prior, num_tokens, num_anchors, xi_given,
-    frame_weights, token_weights, start, end, scratch, finished, frames, tokens, max_anchors, anchor_count,
+    frame_weights, token_weights, start, end, scratch, finished, frames, tokens, max_anchors, anchor_count, unit_tiles,
     MASKED: tl.constexpr, ANCHORS: tl.constexpr, SCALES: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """An utterance. num_tokens: None for the real tokens; num_anchors: None for anchor_count, below 0 the tokens."""
@@ -55,24 +64,32 @@ def prepare_kernel(
         tl.store(finished + 1 + utterance, 0)
         if utterance == 0:
             tl.store(finished, 0)
+        of_tiles = finished + 1 + tl.num_programs(0) + utterance * unit_tiles
+        for begin in range(0, unit_tiles, BLOCK):
+            tile = begin + tl.arange(0, BLOCK)
+            tl.store(of_tiles + tile, tl.zeros([BLOCK], tl.int32), mask=tile < unit_tiles)
     count = 0
     first, past = frames, 0
     positive = 0
+    highest_prior = 0.0
     for begin in range(0, frames, BLOCK):
         frame = begin + tl.arange(0, BLOCK)
         weight, real = frame_weight(speech_mask, speech_prior, utterance, frame, frames)
         count += tl.sum(real.to(tl.int32), 0)
         positive += tl.sum((weight > 0).to(tl.int32), 0)
+        highest_prior = tl.maximum(highest_prior, tl.max(weight, 0))
         first = tl.minimum(first, tl.min(tl.where(real, frame, frames), 0))
         past = tl.maximum(past, tl.max(tl.where(real, frame + 1, 0), 0))
     if frame_weights is not None:
-        uniform = 1.0 / tl.maximum(count, 1).to(tl.float32)
+        factor = 1.0 / tl.maximum(count, 1).to(tl.float32)
+        if speech_prior is not None:
+            factor = scale_of(highest_prior)
         for begin in range(0, frames, BLOCK):
             frame = begin + tl.arange(0, BLOCK)
             weight, real = frame_weight(speech_mask, speech_prior, utterance, frame, frames)
-            if speech_prior is None:
-                weight *= uniform
-            tl.store(frame_weights + utterance * frames + frame, tl.where(real, weight, MASKED), mask=frame < frames)
+            tl.store(
+                frame_weights + utterance * frames + frame, tl.where(real, weight * factor, MASKED), mask=frame < frames
+            )
 
     token_count = 0
     if token_weights is not None:
@@ -208,7 +225,7 @@ class Preparation(NamedTuple):
     start: Buffer | None = None  # out
     end: Buffer | None = None  # out
     scratch: Buffer | None = None  # float32 [B, M], of anchors other than topk
-    finished: Buffer | None = None  # out: zeros [1 + B]
+    finished: Buffer | None = None  # out: zeros, as `unfinished`
 
 
 class Choice(NamedTuple):
@@ -225,11 +242,11 @@ def scratch_of(choice: Choice, batch, frames):
     return None if choice.anchors in (None, "topk") else (torch.float32, batch, frames)
 
 
-def prepare(given: Preparation, choice: Choice, device, batch, frames, tokens, masked=0.0):
-    """Launch the preparation; `masked`: the weight of a masked frame."""
+def prepare(given: Preparation, choice: Choice, device, batch, frames, tokens, tiles=0, masked=0.0):
+    """Launch the preparation. tiles: how many of the spans of an utterance; masked: the weight of a masked frame."""
     blocks = configurations.prepare_blocks(frames)
     launch(
-        prepare_kernel, device, batch, *given, frames, tokens, choice.room, choice.count,
+        prepare_kernel, device, batch, *given, frames, tokens, choice.room, choice.count, tiles,
         MASKED=masked, ANCHORS=choice.anchors, SCALES=choice.scales, BLOCK=blocks.width,
         enable_fp_fusion=False,  # widths of spans round as the reference does
         warps=blocks.warps, stages=blocks.stages, registers=blocks.registers,
@@ -241,22 +258,16 @@ def choice_of(request: LossRequest) -> Choice:
     selection = request.selection
     if selection is None:
         return Choice()
-    wanted = selection.num_anchors
-    # Without a prior there is nothing to choose anchors by.
-    anchors = "stride" if request.speech.prior is None else selection.anchors
-    tokens = request.text.values.shape[1]
-    return Choice(
-        anchors, tuple(selection.scales), tokens if wanted is None else wanted, -1 if wanted is None else wanted
-    )
+    wanted, tokens = selection.num_anchors, request.text.values.shape[1]
+    room, count = (tokens, -1) if wanted is None else (wanted, wanted)
+    return Choice(selection.anchors, tuple(selection.scales), room, count)
 
 
 def select_spans(inputs: SpanInputs):
     """Start and end [B, max_anchors * len(scales)] int32 of the spans around each anchor frame."""
     prior, device = inputs.frame_prior, inputs.frame_prior.device
     batch, frames = prior.shape
-    wanted = inputs.num_anchors
-    one_for_all = isinstance(wanted, int)
-    choice = Choice(inputs.anchors, tuple(inputs.scales), inputs.max_anchors, wanted if one_for_all else -1)
+    choice = Choice(inputs.anchors, tuple(inputs.scales), inputs.max_anchors)
     shape = batch, choice.room * len(choice.scales)
     if batch * frames * inputs.max_anchors == 0:
         start, end = (torch.zeros(shape, dtype=torch.int32, device=device) for _ in range(2))
@@ -265,7 +276,7 @@ def select_spans(inputs: SpanInputs):
     (scratch,) = allocate(device, scratch_of(choice, batch, frames))
     given = Preparation(
         contiguous(inputs.frame_mask, torch.uint8), contiguous(prior), num_tokens=contiguous(inputs.num_tokens),
-        num_anchors=None if one_for_all else contiguous(wanted), xi=contiguous(inputs.xi),
+        num_anchors=contiguous(inputs.num_anchors), xi=contiguous(inputs.xi),
         start=operand(start), end=operand(end), scratch=scratch,
     )  # fmt: skip
     prepare(given, choice, device, batch, frames, tokens=0)

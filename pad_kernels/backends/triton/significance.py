@@ -1,4 +1,4 @@
-"""Column sums of the attention: rows are normalised in one pass over the keys, unless their log-sum-exp is
+"""Column sums of the attention: rows are normalized in one pass over the keys, unless their log-sum-exp is
 given, and summed by columns in a second one. A program owns its columns, so that nothing is summed out of order.
 """
 
@@ -92,7 +92,7 @@ def normalizer_kernel(
         total = total * tl.exp2(highest - reference) + tl.sum(tl.exp2(score - reference[:, None]), 1)
         highest = higher
     place = (utterance * heads + head) * length + row
-    # What an infinite normaliser leaves of a row is nothing.
+    # What an infinite normalizer leaves of a row is nothing.
     found = tl.where(present, highest + tl.log2(tl.where(total > 0, total, 1.0)), float("inf"))
     tl.store(normalizer + place, found, mask=row < length)
 
@@ -122,7 +122,7 @@ def column_kernel(
     for first in range(0, past, OTHER):
         row = first + tl.arange(0, OTHER)
         present = tl.load(mask + row, mask=row < length, other=0) != 0
-        # A row that does not count has an infinite normaliser.
+        # A row that does not count has an infinite normalizer.
         normal = tl.load(normalizer + row, mask=present, other=float("inf"))
         score = scores(
             own,
@@ -142,7 +142,7 @@ def column_kernel(
             PRECISION,
         )
         exponent = score * scale - (normal.to(tl.float32) * factor)[None, :]
-        # No score is above its row's normaliser, but for rounding, which large scores would magnify without end.
+        # No score is above its row's normalizer, but for rounding, which large scores would magnify without end.
         found += tl.sum(tl.exp2(tl.minimum(exponent, 0.0, propagate_nan=tl.PropagateNan.ALL)), 1)
     place = (utterance * heads + head) * length + column
     tl.store(sums + place, tl.where(real, found, 0.0), mask=column < length)

@@ -28,7 +28,7 @@ def spread_kernel(
     start += utterance * units
     end += utterance * units
     grad_units += utterance * units * width
-    out += utterance * frames * width
+    out += (utterance * frames + low) * width
     lowest, past_highest = units, 0
     if tl.max(prior, 0) > 0:
         for first_unit in range(0, units, SCAN):
@@ -48,7 +48,8 @@ def spread_kernel(
             part = load_rows(grad_units, unit, width, unit < past_highest, column, width)
             found = product(inside.to(tl.float32).to(part.dtype), part, found, PRECISION)
         found = tl.where((prior > 0)[:, None], found * prior[:, None], 0.0)
-        tl.store(out + frame[:, None] * width + column[None, :], narrowed(found, out.dtype.element_ty),
+        place = out + tl.arange(0, FRAMES)[:, None] * width + column[None, :]
+        tl.store(place, narrowed(found, out.dtype.element_ty),
                  mask=in_tile[:, None] & (column < width)[None, :])  # fmt: skip
 
 
