@@ -93,9 +93,7 @@ class SpanSelection {
 
   __device__ bool candidate(int64_t i) const { return mask_[i] && prior_[i] > 0; }
 
-  __device__ int64_t sum(int64_t value) {
-    return block_reduce<SPAN_THREADS>(value, scratch_.number);
-  }
+  __device__ int64_t sum(int64_t value) { return block_reduce<SPAN_THREADS>(value, scratch_.number); }
 
   __device__ int64_t count_from(Bits least) {
     int64_t count = 0;
