@@ -40,7 +40,7 @@ SPAN_SCORES = {
 SPAN_PART = 32  # columns of a float32 product
 UNIT_GRADIENT = {
     2: {16: Blocks(16, 64, 64, 4, 1), 32: Blocks(32, 64, 64, 4, 1), 64: Blocks(64, 64, 64, 4, 1)},
-    4: {16: Blocks(16, 128, 64, 8, 1, registers=128)},
+    4: {16: Blocks(16, 128, 64, 8, 1)},
 }
 TEXT_GRADIENT = {
     2: {16: Blocks(16, 64, 64, 2, 3), 32: Blocks(32, 64, 64, 4, 3), 64: Blocks(64, 128, 64, 4, 3)},
@@ -49,7 +49,7 @@ TEXT_GRADIENT = {
 # Of spans, which are few: both gradients in one launch, with the warps of the larger choice.
 UNIT_GRADIENT_SPANS = UNIT_GRADIENT | {4: {16: Blocks(16, 64, 64, 4, 1)}}
 TEXT_GRADIENT_SPANS = {
-    2: {16: Blocks(16, 64, 64, 2, 3), 32: Blocks(32, 64, 64, 4, 3), 64: Blocks(64, 128, 64, 4, 3, registers=168)},
+    2: {16: Blocks(16, 64, 64, 2, 3), 32: Blocks(32, 64, 64, 4, 3), 64: Blocks(64, 128, 64, 4, 3)},
     4: {16: Blocks(16, 32, 64, 4, 3), 32: Blocks(32, 32, 64, 4, 3), 64: Blocks(64, 32, 32, 4, 3)},
 }
 # Rows of frames or tokens, `units`, for the global level.
@@ -60,7 +60,7 @@ SCAN = 256
 # By the frames that are held at once; of longer utterances the rest is read again for each step.
 PREPARE = {1024: Blocks(0, 0, 1024, 4, 1, registers=96), 2048: Blocks(0, 0, 2048, 4, 1, registers=168)}
 # Kernels without a matrix product: one choice each. `group`: utterances.
-SOFT_WEIGHTS = Blocks(32, 64, 0, 4, 1, registers=168)
+SOFT_WEIGHTS = Blocks(16, 64, 0, 4, 1, registers=168)
 SOFT_WEIGHTS_SPANS = Blocks(32, 32, 0, 4, 1, registers=168)
 MERGE = Blocks(64, 16, 0, 0, 0, 128)
 HARD = Blocks(32, 8, 1024, 4, 1, registers=80)

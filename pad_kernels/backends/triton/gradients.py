@@ -73,8 +73,8 @@ def soft_weights_kernel(
     first_unit = utterance * unit_count + unit_tile * UNITS
     cosine += first_unit * token_pitch
     unit_weights += first_unit * token_pitch
-    text_weights += utterance * tokens * unit_pitch
     lane = tl.arange(0, UNITS)
+    text_lane = tl.arange(0, TOKENS)
     prior = tl.load(unit_prior + place, mask=in_units, other=0.0)
     valid_unit = prior > 0
     inverse = tl.where(valid_unit, tl.load(unit_inverse + place, mask=in_units, other=0.0), 0.0)
@@ -91,7 +91,8 @@ def soft_weights_kernel(
         token = first + tl.arange(0, TOKENS)
         in_tile = token < tokens
         at = utterance * tokens + token
-        at_text = text_weights + token.to(tl.int64)[:, None] * unit_pitch + row[None, :]
+        at_text = text_weights + (utterance * tokens + first) * unit_pitch
+        at_text += text_lane[:, None] * unit_pitch + row[None, :]
         in_text = in_tile[:, None] & (row < unit_pitch)[None, :]
         at_along = text_along + (utterance * unit_tiles + unit_tile) * tokens + token
         if some:
@@ -113,20 +114,23 @@ def soft_weights_kernel(
             logit = phi * inverse_temperature + tl.log(tl.where(valid_unit, prior, 1.0))[:, None]
             posterior = tl.exp(logit - normalizer[None, :])
             found = tl.where(both, posterior * (1 + (phi - mean[None, :]) * inverse_temperature), 0.0)
+            # What lies along a row is that of the rounded weights, so that it cancels where unit and token are nearly
+            # parallel.
             if kind == tl.float16:
                 of_unit = narrowed(found * (grad / largest)[None, :], kind)
-                of_text = narrowed(found, kind)
-                text_norm = tl.where(valid, largest, 0.0)
-                unit_norm = tl.where(valid_unit, 1.0, 0.0)
+                along += tl.sum(of_unit.to(tl.float32) * phi, 1) * largest
             else:
                 of_unit = narrowed(found * (grad * text_scale)[None, :], kind)
-                of_text = narrowed(found * inverse[:, None], kind)
                 text_norm = tl.where(text_scale > 0, 1 / text_scale, 0.0)
-                unit_norm = tl.where(inverse > 0, 1 / inverse, 0.0)
-            # Of the rounded weights, so that what lies along a row cancels where unit and token are nearly parallel.
-            along += tl.sum(of_unit.to(tl.float32) * phi * text_norm[None, :], 1)
-            tl.store(at_along, tl.sum(of_text.to(tl.float32) * phi * unit_norm[:, None], 0), mask=in_tile)
+                along += tl.sum(of_unit.to(tl.float32) * phi * text_norm[None, :], 1)
             tl.store(unit_weights + at_both, of_unit, mask=in_both)
+            if kind == tl.float16:
+                of_text = narrowed(found, kind)
+                tl.store(at_along, tl.sum(of_text.to(tl.float32) * phi, 0), mask=in_tile)
+            else:
+                of_text = narrowed(found * inverse[:, None], kind)
+                unit_norm = tl.where(inverse > 0, 1 / inverse, 0.0)
+                tl.store(at_along, tl.sum(of_text.to(tl.float32) * phi * unit_norm[:, None], 0), mask=in_tile)
             tl.store(at_text, tl.trans(of_text), mask=in_text)
         else:
             tl.store(at_along, tl.zeros([TOKENS], tl.float32), mask=in_tile)
@@ -217,7 +221,7 @@ def soft_unit_kernel(
     valid_unit = tl.load(unit_prior + place, mask=in_units, other=0.0) > 0
     first_unit = utterance * unit_count + unit_tile * UNITS
     unit_weights += first_unit * token_pitch
-    grad_units += first_unit * width
+    grad_units += utterance * unit_count * width
     found = tl.zeros([UNITS, WIDTH], tl.float32)
     if tl.max(valid_unit.to(tl.int32), 0) > 0:
         # Asked for now, so that it is there when the product is.
@@ -230,11 +234,10 @@ def soft_unit_kernel(
             at = utterance * tokens + token
             valid = tl.load(unit + at, mask=token < tokens, other=-1) >= 0
             part = load_rows(text + utterance * text_batch, token, text_row, valid, column, width)
-            of_text = tl.load(text_inverse + at, mask=valid, other=0.0)
             pointers = unit_weights + lane[:, None] * token_pitch + token[None, :]
             factor = tl.load(pointers, mask=valid_unit[:, None] & (token < token_pitch)[None, :], other=0.0)
             if part.dtype == tl.float16:
-                part = direction(part, of_text)
+                part = direction(part, tl.load(text_inverse + at, mask=valid, other=0.0))
             found = product(factor, part, found, PRECISION)
         along = tl.load(unit_along + place, mask=valid_unit, other=0.0)
         scale = tl.load(unit_scale + place, mask=valid_unit, other=0.0)
@@ -244,7 +247,8 @@ def soft_unit_kernel(
             scale *= spread
         found = found * scale[:, None] - own * along[:, None]
         found = tl.where(valid_unit[:, None], found, 0.0)
-    tl.store(grad_units + lane[:, None] * width + column[None, :], narrowed(found, grad_units.dtype.element_ty),
+    # 64 bits would cost registers, and with them half of the programs; an utterance has fewer than 2^31 numbers.
+    tl.store(grad_units + row[:, None] * width + column[None, :], narrowed(found, grad_units.dtype.element_ty),
              mask=in_units[:, None] & (column < width)[None, :])  # fmt: skip
 
 
