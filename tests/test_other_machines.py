@@ -145,7 +145,7 @@ def test_spans_need_no_float64_on_mps(anchors):
 def test_the_reference_needs_no_float64(dtype, monkeypatch):
     """The other ops, on the device whose tensors hold nothing: a torch without MPS cannot index tensors there."""
     run = reference.BACKEND
-    monkeypatch.setattr(reference, "_in_full_precision", lambda device: nullcontext())  # no autocast on that device
+    monkeypatch.setattr(reference, "full_precision", lambda device: nullcontext())  # no autocast on that device
     with WithoutFloat64(), torch.device("meta"), torch.no_grad():
         speech, text = torch.randn(2, 40, 16, dtype=dtype), torch.randn(2, 6, 16, dtype=dtype)
         prior, weights, start = torch.rand(2, 40), torch.rand(2, 6), torch.zeros(2, 18, dtype=torch.int32)

@@ -13,11 +13,12 @@ pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reas
 FOLDER = Path(__file__).parent
 
 
-def test_kernels_under_the_interpreter():
-    """tests/triton_interpreted.py: the interpreter has to be chosen before triton is imported."""
+@pytest.mark.parametrize("file", ["triton_interpreted", "triton_interpreted_losses", "triton_interpreted_ops"])
+def test_kernels_under_the_interpreter(file):
+    """In a process of its own: the interpreter has to be chosen before triton is imported."""
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     environment.pop("PYTEST_ADDOPTS", None)
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", FOLDER / "triton_interpreted.py"]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", FOLDER / f"{file}.py"]
     child = subprocess.run(command, env=environment, cwd=FOLDER, capture_output=True, text=True)
     assert child.returncode == 0, child.stdout[-8000:] + child.stderr[-2000:]
 

@@ -35,7 +35,7 @@ TESTS = (
     "tests/test_pad_teacher_cache.py",
     "tests/test_pad_attention.py",
 )
-UNDER_TRITON = "tests/triton_interpreted.py"
+UNDER_TRITON = ("tests/triton_interpreted.py", "tests/triton_interpreted_ops.py")
 UNDER_TRITON_ONLY = "test_significance or test_one_gradient_alone or test_spans_beyond_the_frames_are_clipped"
 
 
@@ -110,7 +110,7 @@ def main() -> int:
         failed = run(*test, "-n", "2", *TESTS, cwd=ROOT, env=variables, check=False)
         interpreted = {**variables, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join([str(triton), str(ROOT)])}
         only = ("-k", UNDER_TRITON_ONLY)
-        failed |= run(*test, "-n", "2", UNDER_TRITON, *only, cwd=ROOT, env=interpreted, check=False)
+        failed |= run(*test, "-n", "2", *UNDER_TRITON, *only, cwd=ROOT, env=interpreted, check=False)
     return int(failed != 0)
 
 

@@ -4,12 +4,11 @@ Runs on any device, in float32 (float64 for float64 inputs). `alignment` is diff
 part is replaced by zeros before it is used: a NaN there reaches neither value nor gradient.
 """
 
-import contextlib
-
 import torch
 from torch import Tensor
 
 from pad_kernels.backends.base import Backend
+from pad_kernels.backends.full_precision import full_precision
 from pad_kernels.backends.ties import first_equal_unit
 from pad_kernels.inputs import (
     AlignmentInputs,
@@ -27,13 +26,6 @@ from pad_kernels.ops.weights import normalize
 
 EPS = 1e-8
 SIGNIFICANCE_ROWS = 256
-
-
-def _in_full_precision(device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """Inside autocast the matrix products would run in half precision."""
-    if torch.is_autocast_enabled(device.type):
-        return torch.autocast(device.type, enabled=False)
-    return contextlib.nullcontext()
 
 
 def _select(values: Tensor, valid: Tensor) -> Tensor:
@@ -217,24 +209,24 @@ class ReferenceBackend(Backend):
 
     def alignment_forward(self, inputs: AlignmentInputs) -> Saved:
         """`alignment` as the op."""
-        with torch.no_grad(), _in_full_precision(inputs.speech.device):
+        with torch.no_grad(), full_precision(inputs.speech.device):
             return alignment(inputs)
 
     def alignment_backward(
         self, grad_similarity: Tensor, inputs: AlignmentInputs, saved: Saved, needed: Needed
     ) -> Gradients:
         """d similarity_j / d phi_jk = A_jk (1 + (phi_jk - similarity_j) / tau), or one at the best unit for tau = 0."""
-        with _in_full_precision(inputs.speech.device):
+        with full_precision(inputs.speech.device):
             return _alignment_backward(grad_similarity, inputs, saved, needed)
 
     def soft_alignment_matrix(self, inputs: AlignmentInputs) -> Tensor:
         """`soft_alignment_matrix`, inside autocast too."""
-        with _in_full_precision(inputs.speech.device):
+        with full_precision(inputs.speech.device):
             return soft_alignment_matrix(inputs)
 
     def significance(self, query: Tensor, key: Tensor, mask: Tensor | None, scale: float, lse: Tensor | None) -> Tensor:
         """Column sums [B, T] of softmax(q k^T scale) over the real rows, mean over heads, scaled to sum to 1."""
-        with _in_full_precision(query.device):
+        with full_precision(query.device):
             return _significance(query, key, mask, scale, lse)
 
     def select_spans(self, inputs: SpanInputs) -> tuple[Tensor, Tensor]:
@@ -279,7 +271,7 @@ class ReferenceBackend(Backend):
 
         p and q are the weights over their sum; rows of weight 0 take no part. Zeros where a sum is 0.
         """
-        with _in_full_precision(inputs.speech.device):
+        with full_precision(inputs.speech.device):
             totals = torch.stack((inputs.frame_weights.sum(1), inputs.token_weights.sum(1)), 1)
             pooled_speech, pooled_text = (
                 (normalize(weights, total)[:, None, :] @ _select(values, weights != 0)).squeeze(1)

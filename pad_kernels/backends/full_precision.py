@@ -1,0 +1,57 @@
+"""Matrix products of float32 in float32, whatever autocast and the precision of matrix products are set to."""
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+
+import torch
+
+_lock = threading.Lock()
+_users = 0
+_restore: Callable[[], None] | None = None
+
+
+@contextlib.contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """Autocast would multiply in half precision, `torch.set_float32_matmul_precision` in tf32 or bfloat16.
+
+    The latter is a setting of the process: the last thread to leave gives it back.
+    """
+    global _users, _restore
+    with _lock:
+        if _users == 0:
+            _restore = _raised()
+        _users += 1
+    try:
+        if torch.is_autocast_enabled(device.type):
+            with torch.autocast(device.type, enabled=False):
+                yield
+        else:
+            yield
+    finally:
+        with _lock:
+            _users -= 1
+            if _users == 0 and _restore is not None:
+                _restore()
+                _restore = None
+
+
+def _raised() -> Callable[[], None] | None:
+    """Raise the precision of matrix products where it is not the highest; what gives it back."""
+    try:
+        before = torch.get_float32_matmul_precision()
+    except RuntimeError:  # it is set for each backend, as torch 2.9 and newer can
+        backends = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
+        settings = [(backend, backend.fp32_precision) for backend in backends]
+        for backend in backends:
+            backend.fp32_precision = "ieee"
+
+        def restore() -> None:
+            for backend, setting in settings:
+                backend.fp32_precision = setting
+
+        return restore
+    if before == "highest":
+        return None
+    torch.set_float32_matmul_precision("highest")
+    return lambda: torch.set_float32_matmul_precision(before)
