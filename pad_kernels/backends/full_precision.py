@@ -3,6 +3,7 @@
 import contextlib
 import threading
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 
@@ -41,16 +42,16 @@ def _raised() -> Callable[[], None] | None:
     try:
         before = torch.get_float32_matmul_precision()
     except RuntimeError:  # it is set for each backend, as torch 2.9 and newer can
-        backends = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
-        settings = [(backend, backend.fp32_precision) for backend in backends]
-        for backend in backends:
-            backend.fp32_precision = "ieee"
+        both: tuple[Any, ...] = torch.backends.cuda, torch.backends.mkldnn
+        products = [backend.matmul for backend in both]
+        settings = [product.fp32_precision for product in products]
 
-        def restore() -> None:
-            for backend, setting in settings:
-                backend.fp32_precision = setting
+        def give(precisions: list[str]) -> None:
+            for product, precision in zip(products, precisions):
+                product.fp32_precision = precision
 
-        return restore
+        give(["ieee"] * len(products))
+        return lambda: give(settings)
     if before == "highest":
         return None
     torch.set_float32_matmul_precision("highest")
