@@ -253,6 +253,29 @@ def test_autocast_does_not_lower_the_precision(backend, dtype, level):
         assert torch.equal(one, other)
 
 
+@pytest.mark.parametrize("spans", [False, True])
+def test_compile_the_matrix(spans):
+    """One trace serves every temperature, as a number and as a tensor, inside autocast too."""
+    inputs = make_inputs(2, 30, 7, 64, kind="full", seed=3)
+    bounds = (torch.tensor([[0, 3, 9]] * 2), torch.tensor([[4, 9, 30]] * 2)) if spans else None
+
+    def matrix(temperature):
+        return alignment_matrix(
+            inputs.speech, inputs.text, bounds, None, inputs.token_mask, inputs.frame_prior, temperature
+        )
+
+    torch.compiler.reset()
+    compiled = torch.compile(matrix, fullgraph=True, backend="eager")
+    for temperature in (0.0, 0.1, 0.02, 0.0):
+        expected = matrix(temperature)
+        for given in (temperature, torch.tensor(temperature)):
+            torch.testing.assert_close(compiled(given), expected, rtol=1e-5, atol=1e-6)
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                torch.testing.assert_close(compiled(given), expected, rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match="temperature"):
+        compiled(torch.tensor(float("nan")))
+
+
 @pytest.mark.parametrize("temperature", [0.0, 0.1])
 def test_autocast_leaves_the_alignment_as_it_is(temperature):
     inputs = make_inputs(2, 30, 7, 64, kind="full", seed=3)

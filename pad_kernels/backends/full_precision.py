@@ -12,12 +12,19 @@ _users = 0
 _restore: Callable[[], None] | None = None
 
 
-@contextlib.contextmanager
-def full_precision(device: torch.device) -> Iterator[None]:
+def full_precision(device: torch.device) -> contextlib.AbstractContextManager[object]:
     """Autocast would multiply in half precision, `torch.set_float32_matmul_precision` in tf32 or bfloat16.
 
-    The latter is a setting of the process: the last thread to leave gives it back.
+    While torch.compile traces, only autocast is ended: a compiled program keeps no setting of the process.
     """
+    if torch.compiler.is_compiling():
+        return torch.autocast(device.type, enabled=False)
+    return _full_precision(device)
+
+
+@contextlib.contextmanager
+def _full_precision(device: torch.device) -> Iterator[None]:
+    """The precision is a setting of the process: the last thread to leave gives it back."""
     global _users, _restore
     with _lock:
         if _users == 0:

@@ -60,12 +60,14 @@ def _units(inputs: AlignmentInputs) -> tuple[Tensor, Tensor, Tensor | None]:
     return pool_spans(speech, inputs.frame_prior, inputs.start, inputs.end)
 
 
-def _logits(cosine: Tensor, prior: Tensor, valid: Tensor, temperature: Temperature) -> Tensor:
+def _soft_logits(cosine: Tensor, prior: Tensor, valid: Tensor, temperature: Temperature) -> Tensor:
     """phi / tau + log prior [B, N, U]; zeros in rows that are not valid, so that softmax is defined."""
-    logits = (cosine / temperature if temperature > 0 else cosine) + prior.log()[:, None, :]
-    if temperature == 0:
-        logits = torch.where(prior[:, None, :] > 0, cosine, -torch.inf)
-    return torch.where(valid[..., None], logits, 0)
+    return torch.where(valid[..., None], cosine / temperature + prior.log()[:, None, :], 0)
+
+
+def _hard_logits(cosine: Tensor, prior: Tensor, valid: Tensor) -> Tensor:
+    """phi of the units that have a prior, the others below all [B, N, U]; zeros in rows that are not valid."""
+    return torch.where(valid[..., None], torch.where(prior[:, None, :] > 0, cosine, -torch.inf), 0)
 
 
 def _valid_tokens(token_mask: Tensor, unit_prior: Tensor) -> Tensor:
@@ -74,8 +76,6 @@ def _valid_tokens(token_mask: Tensor, unit_prior: Tensor) -> Tensor:
 
 def _of_first_equal(scores: Tensor, inputs: AlignmentInputs, units: Tensor, unit_prior: Tensor) -> Tensor:
     """Scores [B, N, U] as of the first of the units that equal each one: they tie, however a product rounds."""
-    if inputs.temperature == 0:
-        unit_prior = (unit_prior > 0).to(unit_prior.dtype)
     first = first_equal_unit(inputs._replace(speech=_select(inputs.speech, inputs.frame_prior > 0)), units, unit_prior)
     return scores.gather(2, first[:, None, :].expand_as(scores))
 
@@ -88,7 +88,7 @@ def soft_alignment_matrix(inputs: AlignmentInputs) -> Tensor:
     if unit_prior.shape[1] == 0:
         return text.new_zeros(*inputs.token_mask.shape, 0)
     cosine = (text / _norm(text)) @ (units / _norm(units)).mT
-    logits = _logits(cosine, unit_prior, valid, inputs.temperature)
+    logits = _soft_logits(cosine, unit_prior, valid, inputs.temperature)
     posterior = torch.where(valid[..., None], logits.softmax(2), 0)
     # The weights of equal units are the same to the bit; the gradient is that of each one's own.
     return posterior + (_of_first_equal(posterior, inputs, units, unit_prior) - posterior).detach()
@@ -103,12 +103,14 @@ def alignment(inputs: AlignmentInputs) -> Saved:
         nothing = text.sum(2) * 0
         return Saved(nothing, torch.full_like(nothing, -1, dtype=torch.int64), torch.zeros_like(nothing))
     cosine = (text / _norm(text)) @ (units / _norm(units)).mT
-    logits = _logits(cosine, unit_prior, valid, inputs.temperature)
-    unit = _of_first_equal(logits, inputs, units, unit_prior).argmax(2)
     if inputs.temperature > 0:
+        logits = _soft_logits(cosine, unit_prior, valid, inputs.temperature)
+        unit = _of_first_equal(logits, inputs, units, unit_prior).argmax(2)
         similarity = (logits.softmax(2) * cosine).sum(2)
         log_normalizer = torch.where(valid, logits.logsumexp(2), 0)
     else:
+        logits = _hard_logits(cosine, unit_prior, valid)
+        unit = _of_first_equal(logits, inputs, units, (unit_prior > 0).to(unit_prior.dtype)).argmax(2)
         similarity = cosine.gather(2, unit[..., None]).squeeze(2)
         log_normalizer = torch.zeros_like(similarity)
     return Saved(torch.where(valid, similarity, 0), torch.where(valid, unit, -1), log_normalizer)
@@ -132,7 +134,7 @@ def _alignment_backward(grad_similarity: Tensor, inputs: AlignmentInputs, saved:
         grad_cosine = tokens.new_zeros(*valid.shape, 0)
     elif temperature > 0:
         cosine = tokens @ units.mT
-        posterior = _logits(cosine, unit_prior, valid, temperature).softmax(2)
+        posterior = _soft_logits(cosine, unit_prior, valid, temperature).softmax(2)
         grad_cosine = posterior * (1 + (cosine - saved.similarity[..., None]) / temperature)
     else:
         grad_cosine = tokens.new_zeros(*valid.shape, unit_prior.shape[1])

@@ -247,8 +247,21 @@ def alignment_matrix(
     """
     backends.check_name(backend)
     inputs = _checked(speech, text, spans, speech_mask, text_mask, speech_prior, temperature)
-    if inputs.temperature > 0:
+    temperature = inputs.temperature
+    if isinstance(temperature, Tensor):  # a trace that serves every value
+        is_soft = temperature > 0
+        soft = inputs._replace(temperature=torch.where(is_soft, temperature, 1))
+        return torch.where(
+            is_soft.to(speech.device),
+            reference.BACKEND.soft_alignment_matrix(soft),
+            _hard_alignment_matrix(inputs, backend),
+        )
+    if temperature > 0:
         return reference.BACKEND.soft_alignment_matrix(inputs)
+    return _hard_alignment_matrix(inputs, backend)
+
+
+def _hard_alignment_matrix(inputs: AlignmentInputs, backend: str | None) -> Tensor:
     similarity, unit, _ = call_forward(inputs, backend or "")
-    units = speech.shape[1] if inputs.start is None else inputs.start.shape[1]
+    units = inputs.speech.shape[1] if inputs.start is None else inputs.start.shape[1]
     return (unit[..., None] == torch.arange(units, device=unit.device)).to(similarity.dtype)
