@@ -192,7 +192,7 @@ def temperature(value: object, *, used: bool = True) -> Temperature:
     """A finite number, 0 or large enough to divide by in float32.
 
     Also a tensor of such a number on the CPU. It comes back as a number, but as a tensor from a trace that is to serve
-    every value: torch.compile specialises numbers that reach an op, and those that reach none. `used`: whether an op
+    every value: torch.compile specializes numbers that reach an op, and those that reach none. `used`: whether an op
     gets it, and so checks it once it is known.
     """
     if isinstance(value, Tensor):

@@ -27,6 +27,13 @@ def write_tones(path: Path, *pitches: int, seconds: float = 0.3, seed: int = 0) 
     soundfile.write(path, wave + noise, 16000)
 
 
+def replace_in(path: Path, before: str, after: str) -> None:
+    """Change a file that has the text `before`."""
+    text = path.read_text()
+    assert before in text
+    path.write_text(text.replace(before, after))
+
+
 def write_commands(folder: Path) -> Path:
     actions, objects = ("activate", "bring"), ("lights", "shoes")
     for split, copies in (("train", 2), ("valid", 1), ("test", 1)):

@@ -121,17 +121,17 @@ def test_operators_are_counted_by_their_bytes():
 
 @pytest.mark.parametrize("name", ["token hard", "span soft", "global"])
 def test_a_call_is_recorded_without_running(name):
-    """All launches in order, with what the compiler specialises on; the forward pass is the beginning of the whole."""
+    """All launches in order, with what the compiler specializes on; the forward pass is the beginning of the whole."""
     whole, part = (prediction.record(Call(name, SMALL, "bfloat16", backward)) for backward in (True, False))
     launches = prediction.triton_launches(whole)
     assert all(launch.programs > 0 for launch in launches) and len(launches) >= 3
     assert [x.name for x in whole.launches[: whole.forward]] == [x.name for x in part.launches]
     assert len(part.launches) == part.forward and len(whole.launches) > whole.forward
     for launch in launches:
-        signature = dict(launch.specialisation.signature)
-        assert set(dict(launch.specialisation.constants)) == {k for k, v in signature.items() if v == "constexpr"}
-        assert launch.specialisation.option("num_warps") in (1, 2, 4, 8, 16)
-    assert any("*bf16" in dict(launch.specialisation.signature).values() for launch in launches)
+        signature = dict(launch.specialization.signature)
+        assert set(dict(launch.specialization.constants)) == {k for k, v in signature.items() if v == "constexpr"}
+        assert launch.specialization.option("num_warps") in (1, 2, 4, 8, 16)
+    assert any("*bf16" in dict(launch.specialization.signature).values() for launch in launches)
 
 
 def test_what_runs_is_what_was_recorded_and_reads_each_frame_once(tmp_path):
@@ -204,7 +204,7 @@ def test_what_a_chip_cannot_do_with(bad, target, expected):
 
 def test_amd_is_compiled_for_as_it_is_launched():
     options = (("maxnreg", 64), ("num_stages", 4), ("num_warps", 8))
-    launch = recording.Specialisation("m", "k", (), (("HARD", True), ("PRECISION", "tf32")), (), options)
+    launch = recording.Specialization("m", "k", (), (("HARD", True), ("PRECISION", "tf32")), (), options)
     assert on_target(launch, "sm_90") == launch
     amd = on_target(launch, "gfx942")
     assert dict(amd.constants) == {"HARD": True, "PRECISION": "ieee"}
@@ -233,12 +233,12 @@ def test_one_compiled_kernel_serves_every_width_and_reduction(name):
                 options = dict(level=call.level, temperature=call.temperature, reduction=reduction)
                 loss = pad_loss(speech, text, *others, **options)
                 torch.autograd.grad(loss, (speech, text), torch.empty_like(loss))
-            found[width, reduction] = {launch.specialisation for launch in launches}
+            found[width, reduction] = {launch.specialization for launch in launches}
     assert len({frozenset(kernels) for kernels in found.values()}) == 1
 
 
 def test_spills_and_refusals_are_bars():
-    wanted = recording.Specialisation("m", "kernel", (("x", "*bf16"),), (), (), ())
+    wanted = recording.Specialization("m", "kernel", (("x", "*bf16"),), (), (), ())
     (bar,) = gates.of_resources({wanted: FINE}, "sm_90")
     assert bar.holds and "kernel, bf16, sm_90" in bar.name
     for bad in ({"spills": 8}, {"stack": 16}, {"refused": "no"}):
@@ -247,6 +247,6 @@ def test_spills_and_refusals_are_bars():
 
 
 def test_launches_are_described_as_data():
-    launch = Launch(recording.Specialisation("m", "k", (), (), (), (("num_warps", 4),)), 3)
-    assert launch.name == "k" and launch.specialisation.option("num_stages", 2) == 2
+    launch = Launch(recording.Specialization("m", "k", (), (), (), (("num_warps", 4),)), 3)
+    assert launch.name == "k" and launch.specialization.option("num_stages", 2) == 2
     assert isinstance(operators.Operator("add", "elementwise", 1, 1), operators.Operator)

@@ -9,7 +9,7 @@ import torch
 pytest.importorskip("transformers")
 pytest.importorskip("soundfile")
 
-from superb_miniatures import corpora, write_commands, write_iemocap, write_snips  # noqa: E402, F401
+from superb_miniatures import corpora, replace_in, write_commands, write_iemocap, write_snips  # noqa: E402, F401
 from torchmetrics.functional.text import edit_distance  # noqa: E402
 
 from pad.errors import UserError  # noqa: E402
@@ -45,9 +45,7 @@ def test_fluent_speech_commands(corpora):
 def test_fluent_speech_commands_refused(tmp_path, file, before, after, message):
     folder = write_commands(tmp_path / "fluent")
     path = folder / "data" / f"{file}_data.csv"
-    text = path.read_text()
-    assert before in text
-    path.write_text(text.replace(before, after))
+    replace_in(path, before, after)
     with pytest.raises(UserError, match=message):
         splits, _ = fluent_speech_commands(folder)
         durations(splits.dev, 0.1)
@@ -90,9 +88,7 @@ def test_five_folds_leave_one_session_out(corpora):
 )
 def test_iemocap_refused(tmp_path, before, after, message):
     path = write_iemocap(tmp_path) / "Session4" / "dialog" / "EmoEvaluation" / "Ses04F_impro01.txt"
-    text = path.read_text()
-    assert before in text
-    path.write_text(text.replace(before, after))
+    replace_in(path, before, after)
     with pytest.raises(UserError, match=message):
         iemocap(tmp_path)
 
@@ -130,9 +126,7 @@ def test_spelling():
 )
 def test_snips_refused(tmp_path, before, after, message):
     path = write_snips(tmp_path) / "all.iob.snips.txt"
-    text = path.read_text()
-    assert before in text
-    path.write_text(text.replace(before, after))
+    replace_in(path, before, after)
     with pytest.raises(UserError, match=message):
         snips(tmp_path)
 

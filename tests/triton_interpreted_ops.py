@@ -99,7 +99,7 @@ def test_spans_over_more_frames_than_a_block(anchors, frames):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_anchors_of_priors_of_any_size(dtype):
-    """From the smallest number to infinity, with neighbours that differ in their last bit."""
+    """From the smallest number to infinity, with neighbors that differ in their last bit."""
     generator = torch.Generator().manual_seed(0)
     bits = torch.randint(0, 0x7F800001, (6, 90), generator=generator, dtype=torch.int32)
     bits[1] = torch.arange(90, dtype=torch.int32)  # numbers next to 0

@@ -69,7 +69,7 @@ def launches(every=False):
                 for lse in (None, empty(32, 12, 750)):
                     BACKEND.significance(query, query, None, width**-0.5, lse)
         select(BACKEND)
-    return list(dict.fromkeys(launch.specialisation for launch in found)), entries - reached
+    return list(dict.fromkeys(launch.specialization for launch in found)), entries - reached
 
 
 def empty(*shape, dtype=torch.float32):

@@ -26,11 +26,11 @@ TARGETS = ("sm_90", "sm_100")
 
 def resources(known, scratch: Path, options: argparse.Namespace) -> dict[str, dict]:
     """Every kernel of the table, and those of other widths, compiled for each target."""
-    wanted = [launch.specialisation for one in known.values() for launch in prediction.triton_launches(one)]
+    wanted = [launch.specialization for one in known.values() for launch in prediction.triton_launches(one)]
     for width in options.widths:
         for call in cases.all_calls(("gpu",), options.dtypes):
             if call.backward and options.calls in call.label:
-                wanted += [x.specialisation for x in prediction.triton_launches(prediction.record(call, width=width))]
+                wanted += [x.specialization for x in prediction.triton_launches(prediction.record(call, width=width))]
     return {target: dict(compile_all(wanted, target, scratch, options.jobs)) for target in options.targets}
 
 

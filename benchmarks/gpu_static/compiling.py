@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu_static.recording import Specialisation
+from benchmarks.gpu_static.recording import Specialization
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def _failed(reason: str) -> Compiled:
     return Compiled(0, 0, 0, 0, 1, 0, {}, {}, 0, {}, {}, {}, reason)
 
 
-def on_target(wanted: Specialisation, target: str) -> Specialisation:
+def on_target(wanted: Specialization, target: str) -> Specialization:
     """A launch on an NVIDIA chip as it is on the target: what `common.launch` chooses by the kind of the chip."""
     from pad_kernels.backends.triton import common
 
@@ -105,8 +105,8 @@ def on_target(wanted: Specialisation, target: str) -> Specialisation:
     return replace(wanted, constants=constants, options=options)
 
 
-def kernel_of(wanted: Specialisation) -> Any:
-    """The kernel that a specialisation is of."""
+def kernel_of(wanted: Specialization) -> Any:
+    """The kernel that a specialization is of."""
     return getattr(importlib.import_module(wanted.module), wanted.kernel)
 
 
@@ -131,7 +131,7 @@ def code_of(kernel: Any) -> str:
     return "".join(found[name] for name in sorted(found))
 
 
-def compile_one(job: tuple[Specialisation, str]) -> Compiled:
+def compile_one(job: tuple[Specialization, str]) -> Compiled:
     """Compile for a target such as "sm_90"; what the compiler refuses is said in `refused`."""
     import triton
     from triton.backends.compiler import GPUTarget
@@ -276,9 +276,9 @@ def sources(*reading: str) -> str:
 
 
 def compile_all(
-    wanted: list[Specialisation], target: str, scratch: Path, jobs: int = 2
-) -> Iterator[tuple[Specialisation, Compiled]]:
-    """Each specialisation compiled, in order, in `jobs` processes; results are kept in the folder `scratch`, by the
+    wanted: list[Specialization], target: str, scratch: Path, jobs: int = 2
+) -> Iterator[tuple[Specialization, Compiled]]:
+    """Each specialization compiled, in order, in `jobs` processes; results are kept in the folder `scratch`, by the
     code of the kernel and of what it calls."""
     import triton
 
@@ -286,7 +286,7 @@ def compile_all(
     own = Path(__file__).read_bytes()
     codes = {(one.module, one.kernel): code_of(kernel_of(one)) for one in wanted}
 
-    def file(one: Specialisation) -> Path:
+    def file(one: Specialization) -> Path:
         known = f"{triton.__version__} {codes[one.module, one.kernel]} {target} {on_target(one, target)}"
         return scratch / (hashlib.sha256(own + known.encode()).hexdigest()[:32] + ".json")
 

@@ -60,7 +60,7 @@ def of_kernel(launch: Launch | Operator, traced, compiled: Compiled | None, esti
 
 
 def of_resources(taken: dict[str, dict]) -> list[dict]:
-    """Of each kernel and dtype, what its specialisations take at most of each target."""
+    """Of each kernel and dtype, what its specializations take at most of each target."""
     found: dict[tuple[str, str, str], dict] = {}
     for target, compiled in taken.items():
         for wanted, one in compiled.items():

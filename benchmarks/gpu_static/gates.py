@@ -10,7 +10,7 @@ from benchmarks.gpu_static.cases import Call
 from benchmarks.gpu_static.compiling import Compiled
 from benchmarks.gpu_static.floors import floor
 from benchmarks.gpu_static.prediction import Known, Predicted
-from benchmarks.gpu_static.recording import Specialisation
+from benchmarks.gpu_static.recording import Specialization
 
 OPEN = Path(__file__).parent / "open_bars.txt"
 # Microseconds of a call in bfloat16 at the size "gpu".
@@ -65,8 +65,8 @@ def of_launches(known: dict[Call, Known]) -> list[Bar]:
     return found
 
 
-def of_resources(compiled: dict[Specialisation, Compiled], target: str) -> list[Bar]:
-    """Neither spills nor a stack frame; a kernel's worst specialisation stands for it."""
+def of_resources(compiled: dict[Specialization, Compiled], target: str) -> list[Bar]:
+    """Neither spills nor a stack frame; a kernel's worst specialization stands for it."""
     worst: dict[str, tuple[int, str]] = {}
     for wanted, one in compiled.items():
         name = f"registers: {wanted.kernel}, {wanted.dtype}, {target}"

@@ -50,7 +50,7 @@ def triton_launches(known: Known) -> list[Launch]:
 
 def tiles(launches: list[Launch]) -> list[tuple]:
     """What must not depend on the number of utterances for a few of them to stand for all."""
-    return [(x.name, tuple((k, v) for k, v in x.specialisation.constants if isinstance(v, (bool, str, tuple)) or
+    return [(x.name, tuple((k, v) for k, v in x.specialization.constants if isinstance(v, (bool, str, tuple)) or
                            k.isupper())) for x in launches]  # fmt: skip
 
 
@@ -67,7 +67,7 @@ def representative(call: Call, known: Known) -> int:
 def gather(calls: list[Call], scratch: Path, target: str = "sm_90", jobs: int = 2) -> dict[Call, Known]:
     """Record, compile and run in the interpreter."""
     found = {call: record(call) for call in calls}
-    wanted = [launch.specialisation for known in found.values() for launch in triton_launches(known)]
+    wanted = [launch.specialization for known in found.values() for launch in triton_launches(known)]
     compiled = dict(compiling.compile_all(wanted, target, scratch, jobs))
     whole = {call: replace(call, backward=True) for call in calls}
     # A forward pass that launches what the pass with gradients begins with needs no run of its own.
@@ -79,7 +79,7 @@ def gather(calls: list[Call], scratch: Path, target: str = "sm_90", jobs: int = 
         launches = triton_launches(known)
         traced = counted[sources[call], sizes[sources[call]]]
         known.traced = traced[: len(launches)] if sources[call] != call else traced
-        known.compiled = [compiled[launch.specialisation] for launch in launches]
+        known.compiled = [compiled[launch.specialization] for launch in launches]
         names = [one.name for one in known.traced]
         if names != [launch.name for launch in launches]:
             raise RuntimeError(f"{call.label}: the interpreter ran {names}, {[x.name for x in launches]} are launched")
@@ -118,7 +118,7 @@ def predict(call: Call, known: Known, chip: model.Chip, constants: model.Constan
             rows.append((launch, None, None, model.of_operator(launch, caches, chip, constants)))
             continue
         _, traced, compiled = next(places)
-        stages = launch.specialisation.option("num_stages", 3)
+        stages = launch.specialization.option("num_stages", 3)
         moved = model.traffic(traced, launch.programs, caches)
         estimate = model.of_kernel(traced, launch.programs, compiled, stages, moved, chip, constants)
         rows.append((launch, traced, compiled, estimate))

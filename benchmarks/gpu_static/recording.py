@@ -31,7 +31,7 @@ POINTERS = {
 
 
 @dataclass(frozen=True)
-class Specialisation:
+class Specialization:
     """What a Triton kernel is compiled for, as plain data."""
 
     module: str
@@ -56,14 +56,14 @@ class Specialisation:
 class Launch:
     """A Triton kernel as it is started."""
 
-    specialisation: Specialisation
+    specialization: Specialization
     programs: int
     # Sizes and strides that were given as numbers: two launches with the same work have the same.
     numbers: tuple[float, ...] = ()
 
     @property
     def name(self) -> str:
-        return self.specialisation.kernel
+        return self.specialization.kernel
 
 
 @dataclass
@@ -74,7 +74,7 @@ class Recorded:
     backward: int | None = None
 
 
-def specialisation(kernel: Any, arguments: dict[str, Any], options: dict[str, Any]) -> Specialisation:
+def specialization(kernel: Any, arguments: dict[str, Any], options: dict[str, Any]) -> Specialization:
     """What Triton's own rules make of the arguments of a launch."""
     constexprs = {p.name for p in kernel.params if p.is_constexpr}
     skipped = {p.name for p in kernel.params if p.do_not_specialize}
@@ -93,7 +93,7 @@ def specialisation(kernel: Any, arguments: dict[str, Any], options: dict[str, An
             signature[name] = "i32" if -(2**31) <= value < 2**31 else "i64"
             if name not in skipped and value % 16 == 0:
                 aligned.append(place)
-    return Specialisation(
+    return Specialization(
         kernel.fn.__module__, kernel.fn.__name__, tuple(signature.items()), tuple(constants.items()), tuple(aligned),
         tuple(sorted(options.items())),
     )  # fmt: skip
@@ -110,7 +110,7 @@ def launch_of(kernel: Any, grid: Any, arguments: tuple, keywords: dict[str, Any]
     for count in grid(given) if callable(grid) else grid:
         programs *= count
     numbers = tuple(value for value in given.values() if type(value) in (int, float))
-    return Launch(specialisation(kernel, given, options), programs, numbers)
+    return Launch(specialization(kernel, given, options), programs, numbers)
 
 
 class Operators(TorchDispatchMode):

@@ -35,7 +35,7 @@ namespace {
 constexpr int tile_rows = vector_registers == 32 ? 8 : 4;
 constexpr int tile_vectors = 3;
 
-// Two neighbours in a row, multiplied with two others in one step where the processor can.
+// Two neighbors in a row, multiplied with two others in one step where the processor can.
 struct Pair {
   bfloat16 first, second;
 };

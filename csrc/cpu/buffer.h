@@ -8,7 +8,7 @@ namespace pad {
 namespace PAD_INSTRUCTION_SET {
 namespace {
 
-// Uninitialised memory of one task, aligned to a vector.
+// Uninitialized memory of one task, aligned to a vector.
 template <class S>
 class Buffer {
  public:

@@ -53,7 +53,7 @@ struct TileRowPair {
   TileRows upper, lower;
 };
 
-// Neighbours of the depth in pairs: elements 2k and 2k + 1 of column c of part p lie at
+// Neighbors of the depth in pairs: elements 2k and 2k + 1 of column c of part p lie at
 // data[p * part_stride + k * columns + c].
 struct TilePanel {
   const Pair* data;

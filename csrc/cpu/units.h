@@ -10,7 +10,7 @@ namespace PAD_INSTRUCTION_SET {
 namespace {
 
 constexpr int64_t tile_units = 64;
-// So much of the rows of neighbouring frames stays in the first cache.
+// So much of the rows of neighboring frames stays in the first cache.
 constexpr int64_t column_block_bytes = 512;
 
 // scores[r][j] = unit (first + r) . token j / |token j|, for at most tile_units units.
@@ -118,7 +118,7 @@ struct Units {
       fill_columns(n);
       return storage_rows_.data();
     }
-    // Neighbouring units share frames: a block of their columns stays in the cache for several units, while those that
+    // Neighboring units share frames: a block of their columns stays in the cache for several units, while those that
     // the next units add are fetched. An inner unit is pooled before the one around it.
     constexpr int64_t block = column_block_bytes / sizeof(S);
     const bool forward = order_ == UnitOrder::by_index;

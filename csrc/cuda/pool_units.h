@@ -26,7 +26,7 @@ UnitSource unit_source(const AlignmentArguments& a, Workspace& workspace) {
   PoolParameters& p = source.pool;
   const int64_t rows = a.batch * a.units;
   p.a = a;
-  p.group_blocks = static_cast<int>(divide_up(a.units, NEIGHBOURS * THREADS / 32));
+  p.group_blocks = static_cast<int>(divide_up(a.units, NEIGHBORS * THREADS / 32));
   p.slabs = static_cast<int>(divide_up(a.width, 32 * VECTOR<T>));
   p.pitch = static_cast<int>(round_up(a.width, 8));
   p.aligned = rows_aligned<T>(a.speech.data, a.width, a.speech.row_stride, a.speech.batch_stride);

@@ -1,10 +1,10 @@
-// Spans pooled into units: sum p s / sum p. A warp has a few neighbouring units, and reads each frame of theirs once.
+// Spans pooled into units: sum p s / sum p. A warp has a few neighboring units, and reads each frame of theirs once.
 #pragma once
 #include "units.h"
 
 namespace pad::cuda {
 
-constexpr int NEIGHBOURS = 6;  // units of a warp
+constexpr int NEIGHBORS = 6;  // units of a warp
 
 struct PoolParameters {
   AlignmentArguments a;
@@ -26,15 +26,15 @@ __global__ void __launch_bounds__(THREADS, 3) pool_units_kernel(PoolParameters p
   const int slab = blockIdx.x % p.slabs, rest = blockIdx.x / p.slabs;
   const int group = rest % p.group_blocks * (THREADS / 32) + threadIdx.x / 32;
   const int64_t b = rest / p.group_blocks;
-  if (group * NEIGHBOURS >= count) return;
+  if (group * NEIGHBORS >= count) return;
   const int column = (slab * 32 + lane) * VECTOR<T>, width = static_cast<int>(a.width);
   const float* prior = static_cast<const float*>(a.frame_prior) + b * frames;
   const T* speech = static_cast<const T*>(a.speech.data) + b * a.speech.batch_stride;
 
-  int start[NEIGHBOURS], end[NEIGHBOURS], low = frames, high = 0;
+  int start[NEIGHBORS], end[NEIGHBORS], low = frames, high = 0;
 #pragma unroll
-  for (int k = 0; k < NEIGHBOURS; ++k) {
-    const int unit = group * NEIGHBOURS + k;
+  for (int k = 0; k < NEIGHBORS; ++k) {
+    const int unit = group * NEIGHBORS + k;
     start[k] = unit < count ? clamp(a.start[b * count + unit], 0, frames) : 0;
     end[k] = unit < count ? clamp(a.end[b * count + unit], start[k], frames) : 0;
     if (start[k] < end[k]) {
@@ -42,7 +42,7 @@ __global__ void __launch_bounds__(THREADS, 3) pool_units_kernel(PoolParameters p
       high = max(high, end[k]);
     }
   }
-  float sum[NEIGHBOURS][VECTOR<T>] = {}, total[NEIGHBOURS] = {};
+  float sum[NEIGHBORS][VECTOR<T>] = {}, total[NEIGHBORS] = {};
   for (int first = low; first < high; first += AHEAD) {
     uint4 bits[AHEAD];
     float weight[AHEAD];
@@ -51,7 +51,7 @@ __global__ void __launch_bounds__(THREADS, 3) pool_units_kernel(PoolParameters p
       const int frame = first + i;
       bool inside = false;
 #pragma unroll
-      for (int k = 0; k < NEIGHBOURS; ++k) inside |= start[k] <= frame && frame < end[k];
+      for (int k = 0; k < NEIGHBORS; ++k) inside |= start[k] <= frame && frame < end[k];
       weight[i] = inside ? prior[frame] : -1.0f;
       bits[i] = load_bits(speech + (inside ? frame : 0) * a.speech.row_stride, column, width, p.aligned, weight[i] > 0);
     }
@@ -62,7 +62,7 @@ __global__ void __launch_bounds__(THREADS, 3) pool_units_kernel(PoolParameters p
       float values[VECTOR<T>];
       unpack<T>(bits[i], values);
 #pragma unroll
-      for (int k = 0; k < NEIGHBOURS; ++k) {
+      for (int k = 0; k < NEIGHBORS; ++k) {
         if (frame < start[k] || frame >= end[k]) continue;
         total[k] += weight[i];
 #pragma unroll
@@ -71,8 +71,8 @@ __global__ void __launch_bounds__(THREADS, 3) pool_units_kernel(PoolParameters p
     }
   }
 #pragma unroll
-  for (int k = 0; k < NEIGHBOURS; ++k) {
-    const int unit = group * NEIGHBOURS + k;
+  for (int k = 0; k < NEIGHBORS; ++k) {
+    const int unit = group * NEIGHBORS + k;
     if (unit >= count) break;
     const int64_t place = b * count + unit;
     const bool valid = total[k] > 0;
@@ -87,8 +87,8 @@ __global__ void __launch_bounds__(THREADS, 3) pool_units_kernel(PoolParameters p
     }
   }
   // A lane for each unit: its prior, and its range.
-  const int unit = group * NEIGHBOURS + lane;
-  if (slab != 0 || lane >= NEIGHBOURS || unit >= count) return;
+  const int unit = group * NEIGHBORS + lane;
+  if (slab != 0 || lane >= NEIGHBORS || unit >= count) return;
   const int64_t place = b * count + unit;
   low = clamp(a.start[place], 0, frames);
   high = clamp(a.end[place], low, frames);

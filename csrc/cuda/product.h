@@ -1,5 +1,5 @@
 // C [ROWS, COLUMNS] += op(A) op(B) of tiles in shared memory, C spread over the 128 threads of a block: tensor cores
-// for half precision, multiply-add for float32. Rows of the tiles are padded so that neighbours lie in other banks.
+// for half precision, multiply-add for float32. Rows of the tiles are padded so that neighbors lie in other banks.
 #pragma once
 #include "fragments.h"
 #include "vector.h"
@@ -104,7 +104,7 @@ class Product<float, ROWS, COLUMNS, A_TRANSPOSED, B_TRANSPOSED> {
  private:
   static constexpr int I = ROWS / 16, J = COLUMNS / 8;
 
-  // Neighbouring threads read neighbouring vectors: along the row, or of rows that lie in other banks.
+  // Neighboring threads read neighboring vectors: along the row, or of rows that lie in other banks.
   __device__ static int row(int i) {
     return A_TRANSPOSED ? threadIdx.x / 8 * I + i : static_cast<int>(threadIdx.x / 8) + 16 * i;
   }
@@ -115,7 +115,7 @@ class Product<float, ROWS, COLUMNS, A_TRANSPOSED, B_TRANSPOSED> {
   // Depths [k, k + 4) of an operand at this thread's places.
   template <bool ALONG, int COUNT, class Place>
   __device__ static void load(const float* from, int stride, int k, Place place, float (&to)[4][COUNT]) {
-    if constexpr (ALONG && COUNT % 4 == 0) {  // places are neighbours in memory
+    if constexpr (ALONG && COUNT % 4 == 0) {  // places are neighbors in memory
 #pragma unroll
       for (int q = 0; q < 4; ++q)
 #pragma unroll

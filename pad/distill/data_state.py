@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 
 import torch
 from torch import distributed
 
+from pad.digests import digest_of_items
 from pad.errors import UserError
 from pad.files import write_json
 from pad.step.collate import SpeechTextDataset
@@ -52,4 +52,4 @@ def unreadable_anywhere(dataset: SpeechTextDataset, device: torch.device) -> lis
 def _digest(dataset: SpeechTextDataset) -> str:
     # Not the paths: a corpus may move.
     items = [(item.duration, transcript) for item, transcript in zip(dataset.utterances, dataset.transcripts)]
-    return hashlib.sha256(json.dumps(items).encode()).hexdigest()
+    return digest_of_items(items)

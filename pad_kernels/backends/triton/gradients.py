@@ -141,6 +141,24 @@ def soft_weights_kernel(
     tl.store(unit_along + place, along * direction_weight(inverse), mask=in_units)
 
 
+@triton.jit
+def add_weighted(
+    found, text_weights, rows, unit_row, unit_prior, unit_inverse, valid, column, unit_count, width, unit_pitch,
+    TOKENS: tl.constexpr, UNITS: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """found + the rows of an utterance's units at some columns, weighted for each token of a tile."""
+    for first in range(0, unit_count, UNITS):
+        row = first + tl.arange(0, UNITS)
+        prior = tl.load(unit_prior + row, mask=row < unit_count, other=0.0)
+        part = load_rows(rows, row, unit_row, prior > 0, column, width)
+        pointers = text_weights + tl.arange(0, TOKENS)[:, None] * unit_pitch + row[None, :]
+        factor = tl.load(pointers, mask=valid[:, None] & (row < unit_pitch)[None, :], other=0.0)
+        if part.dtype == tl.float16:
+            part = direction(part, tl.load(unit_inverse + row, mask=prior > 0, other=0.0))
+        found = add_product(factor, part, found, PRECISION)
+    return found
+
+
 @triton.jit(do_not_specialize=[*STRIDES_AND_SIZES, "upstream_stride", "along_tiles"])
 def soft_text_kernel(
     given, upstream, upstream_stride, grad_scale, weight,
@@ -167,25 +185,18 @@ def soft_text_kernel(
     found = tl.zeros([TOKENS, WIDTH], tl.float32)
     along = tl.zeros([TOKENS], tl.float32)
     if tl.max(valid.to(tl.int32), 0) > 0:
-        for first in range(0, unit_count, UNITS):
-            row = first + tl.arange(0, UNITS)
-            prior = tl.load(unit_prior + utterance * unit_count + row, mask=row < unit_count, other=0.0)
-            part = load_rows(units + utterance * unit_batch, row, unit_row, prior > 0, column, width)
-            pointers = text_weights + lane[:, None] * unit_pitch + row[None, :]
-            factor = tl.load(pointers, mask=valid[:, None] & (row < unit_pitch)[None, :], other=0.0)
-            if part.dtype == tl.float16:
-                of_unit = tl.load(unit_inverse + utterance * unit_count + row, mask=prior > 0, other=0.0)
-                part = direction(part, of_unit)
-            found = add_product(factor, part, found, PRECISION)
+        found = add_weighted(
+            found, text_weights, units + utterance * unit_batch, unit_row, unit_prior + utterance * unit_count,
+            unit_inverse + utterance * unit_count, valid, column, unit_count, width, unit_pitch,
+            TOKENS, UNITS, PRECISION,
+        )  # fmt: skip
         # In float16 dividing by the norms rounds as much.
         if remainder is not None and units.dtype.element_ty != tl.float16:
-            for first in range(0, unit_count, UNITS):
-                row = first + tl.arange(0, UNITS)
-                prior = tl.load(unit_prior + utterance * unit_count + row, mask=row < unit_count, other=0.0)
-                part = load_rows(remainder + utterance * unit_batch, row, unit_row, prior > 0, column, width)
-                pointers = text_weights + lane[:, None] * unit_pitch + row[None, :]
-                factor = tl.load(pointers, mask=valid[:, None] & (row < unit_pitch)[None, :], other=0.0)
-                found = product(factor, part, found, PRECISION)
+            found = add_weighted(
+                found, text_weights, remainder + utterance * unit_batch, unit_row, unit_prior + utterance * unit_count,
+                unit_inverse + utterance * unit_count, valid, column, unit_count, width, unit_pitch,
+                TOKENS, UNITS, PRECISION,
+            )  # fmt: skip
         for tile in range(0, along_tiles):
             along += tl.load(text_along + (utterance * along_tiles + tile) * tokens + token, mask=valid, other=0.0)
     grad = token_gradients(given, upstream, upstream_stride, grad_scale, weight, utterance, token, tokens, valid)

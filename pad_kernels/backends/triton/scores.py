@@ -76,7 +76,7 @@ def score_kernel(
     MERGED_TOKENS: tl.constexpr, TILES: tl.constexpr, BATCH: tl.constexpr,
 ):  # fmt: skip
     """The softmax's state of each token over one tile of units, [batch, unit tile, token] each; the last tile of an
-    utterance to end merges them. Neighbours are of different utterances, so that each part of the chip has some of
+    utterance to end merges them. Neighbors are of different utterances, so that each part of the chip has some of
     the short ones."""
     unit_batch, unit_row, text_batch, text_row = strides_in_eights(unit_batch, unit_row, text_batch, text_row)
     width = eights(width)

@@ -2,7 +2,7 @@
 tokens there, so that no unit is read again; the last program of a tile to end adds up what its columns gave.
 
 Spans are pooled by a banded product of weights and frames. A tile reads the frames from its first to its last, so that
-neighbouring spans share what they read.
+neighboring spans share what they read.
 """
 
 import torch
