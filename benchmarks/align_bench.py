@@ -240,7 +240,10 @@ class AlignBench:
             self._truth = None
             utterances = UTTERANCES_ON_GPU if self.device.is_gpu else None
             self._truth = key, workloads.truth(prepared, case, provider.definition, utterances)
-        return workloads.errors(workloads.value_and_gradients(provider.loss, prepared, case), self._truth[1])
+        expected = self._truth[1]
+        return workloads.errors(
+            workloads.value_and_gradients(provider.loss, prepared, case), expected
+        ) | workloads.error_alone(provider.loss, prepared, case, expected[0])
 
     @staticmethod
     def extra_bytes(row: dict, case: Case) -> int | None:

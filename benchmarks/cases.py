@@ -96,8 +96,10 @@ class Inputs(NamedTuple):
 
 
 def ragged_mask(batch: int, length: int) -> torch.Tensor:
-    """Mask [batch, length] of lengths spread evenly over 40-100 % of `length`, in a fixed shuffled order."""
-    shares = torch.linspace(0.4, 1.0, batch)[torch.randperm(batch, generator=torch.Generator().manual_seed(1))]
+    """Mask [batch, length] of lengths spread evenly over 40-100 % of `length`, in a fixed shuffled order; of a single
+    one 100 %."""
+    order = torch.randperm(batch, generator=torch.Generator().manual_seed(1))
+    shares = torch.linspace(1.0 if batch == 1 else 0.4, 1.0, batch)[order]
     return torch.arange(length) < (shares * length).round().clamp(min=1)[:, None]
 
 

@@ -106,6 +106,24 @@ def align(content: dict) -> str:
     )
 
 
+def spread(content: dict) -> str:
+    """How far apart the 20th and the 80th percentile are at most, forward and backward: ours, and of a baseline."""
+    parts = []
+    for dtype in dict.fromkeys(result["case"]["dtype"] for result in content["results"]):
+        ours, others = [], []
+        for result in whole_passes(content):
+            if result["case"]["dtype"] != dtype:
+                continue
+            for name, row in result["providers"].items():
+                if row["ms"]:
+                    share = 100 * (row["ms"]["p80"] - row["ms"]["p20"]) / row["ms"]["p50"]
+                    (ours if name == "ours" else others).append(share)
+        parts.append(f"{dtype} {max(ours):.0f} % of the median (baselines {max(others):.0f} %)")
+    return (
+        f"Forward and backward, the 20th and the 80th percentile of ours are at most so far apart: {', '.join(parts)}."
+    )
+
+
 def kept_leads(content: dict) -> str:
     """At which losses the lead over torch.compile is reached where the allocator keeps freed memory."""
     leads = [bar for bar in content["bars"] if bar["bar"].endswith(bars.KEPT)]

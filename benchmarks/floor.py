@@ -1,9 +1,10 @@
 """The least time a case can take on the measured machine: memory traffic or arithmetic, whichever is longer.
 
 Counted over real frames and tokens only. Forward reads every frame and token once and makes one product of
-frames and tokens. Soft backward reads the frames again (the similarities are not kept), makes the product
-again and two more (gradients of frames and of tokens); hard backward and the global level touch so little
-that their products count as none. Backward writes each gradient once, padding included.
+frames and tokens. Soft backward reads the frames again, makes the product again (to keep the similarities
+would take memory for every frame and token) and two more (gradients of frames and of tokens); hard backward
+and the global level touch so little that their products count as none. Backward writes each gradient once,
+padding included.
 """
 
 import re
@@ -40,12 +41,12 @@ class Work:
     level: str | None = None
 
     def milliseconds(self, rates: dict[str, float | None], memory: float | None = None) -> dict[str, float]:
-        """Floor by memory, by arithmetic (at the FMA peak, else at torch.mm rate), and the longer of both.
+        """Floor by memory, by arithmetic (at the FMA peak, or torch.mm's rate if higher), and the longer of both.
 
         `memory`: of this traffic, where it was measured; else the rates count.
         """
         mm_gflops = self.dtype != "float32" and rates["mm_gflops_half"] or rates["mm_gflops"]
-        gflops = rates["fma_gflops"] or mm_gflops
+        gflops = max(rates["fma_gflops"] or 0.0, mm_gflops)
         if self.dtype in ("bfloat16", "float16"):  # float16 is the sum of two bfloat16 numbers
             gflops = max(gflops, rates.get("fma_gflops_bfloat16") or 0.0)
         if memory is None:

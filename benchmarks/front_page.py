@@ -1,15 +1,17 @@
 """The table at the top of README.md."""
 
 from benchmarks import results, step_bench
-from benchmarks.drawings import processor_name, speed_up_range, table, whole_passes
+from benchmarks.drawings import BOTH, processor_name, speed_up_range, table, whole_passes
 from benchmarks.quality_drawings import summary_rows
-from benchmarks.tables import megabytes
+from benchmarks.tables import megabytes, shape_text
 
 NOT_RUN = "compiled for sm_80, sm_90, sm_100 and gfx942, **not yet run on a GPU**"
 
 
 def summary(
     losses: dict,
+    losses_kept: dict,
+    sweep: dict,
     steps: dict,
     steps_kept: dict,
     quality: dict,
@@ -20,13 +22,21 @@ def summary(
     """The figures that count: the kernels, what distillation gives, and what a GPU gave."""
     whole = whole_passes(losses)
     where = processor_name(losses["machine"])
+    size = shape_text(whole[0]["case"])
 
     def most(provider: str) -> str:
         rows = (result["providers"][provider] for result in whole)
         return megabytes(max(row["extra_bytes"] for row in rows if row["correct"]))
 
-    def over(provider: str) -> str:
-        return speed_up_range(results.ratio(result, "ours", provider) for result in whole)
+    def over(provider: str, content: dict = losses) -> str:
+        return speed_up_range(results.ratio(result, "ours", provider) for result in whole_passes(content))
+
+    def lowest(provider: str) -> str:
+        rows = (row for row in sweep["sweep"] if row["base"] == provider and row["label"].endswith(BOTH))
+        return f"at other sizes at least {min(row['lowest'] for row in rows):.1f}x"
+
+    def leads(provider: str) -> str:
+        return f"{over(provider)} ({over(provider, losses_kept)} where the allocator keeps freed memory)"
 
     faster, kept = (
         speed_up_range((step_bench.relative(result, "eager", "ours") for result in content["results"]), digits=2)
@@ -38,11 +48,16 @@ def summary(
     ]
     rows = [
         [
-            "Loss, forward and backward: speed-up over eager PyTorch",
-            f"{over('eager')}; {over('eager-scaled')} over optimized eager PyTorch",
+            f"Loss, forward and backward, {size}: speed-up over eager PyTorch",
+            f"{leads('eager')}; {lowest('eager')}",
             where,
         ],
-        ["Loss, forward and backward: speed-up over torch.compile", over("torch.compile"), where],
+        [
+            "The same over optimized eager PyTorch",
+            f"{leads('eager-scaled')}; {lowest('eager-scaled')}",
+            where,
+        ],
+        ["The same over torch.compile", leads("torch.compile"), where],
         [
             "Loss: peak memory beyond inputs and gradients",
             f"{most('ours')} MB at most; eager up to {most('eager')} MB, torch.compile up to "
@@ -67,9 +82,12 @@ def _gpu(losses: dict | None, compiled: dict | None, steps: dict | None) -> list
         return [NOT_RUN, "-"]
 
     def over(content: dict, base: str, column: str) -> str:
-        return speed_up_range(results.ratio(result, "ours", base, column) for result in whole_passes(content))
+        return speed_up_range(results.ratio(result, "ours", base, column) for result in every_pass(content))
 
-    whole = whole_passes(losses)
+    def every_pass(content: dict) -> list[dict]:
+        return [result for result in content["results"] if result["case"]["direction"] == BOTH]
+
+    whole = every_pass(losses)
     found = [f"{over(losses, 'eager', 'ms')} over eager PyTorch"]
     if compiled is not None:
         found.append(f"{over(compiled, 'torch.compile', 'ms')} over torch.compile")

@@ -113,18 +113,23 @@ def quality_verdicts(content: dict) -> str:
 
 
 def quality_sweep(content: dict) -> str:
-    """The recipes tried on the dev split: rates of the configurations and seeds that each of them has."""
+    """The recipes tried on the dev split: rates of the configurations, over the seeds that every recipe has."""
     own = content["recipe"]
     chosen = {"recipe": f"{own['steps']}-steps-{own['learning_rate']:g}", "rows": content["splits"]["dev"]}
     swept = {row["configuration"] for tried in content["sweep"] for row in tried["rows"]}
+    tried_seeds = [{*row["seeds"]} for tried in content["sweep"] for row in tried["rows"]]
+    common = sorted(set.intersection(*tried_seeds)) if tried_seeds else []
     cells = []
     for tried in (chosen, *content["sweep"]):
         steps, _, rate = tried["recipe"].split("-", 2)
         for row in tried["rows"]:
             if row["configuration"] in swept:
-                rates = [f"{found['rate']:.3f}" for found in row["measures"].values()]
-                seeds = ", ".join(map(str, row["seeds"]))
-                cells.append([steps, rate, row["configuration"], seeds, *rates])
+                places = [row["seeds"].index(seed) for seed in common]
+                rates = [
+                    f"{statistics.mean(found['by_seed'][place] for place in places):.3f}"
+                    for found in row["measures"].values()
+                ]
+                cells.append([steps, rate, row["configuration"], ", ".join(map(str, common)), *rates])
     if not cells:
         return "No other recipe was tried yet."
     measures = chosen["rows"][0]["measures"]
@@ -141,31 +146,33 @@ def prior_layers(content: dict) -> str:
     return f"{table(['speech', 'layer', *PRIOR_LAYERS.values()], cells)}\n\n{machine_text(content)}."
 
 
+DEFAULT = "span weighed layers"  # as the preset that `pad distill` begins with
 _CONTROLS = ("undistilled", "shuffled", "random")
 
 
 def summary_rows(content: dict) -> list[list[str]]:
-    """Rows for the table of README.md: what distillation without priors gives, its controls, and where measured."""
+    """Rows for the table of README.md: what distillation gives, without a prior too, its controls, where measured."""
     titles = {
         "words, synthetic": "words found in unseen synthetic sentences",
         "words, prompts": "words found in real speech never trained on",
         "sentences, synthetic": "right one of {trials} sentences first",
     }
-    split = "test" if any(row["configuration"] == "span" for row in content["splits"]["test"]) else "dev"
+    split = "test" if any(row["configuration"] == DEFAULT for row in content["splits"]["test"]) else "dev"
     rows = {row["configuration"]: row for row in content["splits"][split]}
-    if "span" not in rows:
+    if not {"span", DEFAULT} <= rows.keys():
         return []
-    seeds = len(rows["span"]["seeds"])
+    seeds = len(rows[DEFAULT]["seeds"])
     where = f"{processor_name(content['machine'])}; {split} split, {seeds} seed{'' if seeds == 1 else 's'}"
     fewest = min((len(rows[name]["seeds"]) for name in _CONTROLS if name in rows), default=seeds)
     where += f" (controls: {fewest})" if fewest != seeds else ""
     found = []
     for measure, title in titles.items():
-        ours = rows["span"]["measures"][measure]
+        ours = rows[DEFAULT]["measures"][measure]
         controls = ", ".join(
             f"{name} {rows[name]['measures'][measure]['rate']:.3f}" for name in _CONTROLS if name in rows
         )
-        text = f"{_with_interval(ours)}; {controls}, chance {ours['chance']:.3f}"
+        plain = rows["span"]["measures"][measure]["rate"]
+        text = f"{_with_interval(ours)}; without a prior {plain:.3f}, {controls}, chance {ours['chance']:.3f}"
         title = title.format(trials=ours["trials"])
         found.append([f"Distilling Whisper tiny.en in {content['recipe']['steps']} steps: {title}", text, where])
     return found

@@ -32,11 +32,20 @@ class Section:
 SECTIONS = {
     "summary": Section(
         front_page.summary,
-        ("align_cpu.json", "step_cpu.json", "step_cpu_kept.json", "quality.json"),
+        (
+            "align_cpu.json",
+            "align_cpu_kept.json",
+            "sweep_cpu.json",
+            "step_cpu.json",
+            "step_cpu_kept.json",
+            "quality.json",
+        ),
         ("align_cuda.json", "compiled_cuda.json", "step_cuda.json"),
     ),
     "align": Section(drawings.align, ("align_cpu.json",)),
     "align-kept": Section(drawings.align, ("align_cpu_kept.json",)),
+    "spread": Section(drawings.spread, ("align_cpu.json",), targets=False),
+    "spread-kept": Section(drawings.spread, ("align_cpu_kept.json",), targets=False),
     "kept-leads": Section(drawings.kept_leads, ("align_cpu_kept.json",), targets=False),
     "align-epyc": Section(drawings.align, ("align_cpu_epyc.json",)),
     "align-cuda": Section(drawings.align_gpu, ("align_cuda.json",)),

@@ -116,9 +116,10 @@ def measure_case(case: dict, device: accelerator.Device, seconds: float, rates: 
         if device.is_gpu:
             rows[name]["extra_bytes"] = row["peak_bytes"]
         measure.add_bandwidth(row.get("kernels", []), work.kernel_bytes, rates["read_gbs"])
+    padding = "no padding" if bool(inputs.mask.all()) else "ragged 40-100 %"
     result = {
         "case": case,
-        "title": "B={} H={} T={} d={} ".format(*shape) + f"{dtype}, ragged 40-100 %",
+        "title": "B={} H={} T={} d={} ".format(*shape) + f"{dtype}, {padding}",
         "label": "significance",
         "floor": work.milliseconds(rates),
         "providers": rows,

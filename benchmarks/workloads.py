@@ -58,14 +58,21 @@ def truth(
 def errors(found: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> dict[str, float]:
     """Relative errors in norm of the loss and of both gradients."""
     names = ("loss", "grad_speech", "grad_text")
-    return {
-        name: float((f.double() - e).norm() / e.norm().clamp(min=1e-300))
-        for name, f, e in zip(names, found, expected, strict=True)
-    }
+    return {name: _error(f, e) for name, f, e in zip(names, found, expected, strict=True)}
+
+
+def error_alone(loss: Loss, inputs: Inputs, case: Case, expected: Tensor) -> dict[str, float]:
+    """The relative error of the loss without a graph, which may be computed in another way."""
+    with torch.no_grad():
+        return {"loss_alone": _error(loss(inputs, case.level, case.temperature), expected)}
+
+
+def _error(found: Tensor, expected: Tensor) -> float:
+    return float((found.double() - expected).norm() / expected.norm().clamp(min=1e-300))
 
 
 def within_tolerance(error: dict[str, float], dtype: str) -> bool:
-    """Whether the loss and both gradients are right; NaN is not."""
+    """Whether the loss, with a graph and without, and both gradients are right; NaN is not."""
     return all(value <= TOLERANCES[dtype] for value in error.values())
 
 

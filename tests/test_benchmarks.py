@@ -2,6 +2,9 @@
 
 import inspect
 import json
+import platform
+import shutil
+import subprocess
 import sys
 import types
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +29,8 @@ from benchmarks import (  # noqa: E402
     traffic,
     workloads,
 )
-from benchmarks.cases import Case, make_inputs  # noqa: E402
+from benchmarks.cases import Case, make_inputs, ragged_mask  # noqa: E402
+from benchmarks.floor import Work  # noqa: E402
 
 CASE = Case("tiny", "token", "hard", "forward+backward", "float32")
 
@@ -157,6 +161,43 @@ def test_bandwidth_where_the_traffic_is_known():
     kernels = [{"name": "tile_kernel", "us": 10.0}, {"name": "other", "us": 1.0}]
     measure.add_bandwidth(kernels, {"tile_kernel": 1.5e7, "other": None}.get, read_gbs=3000.0)
     assert kernels[0]["gbs"] == 1500 and kernels[0]["floor_share"] == 0.5 and kernels[1]["gbs"] is None
+
+
+def test_the_peak_of_multiply_adds_touches_no_memory(tmp_path):
+    """Each of the loop's operands is a register: read from memory, they would be the peak of that."""
+    if platform.machine() != "x86_64" or not shutil.which("objdump") or not machine.programs():
+        pytest.skip("needs an x86 processor, a C compiler and objdump")
+    code = subprocess.run(
+        ["objdump", "-d", "--no-show-raw-insn", machine.programs()["peak"]], capture_output=True, text=True, check=True
+    ).stdout
+    run = code.partition("<run>:")[2].partition("\n\n")[0]
+    products = [line for line in run.splitlines() if "fmadd" in line or "mulps" in line]
+    assert len(products) >= 12 and not any("(" in line for line in products)
+
+
+def test_the_floor_of_arithmetic_is_the_fastest_product_measured():
+    work = Work("float32", 4e9, 0, 0)
+    rates = {"fma_gflops": 300.0, "mm_gflops": 400.0, "read_gbs": 1.0, "write_gbs": 1.0}
+    assert work.milliseconds(rates)["arithmetic"] == 10
+    assert work.milliseconds(rates | {"fma_gflops": 500.0})["arithmetic"] == 8
+
+
+def test_a_single_utterance_has_no_padding():
+    assert ragged_mask(1, 50).all() and not ragged_mask(2, 50).all(1).all()
+
+
+def test_a_loss_that_is_wrong_without_a_graph_is_noticed():
+    case = Case("tiny", "global", "", "forward", "float32")
+    inputs = make_inputs(case)
+
+    def loss(inputs, level, temperature):
+        return providers.eager(inputs, level, temperature) * (1 if torch.is_grad_enabled() else 2)
+
+    expected = providers.reference(inputs.double(), case.level, case.temperature)
+    error = workloads.error_alone(loss, inputs, case, expected)
+    assert error["loss_alone"] > 0.9 and not workloads.within_tolerance(error, "float32")
+    right = workloads.error_alone(providers.eager, inputs, case, expected)
+    assert workloads.within_tolerance(right, "float32")
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])

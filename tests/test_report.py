@@ -65,7 +65,7 @@ def cpu_results(tmp_path):
 
 def test_the_summary_says_that_no_gpu_was_used(cpu_results):
     table = _summary(cpu_results)
-    assert front_page.NOT_RUN in table and len(table.splitlines()) == 2 + 2 + 8
+    assert front_page.NOT_RUN in table and len(table.splitlines()) == 2 + 2 + 9
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ def _write(folder, content, name="align_cuda.json"):
 def test_the_summary_has_what_a_gpu_gave(cpu_results, gpu_results):
     _write(cpu_results, gpu_results)
     table = _summary(cpu_results)
-    assert front_page.NOT_RUN not in table and len(table.splitlines()) == 2 + 2 + 8
+    assert front_page.NOT_RUN not in table and len(table.splitlines()) == 2 + 2 + 9
     assert "backward: 4.5x over eager PyTorch in GPU time, 2.0x over eager PyTorch in wall time | a card |" in table
     assert "Run on a card" in report.fill("<!-- gpu-status -->\n<!-- /gpu-status -->", cpu_results)
 
@@ -97,9 +97,16 @@ def test_the_summary_has_what_a_gpu_gave(cpu_results, gpu_results):
     steps = json.loads((cpu_results / "step_cuda.json").read_text(encoding="utf-8"))["results"]
     times = [result["variants"]["ours"]["ms"]["p50"] / result["variants"]["plain"]["ms"]["p50"] for result in steps]
     spread = " to ".join(dict.fromkeys(f"{time:.2f}x" for time in (min(times), max(times))))
-    assert f". Training step: {spread} the GPU time" in _summary(cpu_results)
     steps = json.loads((cpu_results / "step_cuda.json").read_text(encoding="utf-8"))
-    steps["results"][0]["variants"]["plain"]["ms"]["late"] = 1.0
+    for late, kind in ((0.0, "GPU time"), (1.0, "time between events")):
+        for result in steps["results"]:
+            for row in result["variants"].values():
+                row["ms"]["late"] = 0.0
+        steps["results"][0]["variants"]["plain"]["ms"]["late"] = late
+        _write(cpu_results, steps, "step_cuda.json")
+        assert f". Training step: {spread} the {kind}" in _summary(cpu_results)
+    for row in steps["results"][0]["variants"].values():
+        del row["ms"]["late"]
     _write(cpu_results, steps, "step_cuda.json")
     assert f". Training step: {spread} the time between events" in _summary(cpu_results)
     drawn = report.fill("<!-- step-cuda -->\n<!-- /step-cuda -->", cpu_results)

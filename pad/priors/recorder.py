@@ -1,4 +1,4 @@
-"""Significance priors, recorded while a transformers model runs, with no attention map in memory (PAD, ASP).
+"""Significance priors, recorded while a transformers model runs (PAD, ASP); of an SDPA model without attention maps.
 
     with record_significance(model, frame_mask) as record:
         outputs = model(**inputs)

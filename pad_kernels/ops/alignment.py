@@ -212,7 +212,8 @@ def align(
         speech_mask, text_mask: [B, M] and [B, N], bool or integers 0/1. None: all real.
         speech_prior: [B, M] floating point, at least 0, any scale whose sum float32 holds. None: uniform
             over the real frames.
-        temperature: 0 is the hard alignment; else at least 1e-38. A number, or a tensor of one on the CPU.
+        temperature: 0 is the hard alignment; else at least 1e-38. A number, or a tensor of one on the CPU,
+            without dimensions.
         backend: "auto", "native", "reference" or "triton". None: PAD_KERNELS_BACKEND, else "auto".
 
     Returns:
