@@ -270,6 +270,7 @@ PYBIND11_MODULE(_native, module) {
   module.attr("CUDA_MAX_WIDTH") = pad::cuda::max_width;
   module.def("release_kept_memory", &pad::release_kept_memory,
              "Give back to the system what is kept of freed results.");
+  module.def("sources", [] { return PAD_SOURCES; }, "Digest of the sources that this was compiled from; empty: none.");
   module.def("cuda_targets", &pad::cuda::targets, "What the CUDA kernels were compiled for; empty: not at all.");
   module.def("cuda_failure", &pad::cuda::failure, "Why the CUDA runtime cannot be used; empty if it can.");
   module.def("instruction_set", &pad::instruction_set,

@@ -4,6 +4,7 @@
 #include <atomic>
 #include <exception>
 #include <mutex>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -93,7 +94,11 @@ void run(int64_t count, int threads, bool own_stretches, void (*task)(void*, int
     runtime->parallel(work_in_team, &job, static_cast<unsigned>(used), 0);
   } else {
     std::vector<std::thread> helpers;
-    for (int i = 1; i < used; ++i) helpers.emplace_back([&job, i] { job.work(i); });
+    helpers.reserve(static_cast<size_t>(used));
+    try {
+      for (int i = 1; i < used; ++i) helpers.emplace_back([&job, i] { job.work(i); });
+    } catch (const std::system_error&) {  // no more threads: those that there are do all
+    }
     job.work(0);
     for (auto& helper : helpers) helper.join();
   }

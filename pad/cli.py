@@ -186,6 +186,13 @@ def main(arguments: list[str] | None = None) -> int:
         extra = "train" if command is None else command.extra
         install = f"the Python package {error.name!r} is missing; install it with: pip install '.[{extra}]'"
         return _fail(command, f"error: {install}", 2)
+    except ImportError as error:
+        if " requires " not in str(error):
+            raise
+        # As transformers says that one of its parts lacks a package.
+        reason = str(error).strip().splitlines()[0]
+        extra = "train" if command is None else command.extra
+        return _fail(command, f"error: {reason} Install it with: pip install '.[{extra}]'", 2)
     except BrokenPipeError as error:
         return _after_broken_pipe(command, error)
     except OSError as error:

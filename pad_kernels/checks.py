@@ -200,8 +200,10 @@ def temperature(value: object, *, used: bool = True) -> Temperature:
             wrong(
                 "temperature", value, _A_TEMPERATURE + ", or a floating-point tensor of one on cpu, without dimensions"
             )
+        if value.requires_grad:
+            wrong("temperature", value, "a constant, which gets no gradient: temperature.detach()")
         if not values_can_be_read(value):
-            return value.detach().to(torch.float64)
+            return value.to(torch.float64)
         value = value.item()
     if torch.compiler.is_compiling() and type(value) is float and torch_internals.is_symbolic(value):
         return torch.ones((), dtype=torch.float64) * value if used else 0.0
@@ -234,8 +236,7 @@ def per_utterance(name: str, value: Any, batch: int, device: torch.device, dtype
         if value.numel() and values_can_be_read(value) and not (value >= 0).all():
             raise ValueError(f"{name}: got a negative or NaN value, expected values of at least 0")
         return value.to(dtype)
-    # A size that is traced is no int, and whatever is asked of it narrows what the trace serves.
-    if not isinstance(value, torch.SymInt):
+    if not _is_traced_size(value):
         whole = isinstance(value, int) and not isinstance(value, bool)
         if not (whole or dtype.is_floating_point and _is_finite(value)) or not value >= 0:
             wrong(name, value, f"a number of at least 0 or a tensor of shape ({batch},)")
@@ -246,9 +247,16 @@ def per_utterance(name: str, value: Any, batch: int, device: torch.device, dtype
     return torch.full((batch,), value, dtype=dtype, device=device)
 
 
+def _is_traced_size(value: object) -> bool:
+    """Whether it is a size of a trace that is to serve every size: whatever is asked of it would narrow that."""
+    if torch.compiler.is_compiling() and isinstance(value, int):
+        return torch_internals.is_undecided(value <= MOST_ANCHORS, value > MOST_ANCHORS)
+    return isinstance(value, torch.SymInt)
+
+
 def count(name: str, value: object, wanted: str = _A_COUNT) -> None:
-    """A number of anchors. A size that is traced is taken as it comes, for a trace that serves every size."""
-    if isinstance(value, torch.SymInt):
+    """A number of anchors."""
+    if _is_traced_size(value):
         return
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MOST_ANCHORS:
         wrong(name, value, wanted)
@@ -286,6 +294,7 @@ def span_inputs(
 ) -> SpanInputs:
     """The inputs of select_spans, counts as one per utterance; `max_anchors` None: the largest count."""
     batch, device = frame_prior.shape[0], frame_prior.device
+    num_tokens = torch_internals.size_of_trace(num_tokens)
     name, wanted = "num_anchors", selection.num_anchors
     if wanted is None:
         name, wanted = "num_tokens", num_tokens
@@ -297,6 +306,7 @@ def span_inputs(
         if isinstance(wanted, Tensor):
             wanted = int(wanted.max()) if wanted.numel() else 0
         max_anchors = wanted
+    max_anchors = torch_internals.size_of_trace(max_anchors)
     count("max_anchors", max_anchors)
     if xi is not None:
         xi = per_utterance("xi", xi, batch, device, widest_dtype(device))

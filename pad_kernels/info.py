@@ -66,7 +66,7 @@ def report() -> dict[str, Any]:
         },
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
         + ["Apple (mps)"] * torch.backends.mps.is_available(),
-        "cuda_kernels": library.cuda_targets() or "none",
+        "cuda_kernels": library.cuda_targets() or f"none: {library.cuda_note()}",
         "default_backend": os.environ.get(backends.ENVIRONMENT_VARIABLE) or "auto",
         "backends": reasons,
         "ops": ops,

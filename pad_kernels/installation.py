@@ -1,6 +1,7 @@
 """Why the compiled library is missing, and whether that is a mistake of the installation."""
 
 import functools
+import hashlib
 import importlib.metadata
 import warnings
 from pathlib import Path
@@ -18,6 +19,36 @@ def _shadowed(package: Path) -> Path | None:
                 if found.is_file() and found.parent != package.resolve():
                     return found.parent
     return None
+
+
+def digest_of_sources(root: Path) -> str:
+    """What the compiled library is made of, in the checkout `root`, in a few characters; empty where it is none."""
+    sources = sorted(path for path in (root / "csrc").rglob("*") if path.suffix in (".h", ".cpp", ".cu"))
+    if not sources or not (root / "CMakeLists.txt").is_file():
+        return ""
+    found = hashlib.sha256()
+    for path in (root / "CMakeLists.txt", *sorted((root / "cmake").glob("*.cmake")), *sources):
+        found.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+    return found.hexdigest()[:16]
+
+
+def stale_library(package: Path, compiled_from: str) -> str | None:
+    """Why the library in the folder `package` does not fit the sources around it, or None: a checkout that was changed
+    after its editable install."""
+    now = digest_of_sources(package.parent) if compiled_from else ""
+    if now in ("", compiled_from):
+        return None
+    return (
+        f"pad_kernels: the compiled library in {package} was built of other sources than those beside it; install "
+        "again: pip install -e ."
+    )
+
+
+def cuda_note(package: Path) -> str | None:
+    """What the build said of the CUDA kernels; None where it left no word."""
+    note = package / "_build.txt"
+    text = note.read_text(encoding="utf-8") if note.exists() else ""
+    return text.partition("; CUDA: ")[2].strip() or None
 
 
 def missing_library(package: Path, failure: ImportError) -> tuple[str, bool]:

@@ -52,11 +52,23 @@ def is_traced() -> bool:
     )
 
 
+def size_of_trace(value: Any) -> Any:
+    """The value; of a size, which torch.jit.trace gives as a tensor, the number."""
+    if isinstance(value, Tensor) and not value.dim() and torch._C._get_tracing_state() is not None:
+        return int(value)
+    return value
+
+
 def is_symbolic(value: float) -> bool:
     """Whether torch.compile traces this number as one that may change."""
+    return is_undecided(value <= 0, value > 0)
+
+
+def is_undecided(is_less: bool, is_more: bool) -> bool:
+    """Whether torch.compile traces a number of which neither is known: later calls may have either."""
     from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-    return not (statically_known_true(value > 0) or statically_known_true(value <= 0))
+    return not (statically_known_true(is_less) or statically_known_true(is_more))
 
 
 def can_bypass_dispatcher(*values: Tensor | None) -> bool:

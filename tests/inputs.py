@@ -88,6 +88,11 @@ def misaligned(tensor: Tensor) -> Tensor:
     )
 
 
+def strided(tensor: Tensor) -> Tensor:
+    """The same values, every other one of an allocation."""
+    return torch.stack([tensor, torch.full_like(tensor, 77)], -1)[..., 0]
+
+
 def relative_error(value: Tensor, truth: Tensor) -> float:
     """||value - truth|| / ||truth||; 0 where both are exactly 0."""
     difference = (value.double() - truth.double()).norm().item()

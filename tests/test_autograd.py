@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from inputs import relative_error
+from inputs import misaligned, relative_error, strided
 from test_loss import make
 from torch.autograd.functional import hessian, jacobian
 
@@ -185,6 +185,25 @@ def test_saved_tensors_pass_through_the_hooks_of_autograd(backend, level):
     assert any(x.data_ptr() == speech.data_ptr() for x in packed)
     (expected,) = torch.autograd.grad(pad_loss(*arguments, level=level, backend=backend), speech)
     assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.1])
+@pytest.mark.parametrize("hooks", [(strided, lambda x: x), (lambda x: x, strided), (lambda x: x, misaligned)])
+@LEVELS
+def test_hooks_that_lay_out_anew_what_was_saved(backend, level, hooks, temperature):
+    """The same numbers in another order in memory, also where the registered ops take over."""
+    arguments = make(kind="some_empty")
+    speech, text = (value.requires_grad_() for value in arguments[:2])
+    bounds = torch.arange(0, 36, 3).expand(3, -1)
+    for spans in (None, (bounds, bounds + 4)) if level == "span" else (None,):
+        options = dict(level=level, temperature=temperature, spans=spans, backend=backend)
+        expected = torch.autograd.grad(pad_loss(*arguments, **options), (speech, text))
+        with torch.autograd.graph.saved_tensors_hooks(*hooks):
+            loss = pad_loss(*arguments, **options)
+        found = torch.autograd.grad(loss, (speech, text), retain_graph=True)
+        assert all(torch.equal(one, other) for one, other in zip(found, expected))
+        found = torch.autograd.grad(loss, (speech, text), create_graph=True)
+        assert all(torch.allclose(one, other, rtol=1e-5, atol=1e-7) for one, other in zip(found, expected))
 
 
 def negative_view(value):

@@ -107,7 +107,8 @@ def test_options():
     bad(lambda: pad_loss(SPEECH, TEXT, level="word"), "level: got 'word'", "'global', 'token', 'span'")
     bad(lambda: pad_loss(SPEECH, TEXT, reduction="batchmean"), "reduction: got 'batchmean'", "'none'")
     bad(lambda: pad_loss(SPEECH, TEXT, anchors="random"), "anchors: got 'random'", "'peaks'")
-    for temperature in (-0.1, 1e-39, float("nan"), float("inf"), "0.1", None, True, torch.tensor([0.1])):
+    for temperature in (-0.1, 1e-39, float("nan"), float("inf"), "0.1", None, True, torch.tensor([0.1]),
+                        torch.tensor(0.1, requires_grad=True)):  # fmt: skip
         bad(lambda: pad_loss(SPEECH, TEXT, temperature=temperature), "temperature: got")  # noqa: B023
         bad(lambda: align(SPEECH, TEXT, temperature=temperature), "temperature: got")  # noqa: B023
     for scales in ((), (1, 0), (-1,), (float("nan"),), 2, ("1",), (True,)):

@@ -1,6 +1,7 @@
 """Recording with what users do to a model: checkpointing, wrappers, changed layers, autocast, compiling."""
 
 import copy
+import threading
 from functools import partial
 
 import pytest
@@ -16,7 +17,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (  # noq
     checkpoint_wrapper,
 )
 from torch.utils.checkpoint import checkpoint  # noqa: E402
-from transformers import AttentionInterface, PreTrainedModel  # noqa: E402
+from transformers import AttentionInterface, AutoConfig, AutoModel, PreTrainedModel  # noqa: E402
 from transformers.integrations.sdpa_attention import sdpa_attention_forward  # noqa: E402
 from transformers.models.bert.modeling_bert import BertLayer, BertSelfAttention  # noqa: E402
 
@@ -25,6 +26,12 @@ from pad.priors import families, replacing  # noqa: E402
 from pad.priors.attention import IMPLEMENTATION  # noqa: E402
 from pad.priors.record import records  # noqa: E402
 from pad_kernels import significance_from_attentions  # noqa: E402
+
+ENCODER_DECODER = {
+    "d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4, "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "max_source_positions": 24, "vocab_size": 50, "pad_token_id": 0,
+    "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1, "dropout": 0.0,
+}  # fmt: skip
 
 
 def build(name: str = "bert", **options):
@@ -314,3 +321,114 @@ def test_maps_after_attention_dropout_are_those_that_the_table_names(name):
             model(**inputs)
         priors.append(record.prior())
     assert close(*priors) == families._attends_through_interface(model)
+
+
+@pytest.mark.parametrize("name", ["whisper", "bart"])
+@pytest.mark.parametrize("train", [False, True])
+def test_a_decoder_beside_the_recorded_encoder(name, train):
+    """It may share the config of the encoder: what it computes is as it was, with what it keeps while it generates."""
+    config = AutoConfig.for_model(name, **ENCODER_DECODER, **({"num_mel_bins": 16} if name == "whisper" else {}))
+    torch.manual_seed(0)
+    model = AutoModel.from_config(config).train(train)
+    tokens = torch.randint(5, 50, (3, 9), generator=torch.Generator().manual_seed(0))
+    inputs = {"input_features": torch.randn(3, 16, 48)} if name == "whisper" else {"input_ids": tokens}
+    inputs |= {"decoder_input_ids": tokens, "decoder_attention_mask": torch.arange(9) < torch.tensor([[9], [4], [7]])}
+
+    def run():
+        """All tokens, and one more after them: it attends to what was kept of the others."""
+        whole = model(**inputs, use_cache=True)
+        decoder = {"encoder_outputs": (whole.encoder_last_hidden_state,), "past_key_values": whole.past_key_values}
+        one_more = model(decoder_input_ids=tokens[:, :1], **decoder, use_cache=True)
+        return whole.last_hidden_state, one_more.last_hidden_state
+
+    expected = run()
+    with record_significance(model.get_encoder()) as record:
+        found = run()
+    assert all(close(*pair) for pair in zip(found, expected, strict=True))
+    assert close(record.prior().sum(1), torch.ones(3))
+    with pytest.raises(ValueError, match="causal"), record_significance(model):
+        model(**inputs)
+
+
+def maps(model, inputs):
+    with torch.no_grad():
+        return model(**inputs, output_attentions=True).attentions
+
+
+def test_maps_that_others_ask_for():
+    """The same model in another thread, another model of the same config, a copy that was made meanwhile."""
+    model, inputs, mask = build("bert")
+    model.set_attn_implementation("eager")
+    other = type(model)(model.config).eval()
+    expected, of_other = maps(model, inputs), maps(other, inputs)
+    found = []
+    with record_significance(model, mask):
+        thread = threading.Thread(target=lambda: found.append(maps(model, inputs)))
+        thread.start()
+        thread.join()
+        assert all(close(*pair) for pair in zip(maps(other, inputs), of_other, strict=True))
+        twin = copy.deepcopy(model)
+    found.append(maps(twin, inputs))
+    assert all(close(*pair) for each in found for pair in zip(each, expected, strict=True))
+
+
+@pytest.mark.parametrize("first", ["prior", "layer_priors"])
+def test_a_second_mask_is_refused(first):
+    model, inputs, mask = build("bert")
+
+    def recorded():
+        with torch.no_grad(), record_significance(model) as record:
+            model(**inputs)
+        return record
+
+    record = recorded()
+    expected = record.prior(mask)
+    assert torch.equal(record.prior(), expected) and torch.equal(record.prior(mask.long()), expected)
+    for given in ((), (mask.roll(1, 0),)):
+        record = recorded()
+        getattr(record, first)(*given)
+        for second in (mask, mask[:, :2]):
+            with pytest.raises(ValueError, match="mask: differs from that of an earlier call"):
+                record.prior(second)
+    with torch.no_grad(), record_significance(model) as record:
+        model(**inputs)
+        record.layer_priors()
+        model(**inputs)  # of which nothing was asked yet
+        assert torch.equal(record.prior(mask), expected)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"layers": ()}, "layers: got"),
+        ({"layers": 1}, "layers: got 1"),
+        ({"layers": ["0"]}, "layers: got"),
+        ({"layers": torch.tensor([0])}, "layers: got"),
+        ({"mask": [[1, 1]]}, "mask: got list"),
+        ({"mask": torch.full((3, 9), 2)}, "mask: got values from 2 to 2"),
+        ({"mask": torch.full((3, 9), -1)}, "mask: got values from -1 to -1"),
+    ],
+)
+def test_arguments_refused(options, message):
+    with pytest.raises(ValueError, match=message), record_significance(build("bert")[0], **options):
+        pass
+
+
+def test_attention_dropout_whatever_the_default_device():
+    model, inputs, mask = build("bert", attention_probs_dropout_prob=0.3)
+    model.train()
+
+    def gradient():
+        model.zero_grad()
+        torch.manual_seed(3)
+        with record_significance(model, mask):
+            model(**inputs).last_hidden_state.sum().backward()
+        return [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
+
+    expected = gradient()
+    torch.set_default_device("meta")
+    try:
+        found = gradient()
+    finally:
+        torch.set_default_device(None)
+    assert found and all(torch.equal(*pair) for pair in zip(found, expected, strict=True))

@@ -169,14 +169,26 @@ def test_a_wrong_temperature_of_a_compiled_loss(backend):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 def test_a_temperature_as_a_tensor(backend, dtype):
     arguments = make()
-    temperature = torch.tensor(0.125, dtype=dtype, requires_grad=True)
+    temperature = torch.tensor(0.125, dtype=dtype)
     found = gradients(pad_loss, arguments, temperature=temperature, backend=backend)
     expected = gradients(pad_loss, arguments, temperature=0.125, backend=backend)
     assert all(torch.equal(one, other) for one, other in zip(found, expected))
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("options", [{}, {"num_anchors": 3}, {"anchors": "peaks"}], ids=str)
+@pytest.mark.parametrize("given", [2, 4, 6])
+def test_jit_trace_of_spans(given, options):
+    """Sizes are tensors there."""
+    arguments = make(3, 40, 7, kind="full")[:given]
+    traced = torch.jit.trace(lambda *x: pad_loss(*x, **options), arguments)
+    others = [x.flip(0).contiguous() for x in arguments]
+    assert relative_error(traced(*others), pad_loss(*others, **options)) <= 1e-6
+
+
+@pytest.mark.parametrize("strict", [False, True])
 @pytest.mark.parametrize("level", LEVELS)
-def test_export_with_dynamic_lengths(level):
+def test_export_with_dynamic_lengths(level, strict):
     """Without masks, so that the number of tokens is a size."""
 
     class Loss(torch.nn.Module):
@@ -185,7 +197,9 @@ def test_export_with_dynamic_lengths(level):
 
     frames, tokens = torch.export.Dim("frames"), torch.export.Dim("tokens")
     shapes = {"speech": {1: frames}, "text": {1: tokens}}
-    exported = torch.export.export(Loss(), make(2, 20, 5, kind="full")[:2], dynamic_shapes=shapes).module()
+    exported = torch.export.export(
+        Loss(), make(2, 20, 5, kind="full")[:2], dynamic_shapes=shapes, strict=strict
+    ).module()
     for lengths in ((33, 7), (8, 12)):
         arguments = make(2, *lengths, kind="full")[:2]
         assert relative_error(exported(*arguments), pad_loss(*arguments, level=level)) <= 1e-6

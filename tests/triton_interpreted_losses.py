@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from inputs import KINDS, make_inputs, misaligned, relative_error
+from inputs import KINDS, make_inputs, misaligned, relative_error, strided
 from test_alignment import BAR
 from triton.runtime.interpreter import InterpreterBuilder
 from triton_interpreter import TEMPERATURES, turn
@@ -111,7 +111,7 @@ def test_what_a_loss_keeps_serves_others(level, reduction):
         return torch.autograd.grad(loss, (speech, text), upstream, is_grads_batched=batched)
 
     expected = gradients("reference")
-    for hooks in (None, (torch.clone, lambda x: x), (lambda x: x, misaligned)):
+    for hooks in (None, (torch.clone, lambda x: x), (lambda x: x, misaligned), (lambda x: x, strided)):
         for one, other in zip(gradients("triton", hooks), expected):
             assert relative_error(one, other) <= 1e-5
     for one, other in zip(gradients("triton", batched=True), gradients("reference", batched=True)):

@@ -89,6 +89,9 @@ def main(arguments: list[str] | None = None) -> None:
         fetch(parser.parse_args(arguments).folder)
     except UserError as error:
         sys.exit(f"recordings: {error}")
+    except ModuleNotFoundError as error:
+        install = "install it with: pip install '.[recordings]'"
+        sys.exit(f"recordings: the Python package {error.name!r} is missing; {install}")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import bidirectional_mask_function, sdpa_mask
 
 from pad.priors.dropout import attend_with_dropout
-from pad.priors.record import record_of
+from pad.priors.record import is_running, record_of
 from pad_kernels import significance, significance_from_attentions
 
 IMPLEMENTATION = "pad_significance"
@@ -22,7 +22,8 @@ def _mask(*, mask_function=bidirectional_mask_function, attention_mask=None, **o
     """The padding mask as [B, 1, 1, T]: no T x T array, unlike that of the sdpa implementation, but for windows."""
     if mask_function is bidirectional_mask_function:
         return None if attention_mask is None else attention_mask[:, None, None, :].bool()
-    if _is_causal(mask_function):
+    # A decoder may share the config of the encoder that is recorded.
+    if is_running() and _is_causal(mask_function):
         raise ValueError(
             "model: causal, sliding or chunked attention; significance is recorded of layers that attend both ways. Of "
             "a model with a decoder, record the encoder alone: record_significance(model.get_encoder())"
@@ -33,14 +34,15 @@ def _mask(*, mask_function=bidirectional_mask_function, attention_mask=None, **o
 
 def _is_causal(mask_function) -> bool:
     """Whether the second position attends to the first one, but not the first one to the second."""
-    zero, one = torch.tensor(0), torch.tensor(1)
+    zero, one = torch.tensor([0, 1], device="cpu")
     return bool(mask_function(zero, zero, one, zero)) and not bool(mask_function(zero, zero, zero, one))
 
 
 def _attention(module, query, key, value, attention_mask, dropout=0.0, scaling=None, **options):
     """Attention [B, T, H, d] of query, key, value [B, H, T, d]; recorded where a record is open."""
+    record = record_of(module)
     unknown = [name for name in ("softcap", "s_aux") if options.get(name) is not None]
-    if unknown or query.shape[2] != key.shape[2]:
+    if unknown or record is not None and query.shape[2] != key.shape[2]:
         what = f"attention with {unknown[0]}" if unknown else "cross-attention, or attention to cached keys"
         raise ValueError(f"model: {what}; significance is recorded of plain self-attention only")
     query, key, value = _as_autocast(query, key, value)
@@ -48,9 +50,10 @@ def _attention(module, query, key, value, attention_mask, dropout=0.0, scaling=N
         key, value = (x.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for x in (key, value))
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     bias = _position_bias(attention_mask, options.get("position_bias"), query)
-    record = record_of(module)
     if record is not None:
         record.note_pass(_runs_again(dropout))
+    elif options.get("output_attentions") or query.shape[2] != key.shape[2]:
+        return _plain(query, key, value, attention_mask if bias is None else bias, dropout, scale, options)
     if bias is not None:
         output = functional.scaled_dot_product_attention(query, key, value, bias, dropout, scale=scale)
         if record is not None:
@@ -69,6 +72,20 @@ def _attention(module, query, key, value, attention_mask, dropout=0.0, scaling=N
 
         record.add(module, query.shape[2], layer)
     return output.transpose(1, 2).contiguous(), None
+
+
+def _plain(query, key, value, mask, dropout, scale, options):
+    """The attention of a module that is not recorded but has the config of one that is: a decoder, a copy, the same
+    model in another thread. It may attend to other positions, and be asked for its map."""
+    if not options.get("output_attentions"):
+        output = functional.scaled_dot_product_attention(query, key, value, mask, dropout, scale=scale)
+        return output.transpose(1, 2).contiguous(), None
+    scores = (query @ key.transpose(-1, -2)) * scale
+    if mask is not None:
+        lowest = torch.finfo(scores.dtype).min
+        scores = scores.masked_fill(~mask, lowest) if mask.dtype == torch.bool else scores + mask
+    weights = functional.dropout(scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype), dropout)
+    return (weights @ value).transpose(1, 2).contiguous(), weights
 
 
 def _as_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:

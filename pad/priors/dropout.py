@@ -26,7 +26,7 @@ class _AttentionWithDropout(torch.autograd.Function):
     @staticmethod
     @torch.autocast("cpu", enabled=False)
     def forward(ctx, query, key, value, mask, dropout, scale):
-        seed = int(torch.randint(2**63 - 1, ()))
+        seed = int(torch.randint(2**63 - 1, (), device="cpu"))
         ctx.save_for_backward(query, key, value, mask)
         ctx.seed, ctx.dropout, ctx.scale = seed, dropout, scale
         chunks = _Chunks(query, key, mask, dropout, scale, seed)
@@ -47,7 +47,7 @@ class _AttentionWithDropout(torch.autograd.Function):
         chunks = _Chunks(query, key, mask, ctx.dropout, ctx.scale, ctx.seed)
         grad_output = grad_output * chunks.raised
         grad_query = torch.empty_like(query)
-        grad_key, grad_value = (torch.zeros(x.shape, dtype=chunks.dtype) for x in (key, value))
+        grad_key, grad_value = (torch.zeros_like(x, dtype=chunks.dtype) for x in (key, value))
         for batch, rows in chunks:
             weights = chunks.weights(batch, rows)
             kept = chunks.kept(weights.shape)
@@ -98,5 +98,7 @@ class _Chunks:
     def kept(self, shape: torch.Size) -> Tensor:
         """Which of the next weights are kept, bool."""
         count = shape.numel()
-        draws = torch.empty((count + 3) // 4, dtype=torch.int64).random_(-(2**63), None, generator=self.generator)
+        draws = torch.empty((count + 3) // 4, dtype=torch.int64, device="cpu").random_(
+            -(2**63), None, generator=self.generator
+        )
         return (draws.view(torch.int16)[:count] >= min(self.dropped, 2**16 - 1) - 2**15).view(shape)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Collection, Mapping
+from numbers import Integral
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,12 @@ def record_of(module: nn.Module) -> Record | None:
     return found[-1] if found else None
 
 
+def is_running() -> bool:
+    """Whether a model that is recorded in this thread is running."""
+    thread = threading.get_ident()
+    return any(record.running for (owner, _), found in tuple(records.items()) if owner == thread for record in found)
+
+
 def in_backward() -> bool:
     """Whether gradient checkpointing is running layers a second time."""
     return torch._C._current_graph_task_id() != -1
@@ -33,7 +40,7 @@ class Record:
         self, model: nn.Module, mask: Tensor | None, layers: Collection[int] | Mapping[int, float] | None = None
     ):
         self.mask = None if mask is None else checked_mask(mask)
-        self.layers = layers
+        self.layers = None if layers is None else checked_layers(layers)
         self.weights = checked_weights(layers) if isinstance(layers, Mapping) else None
         self.length: int | None = None  # positions that the layers attend to
         self.open = True  # whether its context is
@@ -47,6 +54,8 @@ class Record:
         # With the number of the layer, where `layers` says which to record.
         self._layers: list[tuple[int | None, Callable[[Tensor | None], Tensor]]] = []
         self._priors: list[tuple[int | None, Tensor]] = []
+        self._asked: Tensor | None = None  # the mask that the priors were asked for, where none was given before
+        self.running = 0  # passes of the model or an encoder in it, one within the other
 
     def begin_pass(self, encoder: nn.Module) -> None:
         """Forget the layers recorded so far if this is a new pass: of the whole model, or of an encoder that has run.
@@ -55,7 +64,7 @@ class Record:
         """
         before = {id(module) for module in (*self._ran, *self._reported)}
         if encoder is self._model or not before or any(id(module) in before for module in encoder.modules()):
-            self._layers, self._priors, self._trained = [], [], encoder.training
+            self._layers, self._priors, self._asked, self._trained = [], [], None, encoder.training
             self._ran, self._reported, self.length = [], [], None
 
     def note_run(self, attention: nn.Module) -> None:
@@ -100,8 +109,8 @@ class Record:
 
         It sums to 1 over the real positions.
         mask: [B, T] bool or 0/1, the positions that count as rows and as columns; None: that given to
-        `record_significance`, or all. Uniform where layerdrop left out every layer. Raises ValueError if no layer
-        was recorded, or another mask was used.
+        `record_significance`, or to an earlier call, or all. Uniform where layerdrop left out every layer and there is
+        a mask. Raises ValueError if no layer was recorded, or another mask was used.
         """
         priors = self._collected(mask)
         if priors:
@@ -110,6 +119,10 @@ class Record:
         if known is not None and self._all_dropped():
             real = known.float()
             return real / real.sum(dim=1, keepdim=True).clamp(min=1)
+        if self._trained and self._all_dropped():
+            raise ValueError(
+                "mask: layerdrop left out every layer, so the prior is uniform over a mask, which is missing"
+            )
         if self._ran:
             raise ValueError(
                 f"model: attention layers of {type(self._model).__name__} ran, but none was recorded: they "
@@ -139,13 +152,18 @@ class Record:
 
     def _collected(self, mask: Tensor | None) -> list[tuple[int | None, Tensor]]:
         """The prior of each layer that ran, with the mask that was given before or is given now."""
-        if self.mask is not None and mask is not None:
-            if mask.shape != self.mask.shape or not torch.equal(mask.bool(), self.mask):
-                raise ValueError("mask: differs from the mask given to record_significance; give it once")
+        if self.mask is not None and mask is not None and not (isinstance(mask, Tensor) and _same(mask, self.mask)):
+            raise ValueError("mask: differs from the mask given to record_significance; give it once")
+        given = None if mask is None else checked_mask(mask)
         if self._layers:
-            known = self.mask if mask is None else checked_mask(mask)
-            self._priors = [(number, layer(known)) for number, layer in self._layers]
+            self._asked = given
+            self._priors = [(number, layer(given)) for number, layer in self._layers]
             self._layers = []
+        elif self._priors and self.mask is None and given is not None and not _same(given, self._asked):
+            raise ValueError(
+                "mask: differs from that of an earlier call of prior or layer_priors, which may have had none; what "
+                "the layers kept is gone by then, so give all calls the same"
+            )
         if self._priors:
             self._check_whole()
         return self._priors
@@ -176,6 +194,16 @@ class Record:
         return self._trained and any(getattr(owner, name, 0.0) for owner in owners for name in names)
 
 
+def checked_layers(layers: Collection[int]) -> Collection[int]:
+    """The numbers of layers, or their weights by number; raises ValueError for what is none."""
+    numbers = list(layers) if isinstance(layers, Collection) and not isinstance(layers, (str, Tensor)) else []
+    if not numbers or any(isinstance(number, bool) or not isinstance(number, Integral) for number in numbers):
+        raise ValueError(
+            f"layers: got {layers!r}, expected at least one number of a layer, or a weight for each: (0, 1), {{0: 0.8}}"
+        )
+    return layers
+
+
 def checked_weights(weights: Mapping[int, float]) -> dict[int | None, float]:
     """The weights of layers; raises ValueError for one that is not positive and finite, and for none at all."""
     try:
@@ -189,10 +217,15 @@ def checked_weights(weights: Mapping[int, float]) -> dict[int | None, float]:
 
 def checked_mask(mask: Tensor) -> Tensor:
     """The mask as bool [B, T]; raises ValueError for another shape or dtype, and for one that says padding."""
-    if mask.is_floating_point() or mask.is_complex():
-        raise ValueError(f"mask: got {mask.dtype}, expected bool or 0/1 integers, 1 at the positions that count")
+    if not isinstance(mask, Tensor) or mask.is_floating_point() or mask.is_complex():
+        got = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+        raise ValueError(f"mask: got {got}, expected bool or 0/1 integers, 1 at the positions that count")
     if mask.dim() != 2:
         raise ValueError(f"mask: got shape {tuple(mask.shape)}, expected [B, T], 1 at the positions that count")
+    if mask.device.type == "cpu" and mask.dtype != torch.bool and ((mask != 0) & (mask != 1)).any():
+        raise ValueError(
+            f"mask: got values from {mask.min()} to {mask.max()}, expected 0 and 1, 1 at the positions that count"
+        )
     mask = mask.bool()
     if mask.device.type == "cpu" and _says_padding(mask):
         raise ValueError(
@@ -200,6 +233,10 @@ def checked_mask(mask: Tensor) -> Tensor:
             "positions that count (~mask)"
         )
     return mask
+
+
+def _same(mask: Tensor, other: Tensor | None) -> bool:
+    return other is not None and mask.shape == other.shape and torch.equal(mask.bool(), other)
 
 
 def _says_padding(mask: Tensor) -> bool:

@@ -88,16 +88,21 @@ def _watched(model: nn.Module, record: Record) -> Iterator[None]:
             raise ValueError(_ONE_PROCESS_EACH)
         if record_of(module) is record and not in_backward():
             record.begin_pass(module)
+            record.running += 1
+
+    def end(module, arguments, output):
+        if record_of(module) is record and not in_backward() and record.running:
+            record.running -= 1
 
     def attend(module, arguments):
         if record_of(module) is record and not in_backward():
             record.note_run(module)
 
     with ExitStack() as stack:
-        stack.callback(model.register_forward_pre_hook(begin).remove)
         for module in model.modules():
-            if module is not model and isinstance(module, PreTrainedModel):
+            if module is model or isinstance(module, PreTrainedModel):
                 stack.callback(module.register_forward_pre_hook(begin).remove)
+                stack.callback(module.register_forward_hook(end, always_call=True).remove)
             if "Attention" in kind_of(module).__name__:
                 stack.callback(module.register_forward_pre_hook(attend).remove)
         yield

@@ -118,8 +118,9 @@ class _Kept:
                 self._set_own()
         elif maps_asked_for(encoder, named) and encoder.config._attn_implementation == IMPLEMENTATION:
             raise ValueError(
-                "output_attentions: there are no attention maps, as the model keeps the recording attention for "
-                "gradient checkpointing; expected a pass in evaluation mode under torch.no_grad()"
+                "output_attentions: there are no attention maps, as the model keeps the recording attention for a "
+                "backward pass that may run layers again (gradient checkpointing, or hooks of saved tensors); expected "
+                "a pass in evaluation mode under torch.no_grad()"
             )
 
     def finish(self, encoder: nn.Module, arguments: tuple, output: object) -> None:

@@ -45,11 +45,12 @@ class Student:
         for module in self.convolutions:
             module.requires_grad_(False)
 
-    def save(self, folder: Path, state_dict: dict[str, Tensor] | None = None) -> Path:
+    def save(self, folder: str | Path, state_dict: dict[str, Tensor] | None = None) -> Path:
         """Save a plain transformers checkpoint with its feature extractor; the folder appears whole or not at all.
 
         state_dict: the encoder's parameters, None for those that it has. All else in the checkpoint stays as it was.
         """
+        folder = Path(folder)
         model = self.encoder if self.whole is None else self.whole
         if self.whole is not None:
             trained = self.encoder.state_dict() if state_dict is None else state_dict

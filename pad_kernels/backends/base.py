@@ -176,6 +176,16 @@ class _Form(NamedTuple):
     grad_scale: float | None
 
 
+def as_kept(kept: Tensor | None) -> Tensor | None:
+    """What a loss has kept, for those who read its memory: hooks of saved tensors may have laid it out anew, or put
+    bytes where no number can be."""
+    if kept is None:
+        return None
+    kept = kept.contiguous()
+    places = kept.data_ptr(), int(kept.storage_offset())
+    return kept.clone() if kept.dtype == torch.uint8 and any(place % 16 for place in places) else kept
+
+
 def record_of_ops(
     speech: Tensor, text: Tensor, options: LossOptions, weights: tuple[Tensor | None, ...], saved: LossSaved
 ) -> LossRecord:

@@ -10,16 +10,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pad_kernels import installation
 from pad_kernels.inputs import ANCHORS, REDUCTIONS
-from pad_kernels.installation import missing_library
 
+_PACKAGE = Path(__file__).parent.parent
 REASON: str | None = None  # why the library is missing
 COULD_BE_HERE = False  # whether that is a mistake of the installation
 try:
     NATIVE: Any = importlib.import_module("pad_kernels._native")
 except ImportError as failure:
     NATIVE = None
-    REASON, COULD_BE_HERE = missing_library(Path(__file__).parent.parent, failure)
+    REASON, COULD_BE_HERE = installation.missing_library(_PACKAGE, failure)
+else:
+    REASON = installation.stale_library(_PACKAGE, NATIVE.sources() if hasattr(NATIVE, "sources") else "unknown")
+    if REASON is not None:
+        NATIVE, COULD_BE_HERE = None, True
 
 # In the order of the enumeration in csrc/tensor.h.
 ELEMENTS = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
@@ -38,6 +43,11 @@ def instruction_set() -> str | None:
 def cuda_targets() -> str | None:
     """What the CUDA kernels were compiled for; None without them."""
     return NATIVE.cuda_targets() or None if NATIVE else None
+
+
+def cuda_note() -> str:
+    """Why there are no CUDA kernels, as far as the build said so."""
+    return installation.cuda_note(_PACKAGE) or "left out"
 
 
 def release_kept_memory() -> None:

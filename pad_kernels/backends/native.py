@@ -13,6 +13,7 @@ from pad_kernels.backends.library import (
     NATIVE,
     REASON,
     REDUCTION_CODES,
+    cuda_note,
     execution_context,
     gradient,
     packed,
@@ -39,7 +40,7 @@ def _gpu_unsupported_reason(index: int | None) -> str | None:
     if torch.version.hip is not None:
         return "the native backend's GPU kernels are CUDA's, and this torch is built for ROCm"
     if not NATIVE.cuda_targets():
-        return "pad_kernels was built without CUDA kernels"
+        return f"pad_kernels was built without CUDA kernels: {cuda_note()}"
     if not torch.cuda.is_available():
         return "torch finds no GPU"
     failure = NATIVE.cuda_failure()

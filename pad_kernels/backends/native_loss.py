@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pad_kernels import checks
-from pad_kernels.backends.base import Backend, record_of_ops
+from pad_kernels.backends.base import Backend, as_kept, record_of_ops
 from pad_kernels.backends.library import (
     ANCHOR_CODES,
     ELEMENTS,
@@ -115,7 +115,7 @@ class WholeLosses(Backend):
         speech, text, options, tensors, form = record
         if not isinstance(form, _Form):
             return super().loss_backward(grad, record, needed)
-        memory, start, end = tensors
+        memory, start, end = map(as_kept, tensors)
         assert memory is not None
         batch, frames, width = speech.shape
         grad = packed(grad, opmath_dtype(speech.dtype))
@@ -147,9 +147,10 @@ class WholeLosses(Backend):
 
     def unpack(self, record: LossRecord) -> LossRecord:
         """The parts of the memory, each as a tensor of its own."""
-        speech, text, options, (memory, start, end, *_), form = record
+        speech, text, options, tensors, form = record
         if not isinstance(form, _Form):
             return record
+        memory, start, end = map(as_kept, tensors)
         assert memory is not None
         (batch, frames, width), tokens, opmath = speech.shape, text.shape[1], opmath_dtype(speech.dtype)
         shape = batch, frames, tokens, width

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pad_kernels.backends.base import record_of_ops
+from pad_kernels.backends.base import as_kept, record_of_ops
 from pad_kernels.backends.triton import configurations, pooling
 from pad_kernels.backends.triton.common import rows
 from pad_kernels.backends.triton.gradients import gradients
@@ -121,7 +121,7 @@ def loss_forward(request: LossRequest) -> tuple[Tensor, LossRecord] | None:
 
 def loss_backward(grad: Tensor, record: LossRecord, needed: Needed) -> Gradients:
     """Gradients of speech and text, each empty unless needed; `grad` is that of the reduced loss."""
-    options, form, (memory, units, *given) = record.options, record.form, record.tensors
+    options, form, (memory, units, *given) = record.options, record.form, map(as_kept, record.tensors)
     speech, text = rows(record.speech), rows(record.text)
     kept = Kept(*form.of_loss.buffers(memory))
     if form.of_units is None:
@@ -138,7 +138,7 @@ def loss_backward(grad: Tensor, record: LossRecord, needed: Needed) -> Gradients
 
 def unpack(record: LossRecord) -> LossRecord:
     """The record of a loss that is made of the ops."""
-    memory, _, start, end = record.tensors
+    memory, _, start, end = map(as_kept, record.tensors)
     kept = Kept(*(x if x is None else x.tensor() for x in record.form.of_loss.buffers(memory)))
     if record.form.chosen:
         start, end = kept.start, kept.end
