@@ -142,7 +142,7 @@ def test_words_that_ask_for_nothing(monkeypatch, name, given):
     "output, reason",
     [
         ("a.cpp:1:2: warning: x\n a.cpp:3:4: error: no such thing \nninja: stopped", "a.cpp:3:4: error: no such thing"),
-        ('CMake Error at x.cmake:71 (message):\n  The compiler\n\n    "false"\n\n  fails\nCall Stack (most recent call first)',
+        ('CMake Error at x.cmake:71 (message):\n  The compiler\n\n    "false"\n\n  fails\nCall Stack (most recent)',
          'CMake Error at x.cmake:71 (message): The compiler "false" fails'),
         ("ModuleNotFoundError: No module named 'x'\nCMake Error at y:25", "ModuleNotFoundError: No module named 'x'"),
         ("CMake Error: Unknown argument --fresh", "CMake 3.24 or newer is needed"),
