@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -79,6 +80,28 @@ def test_a_fork_after_use(native, threads):
     status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     guard.cancel()
     assert status == 0
+
+
+CROWDED = """
+import os, resource, sys, torch, pad_kernels
+torch.set_num_threads(1)
+arguments = torch.randn(8, 200, 32), torch.randn(8, 30, 32)
+expected = pad_kernels.pad_loss(*arguments, backend="native")
+pid = os.fork()
+if pid == 0:
+    torch.set_num_threads(8)
+    used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + int(sys.argv[1]) * 2**20,) * 2)
+    os._exit(0 if torch.equal(pad_kernels.pad_loss(*arguments, backend="native"), expected) else 1)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="there is no /proc")
+@pytest.mark.parametrize("megabytes", [4, 20, 40])
+def test_threads_that_cannot_start_in_a_fork(native, megabytes):
+    """A stack takes 8 MB: none, or a few of them, get theirs."""
+    subprocess.run([sys.executable, "-c", CROWDED, str(megabytes)], check=True, timeout=120)
 
 
 FORK = """

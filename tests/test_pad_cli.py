@@ -134,6 +134,16 @@ def test_memory_that_is_missing_is_a_line(capsys, monkeypatch, reason):
     assert capsys.readouterr().err == f"pad info: error: out of memory: {reason}\n"
 
 
+def test_a_package_that_transformers_lacks_is_a_line(capsys, monkeypatch):
+    def run(command, config):
+        raise ImportError("Using the `Trainer` with `PyTorch` requires `accelerate>=1.1.0`: Please run `pip install x`")
+
+    monkeypatch.setattr("pad.cli._run", run)
+    assert main(["info"]) == 2
+    error = capsys.readouterr().err
+    assert "requires `accelerate>=1.1.0`" in error and "pip install '.[train]'" in error and error.count("\n") == 1
+
+
 def test_values_in_messages_are_short():
     deep: list = []
     for _ in range(100_000):
