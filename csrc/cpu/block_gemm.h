@@ -69,6 +69,10 @@ inline Vector<float> multiply_add(Vector<float> sum, __m512bh a, __m512bh b) {
 template <class S, int vectors, class A, class B>
 inline __attribute__((always_inline)) void multiply_tile(int64_t depth, const A& a, const B& b,
                                                          Vector<S> (&sums)[tile_rows][vectors]) {
+#if defined(__x86_64__)
+// Once for four elements the pointers of the rows move on: that takes ports of the multiplications.
+#pragma GCC unroll 4
+#endif
   for (int64_t k = 0; k < depth; ++k) {
     const auto* columns = b(k);
     decltype(operand(columns)) column[vectors];
