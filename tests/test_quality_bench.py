@@ -260,19 +260,22 @@ def test_tables_and_picture(folder, tmp_path):
 def test_rows_for_the_front_page():
     found = {"rate": 0.7, "interval": (0.6, 0.8), "chance": 0.2, "trials": 150}
     measures = dict.fromkeys(("words, synthetic", "words, prompts", "sentences, synthetic"), found)
-    row = {"configuration": "span", "seeds": [0], "measures": measures}
+    row = {"configuration": quality_drawings.DEFAULT, "seeds": [0], "measures": measures}
+    plain = row | {"configuration": "span", "measures": dict.fromkeys(measures, found | {"rate": 0.65})}
     control = row | {"configuration": "shuffled", "measures": dict.fromkeys(measures, found | {"rate": 0.25})}
     content = {"machine": {"cpu": "a processor", "threads": 2}, "recipe": {"steps": 400}}
-    rows = quality_drawings.summary_rows(content | {"splits": {"dev": [control, row], "test": []}})
+    rows = quality_drawings.summary_rows(content | {"splits": {"dev": [control, plain, row], "test": []}})
     assert len(rows) == 3 and "right one of 150 sentences first" in rows[2][0]
     assert rows[0][1:] == [
-        "0.700 (0.600-0.800); shuffled 0.250, chance 0.200", "a processor, 2 threads; dev split, 1 seed",
+        "0.700 (0.600-0.800); without a prior 0.650, shuffled 0.250, chance 0.200",
+        "a processor, 2 threads; dev split, 1 seed",
     ]  # fmt: skip
-    on_test = quality_drawings.summary_rows(content | {"splits": {"dev": [control, row], "test": [row]}})
+    on_test = quality_drawings.summary_rows(content | {"splits": {"dev": [control, plain, row], "test": [plain, row]}})
     assert "test split" in on_test[0][2] and "shuffled" not in on_test[0][1]
-    more = quality_drawings.summary_rows(content | {"splits": {"dev": [control, row | {"seeds": [0, 1]}], "test": []}})
+    dev = [control, plain, row | {"seeds": [0, 1]}]
+    more = quality_drawings.summary_rows(content | {"splits": {"dev": dev, "test": []}})
     assert more[0][2].endswith("dev split, 2 seeds (controls: 1)")
-    assert quality_drawings.summary_rows(content | {"splits": {"dev": [control], "test": []}}) == []
+    assert quality_drawings.summary_rows(content | {"splits": {"dev": [control, plain], "test": []}}) == []
 
 
 def test_runs_of_two_recipes_are_not_mixed(folder):

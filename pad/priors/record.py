@@ -40,8 +40,8 @@ class Record:
         self, model: nn.Module, mask: Tensor | None, layers: Collection[int] | Mapping[int, float] | None = None
     ):
         self.mask = None if mask is None else checked_mask(mask)
-        self.layers = None if layers is None else checked_layers(layers)
         self.weights = checked_weights(layers) if isinstance(layers, Mapping) else None
+        self.layers = None if layers is None else checked_layers(layers)
         self.length: int | None = None  # positions that the layers attend to
         self.open = True  # whether its context is
         self.runs_again: bool | None = None  # whether backward runs layers again, None while no pass has told
