@@ -24,6 +24,7 @@ settings = runpy.run_path(str(SOURCE / "cmake" / "settings.py"))
 NATIVE = settings["asked"]("PAD_KERNELS_NATIVE") is not False
 REQUIRED = settings["asked"]("PAD_KERNELS_REQUIRE_NATIVE") is True
 CUDA = settings["asked"]("PAD_KERNELS_CUDA")
+ARCHITECTURES = settings["architectures"]()
 if REQUIRED and not NATIVE:
     raise SystemExit("error: PAD_KERNELS_REQUIRE_NATIVE=1 and PAD_KERNELS_NATIVE=0 contradict each other")
 
@@ -96,8 +97,8 @@ class CMakeBuild(build_ext):
         ]  # fmt: skip
         if cuda is not None:
             configure.append(f"-DPAD_KERNELS_CUDA={int(cuda)}")
-        if settings["architectures"]() is not None:
-            configure.append(f"-DPAD_KERNELS_CUDA_ARCHS={settings['architectures']()}")
+        if ARCHITECTURES is not None:
+            configure.append(f"-DPAD_KERNELS_CUDA_ARCHS={ARCHITECTURES}")
         text = ""
         for command in (configure, ["cmake", "--build", str(folder)]):
             text += subprocess.run(
@@ -119,7 +120,6 @@ class CMakeBuild(build_ext):
             self.copy_file(path, str(PACKAGE / Path(path).name), level=self.verbose)
 
 
-settings["architectures"]()
 setup(
     ext_modules=[Extension("pad_kernels._native", sources=[])] if NATIVE else [],
     cmdclass={"build_ext": CMakeBuild, "build_py": BuildWithNotes},

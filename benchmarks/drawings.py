@@ -82,7 +82,7 @@ def _base_size(content: dict) -> list[dict]:
 
 def whole_passes(content: dict) -> list[dict]:
     """Forward and backward at the first size."""
-    return [result for result in _base_size(content) if result["case"]["direction"] == BOTH]
+    return results.select(_base_size(content), direction=BOTH)
 
 
 def align(content: dict) -> str:
@@ -111,9 +111,7 @@ def spread(content: dict) -> str:
     parts = []
     for dtype in dict.fromkeys(result["case"]["dtype"] for result in content["results"]):
         ours, others = [], []
-        for result in whole_passes(content):
-            if result["case"]["dtype"] != dtype:
-                continue
+        for result in results.select(whole_passes(content), dtype=dtype):
             for name, row in result["providers"].items():
                 if row["ms"]:
                     share = 100 * (row["ms"]["p80"] - row["ms"]["p20"]) / row["ms"]["p50"]

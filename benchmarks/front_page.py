@@ -82,12 +82,10 @@ def _gpu(losses: dict | None, compiled: dict | None, steps: dict | None) -> list
         return [NOT_RUN, "-"]
 
     def over(content: dict, base: str, column: str) -> str:
-        return speed_up_range(results.ratio(result, "ours", base, column) for result in every_pass(content))
+        whole = results.select(content["results"], direction=BOTH)
+        return speed_up_range(results.ratio(result, "ours", base, column) for result in whole)
 
-    def every_pass(content: dict) -> list[dict]:
-        return [result for result in content["results"] if result["case"]["direction"] == BOTH]
-
-    whole = every_pass(losses)
+    whole = results.select(losses["results"], direction=BOTH)
     found = [f"{over(losses, 'eager', 'ms')} over eager PyTorch"]
     if compiled is not None:
         found.append(f"{over(compiled, 'torch.compile', 'ms')} over torch.compile")

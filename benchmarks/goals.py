@@ -11,18 +11,21 @@ def rows(losses: dict, prior: dict, steps: dict, compiled: dict | None) -> list[
     """Goal, what was wanted, what was measured, whether it is met; the runs with torch.compile may be missing."""
     found = []
     for dtype in ("bfloat16", "float32"):
-        whole = _cases(losses, DIRECTIONS[1], dtype=dtype)
+        whole = results.select(losses["results"], direction=DIRECTIONS[1], dtype=dtype)
         for base in ("eager", "eager-scaled"):
             values = [results.ratio(result, "ours", base) for result in whole]
             goal = f"losses, forward+backward, {dtype}: speed-up over {base} in GPU time"
             found.append(_at_least(goal, values, 5.0 if base == "eager" else None))
-    values = [results.ratio(r, "ours", "torch.compile") for r in _cases(compiled or losses, DIRECTIONS[1])]
+    whole = results.select((compiled or losses)["results"], direction=DIRECTIONS[1])
+    values = [results.ratio(result, "ours", "torch.compile") for result in whole]
     found.append(_at_least("losses, forward+backward: speed-up over torch.compile in GPU time", values, 2.5))
     for direction in DIRECTIONS:
-        shares = [_floor_share(r) for r in _cases(losses, direction) if r["case"]["level"] in ("token", "global")]
+        there = results.select(losses["results"], direction=direction)
+        shares = [_floor_share(result) for result in there if result["case"]["level"] in ("token", "global")]
         found.append(_at_least(f"token and global, {direction}: share of the memory bandwidth", shares, 60, " %", 0))
     for direction in DIRECTIONS:
-        times = [_inverse(results.ratio(r, "ours", "eager", "wall_ms")) for r in _cases(losses, direction)]
+        there = results.select(losses["results"], direction=direction)
+        times = [_inverse(results.ratio(result, "ours", "eager", "wall_ms")) for result in there]
         found.append(_at_most(f"losses, {direction}: wall time of a call relative to eager", times, 1.0))
     found += _of_prior(prior) + _of_steps(steps)
     return found
@@ -48,11 +51,6 @@ def _of_steps(content: dict) -> list[list[str]]:
 def _wall(result: dict) -> float | None:
     ours, plain = (result["variants"][name].get("wall_ms") for name in ("ours", "plain"))
     return ours["p50"] / plain["p50"] if result["correct"] and ours and plain else None
-
-
-def _cases(content: dict, direction: str, **wanted: str) -> list[dict]:
-    wanted = wanted | {"direction": direction}
-    return [result for result in content["results"] if wanted.items() <= result["case"].items()]
 
 
 def _floor_share(result: dict) -> float | None:

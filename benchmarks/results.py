@@ -90,12 +90,14 @@ def read_json(path: Path) -> dict:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def select(results: list[dict], **wanted: str) -> list[dict]:
+    """The results whose case has all the wanted values."""
+    return [result for result in results if all(result["case"][name] == value for name, value in wanted.items())]
+
+
 def find(results: list[dict], **wanted: str) -> dict | None:
     """The first result whose case has all the wanted values, or None."""
-    for result in results:
-        if all(result["case"][name] == value for name, value in wanted.items()):
-            return result
-    return None
+    return next(iter(select(results, **wanted)), None)
 
 
 def ratio(result: dict | None, provider: str, base: str, column: str = "ms") -> float | None:
@@ -106,9 +108,10 @@ def ratio(result: dict | None, provider: str, base: str, column: str = "ms") -> 
     return rows[0][column]["p50"] / rows[1][column]["p50"]
 
 
-def any_late(rows: Iterable[dict]) -> bool:
-    """Whether waits for the host are part of a time of the GPU in these rows; older files do not say."""
-    return any((row.get("ms") or {}).get("late", 0) > 0 for row in rows)
+def any_late(rows: Iterable[dict], unsaid: float = 0.0) -> bool:
+    """Whether waits for the host are part of a time of the GPU in these rows; `unsaid`: the share in older files, which
+    do not say."""
+    return any(row["ms"].get("late", unsaid) > 0 for row in rows if row.get("ms"))
 
 
 def below_floor(content: dict) -> list[str]:

@@ -226,8 +226,8 @@ def any_late(content: dict) -> bool:
     they always were."""
     if not content["machine"].get("gpu"):
         return False
-    times = [row["ms"] for result in content["results"] for row in result["variants"].values() if row.get("ms")]
-    return any(time.get("late", 1.0) > 0 for time in times)
+    rows = (row for result in content["results"] for row in result["variants"].values())
+    return results.any_late(rows, unsaid=1.0)
 
 
 def added_memory(result: dict) -> float | None:

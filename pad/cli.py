@@ -23,7 +23,7 @@ from pad import __version__
 from pad.align.command import ALIGN
 from pad.demo.command import DEMO
 from pad.distill.command import DISTILL
-from pad.errors import Diverged, Stopped, UserError
+from pad.errors import Diverged, Stopped, UserError, missing_package
 from pad.evaluate.command import EVALUATE
 from pad.settings import Command, Options, Settings, read_settings, required
 
@@ -182,17 +182,11 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         reason = re.sub(r"\s+", " ", str(error))
         return _fail(command, f"error: {reason}", 2)
-    except ModuleNotFoundError as error:
-        extra = "train" if command is None else command.extra
-        install = f"the Python package {error.name!r} is missing; install it with: pip install '.[{extra}]'"
-        return _fail(command, f"error: {install}", 2)
     except ImportError as error:
-        if " requires " not in str(error):
+        # transformers says that one of its parts requires a package.
+        if not isinstance(error, ModuleNotFoundError) and " requires " not in str(error):
             raise
-        # As transformers says that one of its parts lacks a package.
-        reason = str(error).strip().splitlines()[0]
-        extra = "train" if command is None else command.extra
-        return _fail(command, f"error: {reason} Install it with: pip install '.[{extra}]'", 2)
+        return _fail(command, f"error: {missing_package(error, 'train' if command is None else command.extra)}", 2)
     except BrokenPipeError as error:
         return _after_broken_pipe(command, error)
     except OSError as error:

@@ -24,6 +24,14 @@ class Stopped(Exception):
         self.number = number
 
 
+def missing_package(error: ImportError, extra: str) -> str:
+    """That a Python package is missing, and the extra that brings it; `error` may be transformers' own words for it."""
+    what = str(error).strip().splitlines()[0] + " Install it"
+    if isinstance(error, ModuleNotFoundError):
+        what = f"the Python package {error.name!r} is missing; install it"
+    return f"{what} with: pip install '.[{extra}]'"
+
+
 def shown(value: object) -> str:
     """A value as messages quote it: at most 80 characters, however large or deep it is."""
     if isinstance(value, int) and value.bit_length() > 256:

@@ -163,7 +163,7 @@ def test_bandwidth_where_the_traffic_is_known():
     assert kernels[0]["gbs"] == 1500 and kernels[0]["floor_share"] == 0.5 and kernels[1]["gbs"] is None
 
 
-def test_the_peak_of_multiply_adds_touches_no_memory(tmp_path):
+def test_the_peak_of_multiply_adds_touches_no_memory():
     """Each of the loop's operands is a register: read from memory, they would be the peak of that."""
     if platform.machine() != "x86_64" or not shutil.which("objdump") or not machine.programs():
         pytest.skip("needs an x86 processor, a C compiler and objdump")

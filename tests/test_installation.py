@@ -71,7 +71,7 @@ def test_notes_of_the_build(source, note, mistake):
     assert reason == note if "not built" in note else "could not be loaded" in reason
 
 
-def test_a_library_of_other_sources(tmp_path, monkeypatch):
+def test_a_library_of_other_sources(tmp_path):
     """A checkout that was pulled after its editable install; a package without sources beside it has no such doubt."""
     package = tmp_path / "pad_kernels"
     assert installation.digest_of_sources(tmp_path) == "" and installation.stale_library(package, "some") is None

@@ -14,7 +14,7 @@ from pathlib import Path
 from pad.data import load_utterances
 from pad.demo import librivox, prompts
 from pad.demo.corpus import SpokenSentence, SpokenWord
-from pad.errors import UserError
+from pad.errors import UserError, missing_package
 
 DEFAULT = Path("runs/recordings")
 FEWEST_WORDS = 3
@@ -90,8 +90,7 @@ def main(arguments: list[str] | None = None) -> None:
     except UserError as error:
         sys.exit(f"recordings: {error}")
     except ModuleNotFoundError as error:
-        install = "install it with: pip install '.[recordings]'"
-        sys.exit(f"recordings: the Python package {error.name!r} is missing; {install}")
+        sys.exit(f"recordings: {missing_package(error, 'recordings')}")
 
 
 if __name__ == "__main__":

@@ -53,7 +53,8 @@ def _attention(module, query, key, value, attention_mask, dropout=0.0, scaling=N
     if record is not None:
         record.note_pass(_runs_again(dropout))
     elif options.get("output_attentions") or query.shape[2] != key.shape[2]:
-        return _plain(query, key, value, attention_mask if bias is None else bias, dropout, scale, options)
+        mask = attention_mask if bias is None else bias
+        return _plain(query, key, value, mask, dropout, scale, bool(options.get("output_attentions")))
     if bias is not None:
         output = functional.scaled_dot_product_attention(query, key, value, bias, dropout, scale=scale)
         if record is not None:
@@ -74,10 +75,10 @@ def _attention(module, query, key, value, attention_mask, dropout=0.0, scaling=N
     return output.transpose(1, 2).contiguous(), None
 
 
-def _plain(query, key, value, mask, dropout, scale, options):
+def _plain(query, key, value, mask, dropout, scale, with_map):
     """The attention of a module that is not recorded but has the config of one that is: a decoder, a copy, the same
     model in another thread. It may attend to other positions, and be asked for its map."""
-    if not options.get("output_attentions"):
+    if not with_map:
         output = functional.scaled_dot_product_attention(query, key, value, mask, dropout, scale=scale)
         return output.transpose(1, 2).contiguous(), None
     scores = (query @ key.transpose(-1, -2)) * scale

@@ -115,14 +115,14 @@ class Record:
         priors = self._collected(mask)
         if priors:
             return self._mean(priors)
-        known = self.mask if mask is None else checked_mask(mask)
-        if known is not None and self._all_dropped():
+        if self._all_dropped():
+            known = self.mask if mask is None else checked_mask(mask)
+            if known is None:
+                raise ValueError(
+                    "mask: layerdrop left out every layer, so the prior is uniform over a mask, which is missing"
+                )
             real = known.float()
             return real / real.sum(dim=1, keepdim=True).clamp(min=1)
-        if self._trained and self._all_dropped():
-            raise ValueError(
-                "mask: layerdrop left out every layer, so the prior is uniform over a mask, which is missing"
-            )
         if self._ran:
             raise ValueError(
                 f"model: attention layers of {type(self._model).__name__} ran, but none was recorded: they "

@@ -263,6 +263,7 @@ def alignment_matrix(
 
 
 def _hard_alignment_matrix(inputs: AlignmentInputs, backend: str | None) -> Tensor:
+    """One at the unit of each token that takes part."""
     similarity, unit, _ = call_forward(inputs, backend or "")
     units = inputs.speech.shape[1] if inputs.start is None else inputs.start.shape[1]
     return (unit[..., None] == torch.arange(units, device=unit.device)).to(similarity.dtype)
