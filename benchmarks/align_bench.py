@@ -22,7 +22,7 @@ from rich.console import Console
 
 from benchmarks import accelerator, bars, machine, measure, memory, results, tables, timing, workloads
 from benchmarks.cases import DTYPES, SIZES, SMALL_BATCHES, SWEEP, Case, Inputs, make_inputs
-from benchmarks.floor import traffic, work
+from benchmarks.floor import passes, traffic_of
 from benchmarks.plot import plot
 from benchmarks.providers import DEFAULT_PROVIDERS, PROVIDERS, Provider, make_provider, serves
 from benchmarks.results import Run
@@ -191,21 +191,24 @@ class AlignBench:
             profiled=lambda name: not self.options.no_kernels and name not in ("eager-scaled", "sdpa", "torch.compile"),
             own_graphs=frozenset({"torch.compile"}),
         )
-        floor, memory = work(case, inputs), None
+        works, memory = passes(case, inputs), {}
         if self.device.name == "cpu":
             with suppress(OSError):
-                memory = traffic(inputs, floor, self.options.threads)
-        measured = measure.measure(calls | ({} if memory is None else {MEMORY: memory}), self.device, plan)
-        measured.pop(MEMORY, None)
+                memory = {
+                    f"{MEMORY} {i}": traffic_of(work, inputs, self.options.threads) for i, work in enumerate(works)
+                }
+        measured = measure.measure(calls | memory, self.device, plan)
         for name, row in measured.items():
+            if name in memory:
+                continue
             failed = row.get("failure") is not None
             rows[name] = row if failed else row | rows[name] | {"extra_bytes": self.extra_bytes(row, case)}
-            measure.add_bandwidth(row.get("kernels", []), floor.kernel_bytes, self.rates["read_gbs"])
+            measure.add_bandwidth(row.get("kernels", []), works.kernel_bytes, self.rates["read_gbs"])
         result = {
             "case": case.as_dict(),
             "title": f"{tables.shape_text(case.as_dict())} {case.dtype}, ragged 40-100 %",
             "label": case.label,
-            "floor": floor.milliseconds(self.rates, memory and memory.milliseconds()),
+            "floor": works.milliseconds(self.rates, [traffic.milliseconds() for traffic in memory.values()]),
             "providers": {name: rows[name] for name in names},
         }
         if self.device.name == "cpu" and "ours" in calls and not self.options.sweep and not self.options.quick:

@@ -1,5 +1,5 @@
-/* The time of memory traffic: every thread reads its rows, several times if need be, and writes its part of a buffer
-   once, as a loss does with its inputs and gradients. A shared library, loaded and explained by traffic.py; it runs on
+/* The time of memory traffic: every thread reads its rows and writes its part of a buffer, as a pass of a loss does with
+   its inputs and gradients. A shared library, loaded and explained by traffic.py; it runs on
    the OpenMP threads that torch has started. */
 #define _GNU_SOURCE
 #include <stddef.h>
@@ -53,7 +53,7 @@ struct Share {
 
 struct Round {
   const struct Share* shares; /* one for each thread */
-  int passes, kernel;
+  int kernel;
   double* seconds; /* of each thread */
 };
 
@@ -104,25 +104,22 @@ static void write_up_to(struct Written* written, const char* until) {
   }
 }
 
-/* One round of a thread. What it writes is spread evenly over the rows of the last pass, or follows them. Of rows whose
-   bytes are no whole blocks the rest is read by vectors, and less than a vector is left out. */
-static vector round_of(const struct Share* share, int passes, int kernel) {
+/* One round of a thread. What it writes is spread evenly over the rows, or follows them. Of rows whose bytes are no whole
+   blocks the rest is read by vectors, and less than a vector is left out. */
+static vector round_of(const struct Share* share, int kernel) {
   struct Written written = {share->write, share->write + share->write_bytes, kernel & PAST_CACHE};
   size_t blocks = 0, seen = 0;
   for (size_t r = 0; r < share->read_count; ++r) blocks += share->reads[r].bytes / BLOCK;
   const size_t vectors = share->write_bytes / WIDTH;
   vector total = {0};
-  for (int pass = 0; pass < passes; ++pass) {
-    for (size_t r = 0; r < share->read_count; ++r) {
-      const struct Rows rows = share->reads[r];
-      const size_t count = rows.bytes / BLOCK, stride = kernel & PLACES ? count * (BLOCK / 4) : 0;
-      for (size_t i = 0; i < count; ++i) {
-        total += sum_block(rows.begin + i * (stride ? BLOCK / 4 : BLOCK), stride);
-        if (kernel & TOGETHER && pass == passes - 1)
-          write_up_to(&written, share->write + ++seen * vectors / blocks * WIDTH);
-      }
-      for (size_t i = count * BLOCK; i + WIDTH <= rows.bytes; i += WIDTH) total += load(rows.begin + i);
+  for (size_t r = 0; r < share->read_count; ++r) {
+    const struct Rows rows = share->reads[r];
+    const size_t count = rows.bytes / BLOCK, stride = kernel & PLACES ? count * (BLOCK / 4) : 0;
+    for (size_t i = 0; i < count; ++i) {
+      total += sum_block(rows.begin + i * (stride ? BLOCK / 4 : BLOCK), stride);
+      if (kernel & TOGETHER) write_up_to(&written, share->write + ++seen * vectors / blocks * WIDTH);
     }
+    for (size_t i = count * BLOCK; i + WIDTH <= rows.bytes; i += WIDTH) total += load(rows.begin + i);
   }
   write_up_to(&written, share->write + vectors * WIDTH);
 #if defined(__SSE2__)
@@ -135,12 +132,12 @@ static void work(void* argument) {
   const struct Round* round = argument;
   const int thread = omp_get_thread_num();
   const double begin = now();
-  volatile vector sink = round_of(&round->shares[thread], round->passes, round->kernel);
+  volatile vector sink = round_of(&round->shares[thread], round->kernel);
   (void)sink;
   round->seconds[thread] = now() - begin;
 }
 
-void traffic(const struct Share* shares, int threads, int passes, int kernel, double* seconds) {
-  struct Round round = {shares, passes, kernel, seconds};
+void traffic(const struct Share* shares, int threads, int kernel, double* seconds) {
+  struct Round round = {shares, kernel, seconds};
   GOMP_parallel(work, &round, (unsigned)threads, 0);
 }

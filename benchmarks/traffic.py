@@ -30,14 +30,14 @@ class _Share(ctypes.Structure):
 
 
 class Traffic:
-    """Reads rows `passes` times and writes so many bytes once, with as many threads; a call is a round of one kernel.
+    """Reads rows and writes so many bytes, with as many threads; a call is a round of one kernel.
 
     Each of `rows` is contiguous. Raises OSError where the C program cannot be compiled or loaded.
     """
 
-    def __init__(self, rows: Sequence[torch.Tensor], passes: int, written: int, threads: int):
+    def __init__(self, rows: Sequence[torch.Tensor], written: int, threads: int):
         self._run = _library().traffic
-        self._passes, self._threads = passes, threads
+        self._threads = threads
         self._samples: dict[int, list[float]] = {kernel: [] for kernel in (WRITING if written else READING)}
         self._rows = rows  # kept alive, as the memory that is written
         # What was stored in the caches would have to leave them first.
@@ -58,7 +58,7 @@ class Traffic:
         new = [kernel for kernel, samples in self._samples.items() if len(samples) < _ROUNDS_OF_EACH]
         kernel = new[0] if new else min(self._samples, key=lambda kernel: statistics.median(self._samples[kernel]))
         taken = (ctypes.c_double * self._threads)()
-        self._run(self._shares[kernel & _PAST_CACHE > 0], self._threads, self._passes, kernel, taken)
+        self._run(self._shares[kernel & _PAST_CACHE > 0], self._threads, kernel, taken)
         self._samples[kernel].append(max(taken))
         return max(taken)
 
@@ -89,6 +89,6 @@ def _library() -> ctypes.CDLL:
     if path is None:
         raise OSError("no C compiler that compiles traffic.c")
     library = ctypes.CDLL(str(path))
-    library.traffic.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_void_p]
+    library.traffic.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_int, ctypes.c_void_p]
     library.traffic.restype = None
     return library

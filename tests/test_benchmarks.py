@@ -30,7 +30,7 @@ from benchmarks import (  # noqa: E402
     workloads,
 )
 from benchmarks.cases import Case, make_inputs, ragged_mask  # noqa: E402
-from benchmarks.floor import Work  # noqa: E402
+from benchmarks.floor import Passes, Work, passes, traffic_of  # noqa: E402
 
 CASE = Case("tiny", "token", "hard", "forward+backward", "float32")
 
@@ -182,6 +182,30 @@ def test_the_floor_of_arithmetic_is_the_fastest_product_measured():
     assert work.milliseconds(rates | {"fma_gflops": 500.0})["arithmetic"] == 8
 
 
+def test_the_floor_of_two_passes_is_the_sum_of_theirs():
+    """Backward begins when forward has ended: the arithmetic of one does not run beside the traffic of the other."""
+    rates = {"fma_gflops": 100.0, "mm_gflops": 50.0, "read_gbs": 10.0, "write_gbs": 5.0}
+    forward, backward = Work("float32", 4e8, 1e7, 0), Work("float32", 0, 0, 1e7)
+    assert Passes(forward).milliseconds(rates)["floor"] == pytest.approx(4)
+    both = Passes(forward, backward)
+    assert both.milliseconds(rates) == pytest.approx({"memory": 3, "arithmetic": 4, "at_mm_rate": 8, "floor": 6})
+    assert both.milliseconds(rates, [5, 1])["floor"] == pytest.approx(6)
+
+
+@pytest.mark.parametrize(
+    ("level", "mode", "products", "reads"), [("token", "soft", 3, 1), ("token", "hard", 0, 0), ("global", "", 0, 0)]
+)
+def test_the_work_of_the_backward_pass(level, mode, products, reads):
+    case = Case("tiny", level, mode, "forward+backward", "float32")
+    inputs = make_inputs(case)
+    found = passes(case, inputs)
+    written = inputs.speech.nbytes + inputs.text.nbytes
+    assert found.backward == Work("float32", products * found.forward.flops, reads * found.forward.read_bytes, written)
+    assert [bool(traffic_of(work, inputs, 1)._rows) for work in found] == [True, bool(reads)]
+    alone = passes(Case("tiny", level, mode, "forward", "float32"), inputs)
+    assert list(alone) == [found.forward]
+
+
 def test_a_single_utterance_has_no_padding():
     assert ragged_mask(1, 50).all() and not ragged_mask(2, 50).all(1).all()
 
@@ -207,7 +231,7 @@ def test_the_floor_of_memory_is_its_traffic(threads):
     inputs = torch.zeros(3, 10_000)
     rows = [inputs[0], inputs[1, :1000], inputs[2, :7]]
     for written in (0, 1000):
-        found = traffic.Traffic(rows, 2, written, threads)
+        found = traffic.Traffic(rows, written, threads)
         kernels = traffic.WRITING if written else traffic.READING
         rounds = len(kernels) * traffic._ROUNDS_OF_EACH + 3
         timed = timing.round_robin({"memory": found}, accelerator.Cpu(), seconds=0, min_rounds=rounds)

@@ -27,7 +27,7 @@ def kernels(request, native):
 
 @pytest.mark.parametrize("temperature", [0.0, 0.1])
 @pytest.mark.parametrize("units", [None, 40])
-@pytest.mark.parametrize("width", [5, 33, 128, 200])
+@pytest.mark.parametrize("width", [5, 33, 48, 128, 200])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_alignment_kernels(kernels, dtype, width, units, temperature):
     for kind in ("ragged", "holes"):
@@ -47,10 +47,12 @@ def test_pooling_kernels(kernels, dtype, width):
     test_pooling.check(*test_pooling.make(2, 150, 20, width, kind="holes", dtype=dtype), kernels)
 
 
+@pytest.mark.parametrize("width", [48, 64])
 @pytest.mark.parametrize("level", ["global", "token", "span"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_large_gradients(kernels, dtype, level):
-    test_memory.check_large_gradient(level, dtype, 64, kernels)
+def test_large_gradients(kernels, dtype, level, width):
+    """Those of a row are whole cache lines, or not."""
+    test_memory.check_large_gradient(level, dtype, width, kernels)
 
 
 @pytest.mark.parametrize("level", ["token", "span"])

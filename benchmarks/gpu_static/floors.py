@@ -6,7 +6,7 @@ import torch
 
 from benchmarks import results
 from benchmarks.cases import Case, Inputs, ragged_mask
-from benchmarks.floor import Work, work
+from benchmarks.floor import Passes, Work, passes
 from benchmarks.gpu_static.cases import Call
 from pad_kernels import select_spans
 
@@ -24,17 +24,17 @@ def floor(call: Call) -> float:
     """Microseconds."""
     rates = {"read_gbs": GBS, "write_gbs": GBS, "fma_gflops": None, "mm_gflops": _products()["single"],
              "mm_gflops_half": _products()["half"]}  # fmt: skip
-    return 1e3 * _work(call).milliseconds(rates)["floor"]
+    return 1e3 * _passes(call).milliseconds(rates)["floor"]
 
 
 @functools.cache
-def _work(call: Call) -> Work:
+def _passes(call: Call) -> Passes:
     item = 2 if call.dtype == "bfloat16" else 4
     if call.level == "significance":
         batch, heads, length, width = call.shape
         pairs = float((ragged_mask(batch, length).sum(1).double() ** 2).sum()) * heads
         # Without the row sums of the attention's forward pass the product is made twice.
-        return Work(call.dtype, 2 * 2 * pairs * width, 2.0 * batch * heads * length * width * item, 0)
+        return Passes(Work(call.dtype, 2 * 2 * pairs * width, 2.0 * batch * heads * length * width * item, 0))
     level, _, mode = call.name.partition(" ")
     case = Case(call.size, level, mode, call.direction, call.dtype)
     batch, frames, tokens, width = call.shape
@@ -44,4 +44,4 @@ def _work(call: Call) -> Work:
         prior = torch.rand(batch, frames, generator=torch.Generator().manual_seed(0)) * speech_mask
         start, end = select_spans(prior, speech_mask, text_mask.sum(1))
     speech, text = (torch.empty(batch, size, width, device="meta") for size in (frames, tokens))
-    return work(case, Inputs(speech, text, speech_mask, text_mask, None, None, start, end))
+    return passes(case, Inputs(speech, text, speech_mask, text_mask, None, None, start, end))

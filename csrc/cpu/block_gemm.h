@@ -62,6 +62,21 @@ inline __m512bh spread(Pair value) { return bit_cast<__m512bh>(_mm512_set1_epi32
 inline Vector<float> multiply_add(Vector<float> sum, __m512bh a, __m512bh b) {
   return bit_cast<Vector<float>>(_mm512_dpbf16_ps(bit_cast<__m512>(sum), a, b));
 }
+
+inline float sum_of_squares(const Pair* row, int64_t depth) {
+  constexpr int64_t taken = lanes<float>;
+  Vector<float> sums[2] = {};
+  const auto add = [](Vector<float>& sum, __m512bh pairs) { sum = multiply_add(sum, pairs, pairs); };
+  int64_t k = 0;
+  for (; k + 2 * taken <= depth; k += 2 * taken)
+    for (int v = 0; v < 2; ++v) add(sums[v], operand(row + k + v * taken));
+  for (; k + taken <= depth; k += taken) add(sums[0], operand(row + k));
+  if (k < depth) {
+    const auto rest = static_cast<__mmask16>((1u << (depth - k)) - 1);
+    add(sums[1], bit_cast<__m512bh>(_mm512_maskz_loadu_epi32(rest, row + k)));
+  }
+  return sum_lanes<float>(sums[0] + sums[1]);
+}
 #endif
 
 // sums[r][v] += sum over k of a(r, k) * b(k)[v], k ascending: the sum of an element does not depend on
@@ -98,14 +113,14 @@ inline __attribute__((always_inline)) void for_each_sum(int64_t rows, const Acti
   }
 }
 
-// Calls action(std::integral_constant<int, vectors>, column) for blocks of whole vectors that cover `columns`.
-template <class S, class Action>
+// Calls action(std::integral_constant<int, vectors>, column) for blocks of whole vectors, at most so many, that cover
+// `columns`.
+template <class S, int most = tile_vectors, class Action>
 inline __attribute__((always_inline)) void for_each_column_block(int64_t columns, const Action& action) {
   int64_t column = 0, left = (columns + lanes<S> - 1) / lanes<S>;
-  for (; left >= tile_vectors; left -= tile_vectors, column += tile_vectors * lanes<S>)
-    action(std::integral_constant<int, tile_vectors>{}, column);
-  static_assert(tile_vectors == 3);
-  if (left == 2) action(std::integral_constant<int, 2>{}, column);
+  for (; left >= most; left -= most, column += most * lanes<S>) action(std::integral_constant<int, most>{}, column);
+  static_assert(most == 2 || most == 3);
+  if (most > 2 && left == 2) action(std::integral_constant<int, 2>{}, column);
   if (left == 1) action(std::integral_constant<int, 1>{}, column);
 }
 

@@ -69,8 +69,6 @@ void token_gradients(const GradientTile<S>& tile, int64_t column, S* token_sums)
   }
 }
 
-static_assert(!multiplies_pairs, "frames that are multiplied in pairs have no rows for the gradients");
-
 template <class Scores>
 class Gradients;
 
@@ -79,7 +77,9 @@ template <class T>
 class Gradients<VectorScores<T>> {
  public:
   using S = OpMath<T>;
-  static constexpr int64_t columns_together = lanes<S>;  // so many are written to a row at a time
+  // A whole cache line of half-precision gradients, where two vectors give one.
+  static constexpr int vectors = lanes<S> * 2 * sizeof(T) == cache_line ? 2 : tile_vectors;
+  static constexpr int64_t columns_together = vectors == 2 ? 2 * lanes<S> : lanes<S>;  // written to a row at a time
 
   Gradients(const Utterance<T>& utterance, const Tokens<T>& tokens, const VectorScores<T>& scores)
       : scores_(scores),
@@ -87,7 +87,7 @@ class Gradients<VectorScores<T>> {
         width_(utterance.padded_width),
         row_stride_(utterance.row_stride),
         token_rows_(tokens.padded * row_stride_),
-        unit_block_(tile_units * tile_vectors * lanes<S>) {
+        unit_block_(tile_units * vectors * lanes<S>) {
     tokens.write_rows(utterance, token_rows_.data());
   }
 
@@ -105,11 +105,9 @@ class Gradients<VectorScores<T>> {
         .row_stride = row_stride_,
         .unit_projection = unit_projection,
     };
-    for_each_column_block<S>(width_, [&](auto vectors, int64_t column) {
-      constexpr int block = decltype(vectors)::value;
-      for (int64_t r = 0; r < tile.count; ++r)
-        for (int v = 0; v < block; ++v)
-          store(unit_block_.data() + (r * block + v) * lanes<S>, load(scores_.rows()[r] + column + v * lanes<S>));
+    for_each_column_block<S, vectors>(width_, [&](auto taken, int64_t column) {
+      constexpr int block = decltype(taken)::value;
+      scores_.template copy_columns<block>(tile, column, unit_block_.data());
       if (out.rows) unit_gradients<block>(gradients, column, out);
       if (token_sums) token_gradients<block>(gradients, column, token_sums);
     });

@@ -17,7 +17,8 @@ class VectorScores {
   VectorScores(const Utterance<T>& utterance, const Tokens<T>& tokens, Units<T>& units)
       : units_(units),
         tokens_(tokens),
-        in_pairs_(multiplies_pairs && std::is_same_v<T, bfloat16> && !utterance.start && utterance.width % 2 == 0),
+        in_pairs_(multiplies_pairs && std::is_same_v<T, bfloat16> && !utterance.start &&
+                  utterance.width % lanes<S> == 0),
         panel_(in_pairs_ ? 0 : utterance.width * tokens.padded),
         pairs_(in_pairs_ ? utterance.width / 2 * tokens.padded : 0),
         frames_(in_pairs_ ? units.count : 0),
@@ -35,8 +36,18 @@ class VectorScores {
     return scored;
   }
 
-  // The rows of the units of the latest tile, but for those multiplied in pairs.
-  const S* const* rows() const { return rows_; }
+  // block[r][v] = vector v of row r of the latest tile, from `column` on.
+  template <int vectors>
+  void copy_columns(const ScoreTile<S>& scored, int64_t column, S* block) const {
+    const auto copy = [&](const auto* row, int64_t r) {
+      for (int v = 0; v < vectors; ++v)
+        store(block + (r * vectors + v) * lanes<S>, load(row + column + v * lanes<S>));
+    };
+    if (in_pairs_)
+      for (int64_t r = 0; r < scored.count; ++r) copy(units_.frame(scored.first + r), r);
+    else
+      for (int64_t r = 0; r < scored.count; ++r) copy(rows_[r], r);
+  }
 
  private:
   // Tokens as they come: rounding their unit vectors would cost accuracy.
@@ -45,6 +56,7 @@ class VectorScores {
       const int64_t depth = utterance.width / 2, columns = tokens_.padded;
       const auto token = [&](int64_t j) { return reinterpret_cast<const Pair*>(utterance.token(tokens_.index[j])); };
       tokens_.write_transposed_pairs(pairs_.data(), depth, [&](int64_t j, int64_t k) { return token(j) + k; });
+      // Half a vector: an odd number of them make up the width.
       for (int64_t k = depth - depth % lanes<S>; k < depth; ++k)
         for (int64_t j = 0; j < columns; ++j) pairs_[k * columns + j] = j < tokens_.count ? token(j)[k] : Pair{};
       for (int64_t k = 0; k < units_.count; ++k) frames_[k] = reinterpret_cast<const Pair*>(units_.frame(k));
@@ -64,7 +76,7 @@ class VectorScores {
       };
       block_gemm(gemm, [&](int64_t row, int64_t visited) {
         for (int64_t r = scored.first + row; r < scored.first + row + visited; ++r)
-          units_.inverse[r] = inverse_norm<S>(sum_of_squares(reinterpret_cast<const T*>(frames_[r]), units_.width()));
+          units_.inverse[r] = inverse_norm<S>(sum_of_squares(frames_[r], gemm.depth));
       });
       tokens_.scale(scored.scores, scored.count);
     }

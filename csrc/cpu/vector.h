@@ -119,6 +119,9 @@ inline void store(T* data, Vector<OpMath<T>> value) {
 
 template <class S>
 inline S sum_lanes(Vector<S> value) {
+#if defined(__AVX512F__)  // in the same order
+  if constexpr (std::is_same_v<S, float>) return _mm512_reduce_add_ps(bit_cast<__m512>(value));
+#endif
   S parts[lanes<S>];
   std::memcpy(parts, &value, sizeof(value));
   for (int width = lanes<S> / 2; width > 0; width /= 2)
