@@ -1,6 +1,6 @@
-/* The time of memory traffic: every thread reads its rows and writes its part of a buffer, as a pass of a loss does with
-   its inputs and gradients. A shared library, loaded and explained by traffic.py; it runs on
-   the OpenMP threads that torch has started. */
+/* The time of memory traffic: every thread reads its rows and writes its part of a buffer, as a pass of a loss does
+   with its inputs and gradients. A shared library, loaded and explained by traffic.py; it runs on the OpenMP threads
+   that torch has started. */
 #define _GNU_SOURCE
 #include <stddef.h>
 #include <stdint.h>
@@ -104,8 +104,8 @@ static void write_up_to(struct Written* written, const char* until) {
   }
 }
 
-/* One round of a thread. What it writes is spread evenly over the rows, or follows them. Of rows whose bytes are no whole
-   blocks the rest is read by vectors, and less than a vector is left out. */
+/* One round of a thread. What it writes is spread evenly over the rows, or follows them. Of rows whose bytes are no
+   whole blocks the rest is read by vectors, and less than a vector is left out. */
 static vector round_of(const struct Share* share, int kernel) {
   struct Written written = {share->write, share->write + share->write_bytes, kernel & PAST_CACHE};
   size_t blocks = 0, seen = 0;

@@ -40,8 +40,7 @@ class VectorScores {
   template <int vectors>
   void copy_columns(const ScoreTile<S>& scored, int64_t column, S* block) const {
     const auto copy = [&](const auto* row, int64_t r) {
-      for (int v = 0; v < vectors; ++v)
-        store(block + (r * vectors + v) * lanes<S>, load(row + column + v * lanes<S>));
+      for (int v = 0; v < vectors; ++v) store(block + (r * vectors + v) * lanes<S>, load(row + column + v * lanes<S>));
     };
     if (in_pairs_)
       for (int64_t r = 0; r < scored.count; ++r) copy(units_.frame(scored.first + r), r);
