@@ -47,7 +47,7 @@ SECTIONS = {
     "spread": Section(drawings.spread, ("align_cpu.json",), targets=False),
     "spread-kept": Section(drawings.spread, ("align_cpu_kept.json",), targets=False),
     "kept-leads": Section(drawings.kept_leads, ("align_cpu_kept.json",), targets=False),
-    "align-epyc": Section(drawings.align, ("align_cpu_epyc.json",)),
+    "align-intel": Section(drawings.align, ("align_cpu_intel.json",)),
     "align-cuda": Section(drawings.align_gpu, ("align_cuda.json",)),
     "memory-cuda": Section(drawings.memory_gpu, ("align_cuda.json",)),
     "compiled-cuda": Section(drawings.align_gpu, ("compiled_cuda.json",)),

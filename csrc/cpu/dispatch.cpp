@@ -122,7 +122,7 @@ bool set_instruction_set(const char* name) {
 #endif
 PAD_DISPATCH(alignment_forward, AlignmentForward, PAD_PAIRS, PAD_TILES)
 PAD_DISPATCH(alignment_backward, AlignmentBackward, PAD_PAIRS, PAD_TILES)
-PAD_DISPATCH(significance, SignificanceArguments, avx512, PAD_TILES)
+PAD_DISPATCH(significance, SignificanceArguments, PAD_PAIRS, PAD_TILES)
 PAD_DISPATCH(pooled_distance_forward, PooledDistanceForward, avx512, avx512)
 PAD_DISPATCH(pooled_distance_backward, PooledDistanceBackward, avx512, avx512)
 PAD_DISPATCH(position_weights, PositionWeights, avx512, avx512)

@@ -26,7 +26,7 @@ struct Head {
   int64_t count;
 };
 
-// By vectors.
+// By vectors. bfloat16 queries and keys are multiplied as they lie, in pairs, where the processor can.
 template <class T>
 class VectorKeyScores {
  public:
@@ -34,17 +34,24 @@ class VectorKeyScores {
 
   // `keys`: so many are scored at a time, at most.
   VectorKeyScores(const SignificanceArguments& arguments, int64_t keys)
-      : arguments_(arguments),
-        panel_(arguments.width * queries),
-        keys_(sizeof(T) == sizeof(S) ? 0 : block_keys * arguments.width),
+      : width_(arguments.width),
+        scale_(static_cast<S>(arguments.scale)),
+        in_pairs_(can_pair && width_ % 2 == 0),
+        panel_(in_pairs_ ? 0 : width_ * queries),
+        pairs_(in_pairs_ ? width_ / 2 * queries : 0),
+        keys_(sizeof(T) == sizeof(S) || in_pairs_ ? 0 : block_keys * width_),
         scores_(keys * queries) {}
 
   // Takes `count` queries of the head, from `first` on.
   void take_queries(const Head<T>& head, int64_t first, int64_t count) const {
     for (int64_t q = 0; q < queries; ++q) {
       const T* row = head.query_row(first + (q < count ? q : 0));
-      for (int64_t i = 0; i < arguments_.width; ++i)
-        panel_[i * queries + q] = q < count ? to_opmath(row[i]) * static_cast<S>(arguments_.scale) : S(0);
+      if (in_pairs_) {
+        const Pair* pairs = reinterpret_cast<const Pair*>(row);
+        for (int64_t k = 0; k < width_ / 2; ++k) pairs_[k * queries + q] = q < count ? pairs[k] : Pair{};
+      } else {
+        for (int64_t i = 0; i < width_; ++i) panel_[i * queries + q] = q < count ? to_opmath(row[i]) * scale_ : S(0);
+      }
     }
   }
 
@@ -53,35 +60,60 @@ class VectorKeyScores {
   __attribute__((noinline)) S* score(const Head<T>& head, int64_t first, int64_t count) const {
     for (int64_t begin = 0; begin < count; begin += block_keys) {
       const int64_t rows = minimum(block_keys, count - begin);
-      const S* pointers[block_keys];
-      for (int64_t r = 0; r < rows; ++r) {
-        const T* row = head.key_row(first + begin + r);
-        if constexpr (sizeof(T) == sizeof(S)) {
-          pointers[r] = row;
-        } else {
-          pointers[r] = keys_.data() + r * arguments_.width;
-          scaled_copy(keys_.data() + r * arguments_.width, row, S(1), arguments_.width);
-        }
-      }
-      const BlockGemm<S> gemm{
-          .rows = pointers,
-          .count = rows,
-          .readable = rows,
-          .depth = arguments_.width,
-          .panel = panel_.data(),
-          .columns = queries,
-          .out = scores_.data() + begin * queries,
-      };
-      block_gemm(gemm, [](int64_t, int64_t) {});
+      S* scores = scores_.data() + begin * queries;
+      if (in_pairs_) score_pairs(head, first + begin, rows, scores);
+      else score_rows(head, first + begin, rows, scores);
     }
     return scores_.data();
   }
 
  private:
   static constexpr int64_t queries = block_queries<S>;
-  const SignificanceArguments& arguments_;
-  const Buffer<S> panel_;  // [width, queries] the scaled queries
-  const Buffer<S> keys_;   // [block_keys, width] for elements that need widening
+  static constexpr bool can_pair = multiplies_pairs && std::is_same_v<T, bfloat16>;
+
+  void score_rows(const Head<T>& head, int64_t first, int64_t count, S* scores) const {
+    const S* pointers[block_keys];
+    for (int64_t r = 0; r < count; ++r) {
+      const T* row = head.key_row(first + r);
+      if constexpr (sizeof(T) == sizeof(S)) {
+        pointers[r] = row;
+      } else {
+        pointers[r] = keys_.data() + r * width_;
+        scaled_copy(keys_.data() + r * width_, row, S(1), width_);
+      }
+    }
+    multiply(pointers, count, width_, panel_.data(), scores);
+  }
+
+  void score_pairs(const Head<T>& head, int64_t first, int64_t count, S* scores) const {
+    if constexpr (can_pair) {
+      const Pair* pointers[block_keys];
+      for (int64_t r = 0; r < count; ++r) pointers[r] = reinterpret_cast<const Pair*>(head.key_row(first + r));
+      multiply(pointers, count, width_ / 2, pairs_.data(), scores);
+      for (int64_t i = 0; i < count * queries; i += lanes<S>) store(scores + i, load(scores + i) * scale_);
+    }
+  }
+
+  template <class E>
+  static void multiply(const E* const* rows, int64_t count, int64_t depth, const E* panel, S* scores) {
+    const BlockGemm<E> gemm{
+        .rows = rows,
+        .count = count,
+        .readable = count,
+        .depth = depth,
+        .panel = panel,
+        .columns = queries,
+        .out = scores,
+    };
+    block_gemm(gemm, [](int64_t, int64_t) {});
+  }
+
+  const int64_t width_;
+  const S scale_;
+  const bool in_pairs_;
+  const Buffer<S> panel_;     // [width, queries] the scaled queries
+  const Buffer<Pair> pairs_;  // [width / 2, queries] the queries as they are
+  const Buffer<S> keys_;      // [block_keys, width] for elements that need widening
   const Buffer<S> scores_;
 };
 
