@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -118,8 +119,9 @@ def only_run(folder: Path) -> Iterator[None]:
 
 
 def holds_output(folder: Path) -> bool:
-    """Whether there is anything in a folder but the lock of a run that has written nothing."""
-    return folder.exists() and any(path.name != LOCK_FILE for path in folder.iterdir())
+    """Whether there is anything in a folder but what a run leaves that was killed before it had written a file."""
+    left = re.compile(rf"{re.escape(LOCK_FILE)}|\..*\.partial")
+    return folder.exists() and not all(left.fullmatch(path.name) for path in folder.iterdir())
 
 
 def nearest(path: Path) -> Path:

@@ -17,7 +17,7 @@ from transformers import (
     AutoTokenizer,
     FeatureExtractionMixin,
 )
-from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING, MODEL_MAPPING
 from transformers.utils import FEATURE_EXTRACTOR_NAME, PROCESSOR_NAME, cached_file
 
 from pad.errors import shown
@@ -108,7 +108,9 @@ class TextEncoder:
         sentence = _SentenceTransformer.of(name)
         options = {"subfolder": sentence.subfolder} if sentence.subfolder else {}
         config = AutoConfig.from_pretrained(name, **options)
-        encoder_alone = config.is_encoder_decoder and type(config) in MODEL_FOR_TEXT_ENCODING_MAPPING
+        # A saved T5EncoderModel says of itself that it is no encoder-decoder.
+        alone = MODEL_FOR_TEXT_ENCODING_MAPPING.get(type(config), None)
+        encoder_alone = alone is not None and alone is not MODEL_MAPPING.get(type(config), None)
         model = WholeModel(AutoModelForTextEncoding if encoder_alone else AutoModel).from_pretrained(name, **options)
         if config.is_encoder_decoder and not encoder_alone:
             model = model.get_encoder()

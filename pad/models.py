@@ -41,6 +41,11 @@ def load_teacher(name: str):
     # Where the files are missing, transformers makes a tokenizer of little more than the special tokens.
     if len(tokenizer) - len(tokenizer.all_special_ids) < 3:
         raise UserError(f"teacher: no tokenizer in {name!r}, only a model; expected the files of both")
+    if tokenizer.pad_token is None:
+        raise UserError(
+            f"teacher: the tokenizer of {name!r} has no padding token; expected a pad_token in its "
+            "tokenizer_config.json, such as [PAD] or its end-of-text token"
+        )
     embeddings = model.get_input_embeddings().num_embeddings
     if len(tokenizer) > embeddings:
         raise UserError(

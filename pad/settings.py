@@ -23,6 +23,7 @@ SETTINGS_FILE, _SETTINGS_FILE_BEFORE = "config.yaml", "settings.yaml"
 LARGEST = 2**31 - 1  # of sizes and counts
 LARGEST_SEED = 2**32 - 1  # numpy's
 MOST_WORKERS = 1024
+LOWEST_TEMPERATURE = 1e-38  # that of pad_kernels, which is not imported for --help
 
 
 @dataclass
@@ -38,6 +39,7 @@ class Settings:
             if isinstance(value, str):
                 self.expect(each.name, "\0" not in value, "a text without NUL characters")
                 if each.name in self.paths:
+                    self.expect(each.name, value != "" or each.default == "", "a path or a name")  # "" is no folder
                     setattr(self, each.name, os.path.expanduser(value))
 
     def expect(self, name: str, holds: bool, expected: str) -> None:
@@ -55,6 +57,11 @@ class Settings:
         """Raise UserError unless each of these settings is positive and finite."""
         for name in names:
             self.expect(name, 0 < getattr(self, name) < math.inf, "a positive, finite number")
+
+    def expect_temperature(self, value: float | None) -> None:
+        """Raise UserError unless the setting `temperature` is one that the losses take, or None."""
+        holds = value is None or value == 0 or LOWEST_TEMPERATURE <= value < math.inf
+        self.expect("temperature", holds, f"0, or a finite number from {LOWEST_TEMPERATURE:g} on")
 
     def save(self, path: Path) -> None:
         """Write the settings to a YAML file that `--config` reads; `resume` belongs to one call and is left out."""

@@ -66,6 +66,30 @@ def test_rows_that_are_alike(kernels, dtype, level):
         assert abs(float(loss)) < 1e-6
 
 
+@pytest.mark.parametrize("level", ["token", "span"])
+@pytest.mark.parametrize("temperature", [0.0, 0.1])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("frame", "token"), [(1e17, 1e25), (1.0, 3e37), (5e18, 5e18), (3e37, 1.0), (1e20, 1e20)])
+def test_norms_that_overflow(kernels, frame, token, dtype, temperature, level):
+    """Their cosines are 0; an element that is not finite is not passed over."""
+    generator = torch.Generator().manual_seed(0)
+    speech, text = (torch.randn(2, n, 32, generator=generator) for n in (30, 17))
+    speech[:, 3] *= frame
+    text[:, 2] *= token
+    speech, text = (values.to(dtype).requires_grad_() for values in (speech, text))
+    losses = [pad_loss(speech, text, level=level, temperature=temperature, backend=b) for b in (kernels, "reference")]
+    assert losses[0].isfinite() and (losses[0] - losses[1]).detach().abs() < 1e-5
+    for found, expected in zip(*(torch.autograd.grad(loss, (speech, text)) for loss in losses), strict=True):
+        assert (found[expected.isfinite()].double() - expected[expected.isfinite()].double()).norm() <= (
+            1e-2 * expected[expected.isfinite()].double().norm()
+        )
+    for values, index in ((speech, (0, 3, 5)), (text, (0, 2, 5))):
+        broken = values.detach().clone()
+        broken[index] = torch.inf
+        pair = (broken, text) if values is speech else (speech, broken)
+        assert not pad_loss(*pair, level="token", temperature=0.1, backend=kernels).isfinite()
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_significance_of_rows_that_are_alike(kernels, dtype):
     generator = torch.Generator().manual_seed(0)

@@ -124,7 +124,10 @@ def test_mistakes(models, speech, tmp_path, capsys):  # noqa: F811
             "layers below 2, which is how many",
         ),
         (["--audio", audio, "--transcript", "good", "--teacher-layer", "3"], "from -3 to 2, got 3"),
-        (["--audio", audio, "--transcript", "good", "--output", ""], "output: expected the path of a file"),
+        (["--audio", audio, "--transcript", "good", "--output", ""], "output: expected a path or a name, got ''"),
+        (["--audio", audio, "--transcript", "good", "--output", "."], "output: expected the path of a file"),
+        (["--audio", audio, "--transcript", "good", "--output", f"{audio}/x"], "output: cannot write to "),
+        (["--audio", audio, "--transcript", "good", "--temperature", "1e-40"], "a finite number from 1e-38 on"),
     ]:
         assert main([*common, *options]) == 2
         assert message in capsys.readouterr().err

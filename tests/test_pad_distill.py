@@ -224,7 +224,12 @@ def test_teacher_without_a_tokenizer(models, speech, tmp_path, capsys, kind):
 def test_transcripts_that_the_tokenizer_does_not_know(models, speech, tmp_path, capsys):
     (tmp_path / "list.tsv").write_text(f"{next(speech.glob('*.wav'))}\txylophones quack")
     code = run(models, tmp_path / "list.tsv", tmp_path / "run")
-    assert "its tokenizer knows 0 of 2 tokens of the transcripts" in refused(capsys, tmp_path / "run", code)
+    assert "tokenizer knows no token of 'xylophones quack'; expected" in refused(capsys, tmp_path / "run", code)
+    audio = next(speech.glob("*.wav"))
+    lines = [f"{audio}\tgood", *[f"{audio}\t{'xylophones ' * 30} good"] * 300]
+    (tmp_path / "list.tsv").write_text("\n".join(lines))
+    code = run(models, tmp_path / "list.tsv", tmp_path / "run")
+    assert "its tokenizer knows 151 of 4651 tokens" in refused(capsys, tmp_path / "run", code)
 
 
 def test_students_that_do_not_fit(models, speech, tmp_path, capsys):
@@ -255,10 +260,23 @@ def test_texts_are_cut_to_the_teachers_positions(models, tmp_path, config, usabl
         (["--precision", "float16"], "precision: float16 needs a GPU"),
         (["--report-to", "nonsense"], "report_to: expected none, all or what is installed"),
         (["--teacher-layer", "3"], "teacher_layer: expected a hidden state of the teacher, from -3 to 2, got 3"),
+        (["--temperature", "1e-300"], "temperature: expected 0, or a finite number from 1e-38 on, got 1e-300"),
+        (["--epochs", "nan"], "epochs: expected a positive number, at most 2147483647, got nan"),
+        (["--epochs", "1e20"], "epochs: expected a positive number, at most 2147483647, got 1e+20"),
+        (["--data", ""], "data: expected a path or a name, got ''"),
+        (["--output", ""], "output: expected a path or a name, got ''"),
     ],
 )
 def test_settings_that_cannot_be(models, speech, tmp_path, capsys, options, message):
     assert message in refused(capsys, tmp_path / "run", run(models, speech, tmp_path / "run", *options))
+
+
+def test_pictures_need_a_package_of_another_extra(models, speech, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("pad.distill.config.find_spec", {"matplotlib": None}.get)
+    code = run(models, speech, tmp_path / "run", "--pictures-every", "1")
+    found = refused(capsys, tmp_path / "run", code)
+    assert "pictures_every: expected 0 without the Python package 'matplotlib'; install it with: pip install " in found
+    assert "'.[demo]'" in found
 
 
 @pytest.mark.parametrize("output", ["/proc/pad/run", "{}/file/run"])

@@ -125,6 +125,14 @@ def test_a_killed_run_holds_no_folder(tmp_path):
         assert not holds_output(folder)
 
 
+def test_a_file_that_was_being_written_is_no_output(tmp_path):
+    """As a kill leaves it; with whole files beside it the folder holds something."""
+    (tmp_path / ".config.yaml.partial").write_text("stu")
+    assert not holds_output(tmp_path)
+    (tmp_path / "config.yaml.partial").write_text("somebody's own")
+    assert holds_output(tmp_path)
+
+
 def test_a_folder_that_cannot_be_made_or_locked(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="output: cannot write to .*file"), only_run(tmp_path / "file" / "run"):

@@ -26,6 +26,7 @@ from transformers import (  # noqa: E402
     MPNetModel,
     PreTrainedTokenizerFast,
     T5Config,
+    T5EncoderModel,
     T5ForConditionalGeneration,
     Wav2Vec2Config,
     Wav2Vec2CTCTokenizer,
@@ -226,7 +227,14 @@ def t5(folder: Path) -> Path:
     return byte_pieces(folder, "<s>", "</s>", "<pad>")
 
 
-@pytest.mark.parametrize("make", [mpnet, multilingual_e5, bge, deberta, t5])
+def t5_encoder(folder: Path) -> Path:
+    """Saved alone, it says that it is no encoder-decoder."""
+    config = T5Config(vocab_size=300, d_model=64, d_kv=16, d_ff=64, num_layers=2, num_heads=4)
+    T5EncoderModel(config).save_pretrained(folder)
+    return byte_pieces(folder, "<s>", "</s>", "<pad>")
+
+
+@pytest.mark.parametrize("make", [mpnet, multilingual_e5, bge, deberta, t5, t5_encoder])
 @pytest.mark.parametrize("side, where", [("left", "memory"), ("right", "folder")])
 def test_the_cache_gives_what_the_teacher_gives(tmp_path, make, side, where):
     """Batches in other orders, so that padding differs; whatever side the tokenizer pads on."""
@@ -288,6 +296,14 @@ def test_sentence_transformers_with_the_model_at_the_top(tmp_path):
     assert text["input_ids"].shape == (1, 9) and tokenizer.decode(text["input_ids"][0, 1:5]) == "Good"
 
 
+def test_a_tokenizer_without_padding(tmp_path):
+    teacher = save_teacher(tmp_path / "teacher")
+    path = teacher / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"pad_token": None}))
+    with pytest.raises(UserError, match=r"^teacher: the tokenizer of .* has no padding token; expected a pad_token in"):
+        load_teacher(str(teacher))
+
+
 @pytest.mark.parametrize("longest", [2, 0, -1, float("nan"), "512"])
 def test_a_teacher_without_room_for_text(tmp_path, recording, capsys, longest):
     teacher, student = save_teacher(tmp_path / "teacher"), save_student(tmp_path / "student")
@@ -340,7 +356,7 @@ def test_lowercase_is_a_setting_of_distill(tmp_path, recording, capsys):
                  "--output", str(tmp_path / "run"), "--max-steps", "1", "--device", "cpu",
                  "--preset", "pad-slocal"]  # fmt: skip
     assert main(arguments) == 2
-    assert "its tokenizer knows 0 of 2 tokens of the transcripts" in capsys.readouterr().err
+    assert "the teacher's tokenizer knows no token of 'GOOD MORNING'" in capsys.readouterr().err
     assert main([*arguments, "--lowercase"]) == 0
     assert "--lowercase lowers them" not in capsys.readouterr().out
 

@@ -36,6 +36,9 @@ def test_faults(tmp_path):
     assert [fault and fault.reason for fault in faults] == [
         None, *["no token in transcript"] * 4, None, "transcript too long"
     ]  # fmt: skip
+    (unknown,) = fault_of_text(tokenizer, ["\u043c\u0438\u0440"])
+    assert unknown.reason == "no known token in transcript" and ascii("\u043c\u0438\u0440") in unknown.message
+    assert list(fault_of_text(tokenizer, ["good \u043c\u0438\u0440"])) == [None]
     assert faults[-1].message.startswith("513 tokens in 'good good ") and "reads 512" in faults[-1].message
     tokenizer.model_max_length = 4
     assert [fault and fault.reason for fault in fault_of_text(tokenizer, ["good night", "good night well"])] == [

@@ -77,8 +77,8 @@ template <class T>
 class Gradients<VectorScores<T>> {
  public:
   using S = OpMath<T>;
-  // A whole cache line of half-precision gradients, where two vectors give one.
-  static constexpr int vectors = lanes<S> * 2 * sizeof(T) == cache_line ? 2 : tile_vectors;
+  // Two vectors of AVX-512 give a whole cache line of half-precision gradients.
+  static constexpr int vectors = sizeof(T) == 2 && lanes<S> * 2 * sizeof(T) == cache_line ? 2 : tile_vectors;
   static constexpr int64_t columns_together = vectors == 2 ? 2 * lanes<S> : lanes<S>;  // written to a row at a time
 
   Gradients(const Utterance<T>& utterance, const Tokens<T>& tokens, const VectorScores<T>& scores)

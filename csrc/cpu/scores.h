@@ -8,6 +8,23 @@ namespace pad {
 namespace PAD_INSTRUCTION_SET {
 namespace {
 
+// Scales the scores of tokens as they come. Where a norm overflows the cosine is 0, but the product of such rows,
+// finite as they are, can have overflowed too. `overflows(r)`: whether that is so of row r of the tile.
+template <class T, class Overflows>
+void scale_scores(const Utterance<T>& utterance, const Tokens<T>& tokens, const ScoreTile<OpMath<T>>& tile,
+                  const Overflows& overflows) {
+  using S = OpMath<T>;
+  for (int64_t r = 0; r < tile.count; ++r) {
+    S* row = tile.scores + r * tile.columns;
+    if (overflows(r)) fill_zero(row, tile.columns);
+    for (int64_t j = 0; j < tile.columns; j += lanes<S>)
+      store(row + j, load(row + j) * load(tokens.inverse.data() + j));
+  }
+  for (int64_t j = 0; j < tokens.count; ++j)
+    if (tokens.inverse[j] == 0 && all_finite(utterance.token(tokens.index[j]), utterance.width))
+      for (int64_t r = 0; r < tile.count; ++r) tile.scores[r * tile.columns + j] = 0;
+}
+
 // By vectors. bfloat16 frames are multiplied as they lie, in pairs, where the processor can.
 template <class T>
 class VectorScores {
@@ -15,7 +32,8 @@ class VectorScores {
   using S = OpMath<T>;
 
   VectorScores(const Utterance<T>& utterance, const Tokens<T>& tokens, Units<T>& units)
-      : units_(units),
+      : utterance_(utterance),
+        units_(units),
         tokens_(tokens),
         in_pairs_(multiplies_pairs && std::is_same_v<T, bfloat16> && !utterance.start &&
                   utterance.width % lanes<S> == 0),
@@ -77,10 +95,14 @@ class VectorScores {
         for (int64_t r = scored.first + row; r < scored.first + row + visited; ++r)
           units_.inverse[r] = inverse_norm<S>(sum_of_squares(frames_[r], gemm.depth));
       });
-      tokens_.scale(scored.scores, scored.count);
+      scale_scores(utterance_, tokens_, scored, [&](int64_t r) {
+        const int64_t number = scored.first + r;
+        return units_.inverse[number] == 0 && all_finite(units_.frame(number), units_.width());
+      });
     }
   }
 
+  const Utterance<T>& utterance_;
   Units<T>& units_;
   const Tokens<T>& tokens_;
   const bool in_pairs_;
@@ -127,7 +149,8 @@ class TileScores {
   static constexpr int pooled_parts = 2;  // means of frames are no bfloat16 numbers
 
   TileScores(const Utterance<T>& utterance, const Tokens<T>& tokens, Units<T>& units)
-      : units_(units),
+      : utterance_(utterance),
+        units_(units),
         tokens_(tokens),
         width_(utterance.width),
         depth_(round_up(width_, tile_depth)),
@@ -152,7 +175,10 @@ class TileScores {
     rows_ = pooled_ ? units_.tile(first, n) : nullptr;
     if (pooled_) multiply<pooled_parts>(scored);
     else multiply<frame_parts>(scored);
-    tokens_.scale(scored.scores, n);
+    scale_scores(utterance_, tokens_, scored, [&](int64_t r) {
+      return units_.inverse[first + r] == 0 &&
+             (pooled_ ? all_finite(rows_[r], width_) : all_finite(units_.frame(first + r), width_));
+    });
     return scored;
   }
 
@@ -216,6 +242,7 @@ class TileScores {
   }
 
   const TileShapes shapes_;
+  const Utterance<T>& utterance_;
   Units<T>& units_;
   const Tokens<T>& tokens_;
   const int64_t width_, depth_, frame_stride_, copy_stride_;

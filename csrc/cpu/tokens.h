@@ -67,15 +67,6 @@ struct Tokens {
                      [&](int64_t j, int64_t k) { return load(reinterpret_cast<const S*>(read(j, k))); });
   }
 
-  // scores[r][j] *= 1 / |token j|, for so many rows.
-  void scale(S* scores, int64_t rows) const {
-    for (int64_t r = 0; r < rows; ++r)
-      for (int64_t j = 0; j < padded; j += lanes<S>) {
-        S* place = scores + r * padded + j;
-        store(place, load(place) * load(inverse.data() + j));
-      }
-  }
-
   int64_t count = 0, padded = 0;
   Buffer<int32_t> index;  // of the j-th valid token in the utterance
   Buffer<S> inverse;      // of its norm

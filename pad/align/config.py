@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,4 +45,4 @@ class AlignConfig(Settings):
         """Raise UserError that names a setting whose value makes no sense."""
         super().check()
         self.expect("output", Path(self.output).name != "", "the path of a file")
-        self.expect("temperature", self.temperature is None or 0 <= self.temperature < math.inf, "0 or more, finite")
+        self.expect_temperature(self.temperature)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tempfile
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from pad.align.picture import draw, save
 from pad.align.utterance import align_utterance
 from pad.data import read_audio
 from pad.errors import UserError, shown
+from pad.files import nearest, refusing_output
 from pad.models import check_teacher_layer, load_teacher, width
 from pad.step.collate import Collator
 from pad.step.objective import objective
@@ -31,6 +33,9 @@ def align_one(config: AlignConfig) -> list[Path]:
     goal = objective(config.preset, config.temperature)
     config.expect("preset", goal.level != "global", "a preset of the token or span level")
     config.expect("audio", Path(config.audio).is_file(), "an audio file that exists")
+    output = Path(config.output)
+    with refusing_output(output), tempfile.TemporaryFile(dir=nearest(output.parent)):
+        pass
     transcript = _transcript(config)
     words = None if config.words is None else _words(Path(config.words))
     student = load_student(config.student, config.pad_to_max_length)
@@ -55,7 +60,6 @@ def align_one(config: AlignConfig) -> list[Path]:
         teacher.mean = _saved("teacher_mean", config.teacher_mean, "mean", (width(model),))
     collator = Collator(student.front_end, tokenizer)
     utterance = align_utterance(student.encoder, collator, teacher, goal, samples, transcript, words, linear_map)
-    output = Path(config.output)
     return save(draw(utterance), output.with_suffix("") if output.suffix in (".png", ".svg") else output)
 
 

@@ -117,7 +117,7 @@ def read_table(path: Path, report: Report) -> Iterator[Entry]:
             continue
         try:
             if len(cells) != len(names or ("audio", "text")):
-                expected = f"{len(names)} columns" if names else "an audio path, a tab and a transcript"
+                expected = f"{len(names)} columns" if names else "an audio path, a tab and a transcript, or names"
                 raise _malformed(f"{where}: expected {expected}, got {shown(line)}")
             entry = _entry(dict(zip(names or ("audio", "text"), cells)), path.parent, where)
         except BadSample as bad:

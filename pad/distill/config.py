@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Literal
 
-from pad.settings import LARGEST_SEED, MOST_WORKERS, Settings
+from pad.settings import LARGEST, LARGEST_SEED, MOST_WORKERS, Settings
 
 # What a resumed run may change: nothing that affects what is learned.
 FREE_ON_RESUME = (
@@ -121,10 +122,8 @@ class DistillConfig(Settings):
         self.expect_from(("seed",), 0, LARGEST_SEED)
         self.expect_positive(("learning_rate", "max_grad_norm"))
         self.expect("max_seconds", self.max_seconds > 0, "a positive number")
-        self.expect(
-            "epochs", self.max_steps > 0 or 0 < self.epochs < math.inf, "a positive, finite number, or max_steps"
-        )
-        self.expect("temperature", self.temperature is None or 0 <= self.temperature < math.inf, "0 or more, finite")
+        self.expect("epochs", 0 < self.epochs <= LARGEST, f"a positive number, at most {LARGEST}")
+        self.expect_temperature(self.temperature)
         self.expect("prior_layers", all(layer >= 0 for layer in self.prior_layers), "layer numbers, counted from 0")
         self.expect("prior_layers", len(set(self.prior_layers)) == len(self.prior_layers), "each layer once")
         self.expect(
@@ -133,6 +132,11 @@ class DistillConfig(Settings):
             "positive, finite numbers",
         )
         self.expect("prior_exponent", 0 < self.prior_exponent <= 10, "a number above 0, at most 10")
+        self.expect(
+            "pictures_every",
+            not self.pictures_every or find_spec("matplotlib") is not None,
+            "0 without the Python package 'matplotlib'; install it with: pip install '.[demo]'",
+        )
         self.expect("anchors", self.anchors in ("", "topk", "peaks", "stride"), "topk, peaks or stride")
         self.expect("precision", self.precision in ("float32", "bfloat16", "float16"), "float32, bfloat16 or float16")
         self.expect("device", self.device in ("auto", "cpu"), "auto or cpu")

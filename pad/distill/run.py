@@ -40,6 +40,7 @@ from pad.tokenization import check_tokens, fault_of_text, lower_case, warn_of_ca
 from pad.versions import versions
 
 _ABSENT = object()
+_TRANSCRIPTS_LOOKED_AT = 200
 
 
 def distill(config: DistillConfig) -> Path:
@@ -78,8 +79,9 @@ def distill(config: DistillConfig) -> Path:
     report = Report(config.on_error)
     utterances = _with_tokens(_read_speech(config, student.front_end, report), tokenizer, report)
     dataset = SpeechTextDataset(utterances, student.front_end.sampling_rate, report=report)
-    check_tokens(tokenizer, dataset.transcripts[:200])
-    warn_of_case(tokenizer, dataset.transcripts[:200])
+    some = dataset.transcripts[:: len(dataset) // _TRANSCRIPTS_LOOKED_AT + 1]  # of all speakers, who come in order
+    check_tokens(tokenizer, some)
+    warn_of_case(tokenizer, some)
     teacher = Teacher(teacher_model, tokenizer, goal.text_prior, config.teacher_layer, config.teacher_cache)
     whole = student.encoder if student.whole is None else student.whole
     digests = {name: digest_of_tensors(each.state_dict()) for name, each in (("student", whole),
