@@ -143,7 +143,7 @@ def test_best_weights_on_dev_are_tested(tmp_path):
 def test_published_settings():
     assert PUBLISHED_STEPS == {"ic": 200_000, "er": 30_000, "sf": 200_000}
     assert PUBLISHED_EVAL_EVERY == {"ic": 4000, "er": 1000, "sf": 2000}
-    config = EvaluateConfig(student="", output="", ic="")
+    config = EvaluateConfig(student="student", output="run", ic="corpus")
     config.check()
     assert (config.lr_sweep, config.batch_size, config.max_grad_norm) == ((1e-4,), 32, 1.0)
     with torch.device("meta"):
