@@ -20,7 +20,7 @@ from torch import Tensor
 import pad_kernels
 from benchmarks import accelerator, machine, measure, memory, results, tables, timing
 from benchmarks.cases import DTYPES, ragged_mask
-from benchmarks.floor import Passes, Work
+from benchmarks.floor import Work
 from benchmarks.results import Run
 from benchmarks.workloads import TOLERANCES
 
@@ -109,13 +109,13 @@ def measure_case(case: dict, device: accelerator.Device, seconds: float, rates: 
         correct = all(value <= TOLERANCES[dtype] for value in error.values())
         rows[name] = {"error": error, "correct": correct, "extra_bytes": None}
     pairs = float((inputs.mask.sum(1).double() ** 2).sum()) * shape[1]
-    work = Passes(Work(dtype, 2 * pairs * shape[3], 2 * inputs.query.nbytes, 0))
+    work = Work(dtype, 2 * pairs * shape[3], 2 * inputs.query.nbytes, 0)
     running = {name: call for name, call in calls.items() if "failure" not in rows[name]}
     for name, row in measure.measure(running, device, measure.Plan(seconds, device.min_rounds)).items():
         rows[name] = row if row.get("failure") else row | rows[name]
         if device.is_gpu:
             rows[name]["extra_bytes"] = row["peak_bytes"]
-        measure.add_bandwidth(row.get("kernels", []), work.kernel_bytes, rates["read_gbs"])
+        measure.add_bandwidth(row.get("kernels", []), lambda name: None, rates["read_gbs"])
     padding = "no padding" if bool(inputs.mask.all()) else "ragged 40-100 %"
     result = {
         "case": case,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import errno
 import json
 import os
-import re
 import secrets
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -120,13 +120,19 @@ def only_run(folder: Path) -> Iterator[None]:
 
 def holds_output(folder: Path) -> bool:
     """Whether there is anything in a folder but what a run leaves that was killed before it had written a file."""
-    left = re.compile(rf"{re.escape(LOCK_FILE)}|\..*\.partial")
-    return folder.exists() and not all(left.fullmatch(path.name) for path in folder.iterdir())
+    left = LOCK_FILE, ".*.partial"
+    return folder.exists() and not all(any(map(path.match, left)) for path in folder.iterdir())
 
 
 def nearest(path: Path) -> Path:
     """The path itself or its nearest parent that exists."""
     return next(place for place in (path, *path.absolute().parents) if place.exists())
+
+
+def try_folder(folder: Path) -> None:
+    """Raise OSError unless a file can be made in a folder, or in its nearest parent that exists."""
+    with tempfile.TemporaryFile(dir=nearest(folder)):
+        pass
 
 
 def sync_folder(folder: Path) -> None:

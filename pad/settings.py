@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import math
 import os
-import tempfile
 import types
 import typing
 from collections.abc import Callable, Collection, Iterable
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from pad.errors import UserError, shown
-from pad.files import holds_output, nearest, refusing_output, write_text
+from pad.files import holds_output, refusing_output, try_folder, write_text
 from pad.processes import first_process
 
 # In the output folder of every command that can resume; older runs of `pad evaluate` have the second.
@@ -23,7 +22,6 @@ SETTINGS_FILE, _SETTINGS_FILE_BEFORE = "config.yaml", "settings.yaml"
 LARGEST = 2**31 - 1  # of sizes and counts
 LARGEST_SEED = 2**32 - 1  # numpy's
 MOST_WORKERS = 1024
-LOWEST_TEMPERATURE = 1e-38  # that of pad_kernels, which is not imported for --help
 
 
 @dataclass
@@ -60,7 +58,11 @@ class Settings:
 
     def expect_temperature(self, value: float | None) -> None:
         """Raise UserError unless the setting `temperature` is one that the losses take, or None."""
-        holds = value is None or value == 0 or LOWEST_TEMPERATURE <= value < math.inf
+        if value is None or value == 0:
+            return
+        from pad_kernels.checks import LOWEST_TEMPERATURE  # imports torch
+
+        holds = LOWEST_TEMPERATURE <= value < math.inf
         self.expect("temperature", holds, f"0, or a finite number from {LOWEST_TEMPERATURE:g} on")
 
     def save(self, path: Path) -> None:
@@ -124,8 +126,7 @@ def _check_folder(output: Path, resume: bool) -> None:
             raise UserError(f"output: the folder {output} is not empty; choose another, or --resume to continue there")
         if settings_file(output) is None:
             raise UserError(f"resume: {output} holds no {SETTINGS_FILE}; expected a run's folder, or a new one")
-    with tempfile.TemporaryFile(dir=nearest(output)):
-        pass
+    try_folder(output)
 
 
 def _check_same(settings: Settings, path: Path, free: Collection[str]) -> None:

@@ -50,7 +50,7 @@ class Fault(NamedTuple):
 
 def fault_of_text(tokenizer, transcripts: Sequence[str]) -> Iterator[Fault | None]:
     """For each text what is wrong: no token that the teacher knows, or more than it reads; None if nothing is."""
-    limit = most_tokens(tokenizer)
+    limit, unknown = most_tokens(tokenizer), tokenizer.unk_token_id
     for first in range(0, len(transcripts), _TEXTS):
         texts = list(transcripts[first : first + _TEXTS])
         found = tokenizer(texts, return_special_tokens_mask=True, verbose=False)
@@ -58,7 +58,7 @@ def fault_of_text(tokenizer, transcripts: Sequence[str]) -> Iterator[Fault | Non
             if all(special):
                 message = f"the teacher's tokenizer finds no token in {ascii(text[:40])}; expected the words that are"
                 yield Fault(f"{message} spoken", "no token in transcript")
-            elif {token for token, other in zip(ids, special) if not other} == {tokenizer.unk_token_id}:
+            elif {token for token, other in zip(ids, special) if not other} == {unknown}:
                 message = f"the teacher's tokenizer knows no token of {ascii(text[:40])}; expected a tokenizer for the"
                 yield Fault(f"{message} language and case, with all its files", "no known token in transcript")
             elif len(ids) > limit:

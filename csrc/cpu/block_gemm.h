@@ -43,9 +43,9 @@ struct Pair {
 #define PAD_HAS_TILES 1                            // tiles.h: faster than pairs
 #endif
 #if defined(__AVX512BF16__) && !defined(PAD_HAS_TILES)
-constexpr bool multiplies_pairs = true;
+template <class T> constexpr bool multiplies_pairs = std::is_same_v<T, bfloat16>;
 #else
-constexpr bool multiplies_pairs = false;
+template <class T> constexpr bool multiplies_pairs = false;
 #endif
 
 // What a row's elements are multiplied as: one at a time, or two bfloat16 in one step, exactly, summed in float32.

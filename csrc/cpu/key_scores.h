@@ -36,7 +36,7 @@ class VectorKeyScores {
   VectorKeyScores(const SignificanceArguments& arguments, int64_t keys)
       : width_(arguments.width),
         scale_(static_cast<S>(arguments.scale)),
-        in_pairs_(can_pair && width_ % 2 == 0),
+        in_pairs_(multiplies_pairs<T> && width_ % 2 == 0),
         panel_(in_pairs_ ? 0 : width_ * queries),
         pairs_(in_pairs_ ? width_ / 2 * queries : 0),
         keys_(sizeof(T) == sizeof(S) || in_pairs_ ? 0 : block_keys * width_),
@@ -69,7 +69,6 @@ class VectorKeyScores {
 
  private:
   static constexpr int64_t queries = block_queries<S>;
-  static constexpr bool can_pair = multiplies_pairs && std::is_same_v<T, bfloat16>;
 
   void score_rows(const Head<T>& head, int64_t first, int64_t count, S* scores) const {
     const S* pointers[block_keys];
@@ -86,7 +85,7 @@ class VectorKeyScores {
   }
 
   void score_pairs(const Head<T>& head, int64_t first, int64_t count, S* scores) const {
-    if constexpr (can_pair) {
+    if constexpr (multiplies_pairs<T>) {
       const Pair* pointers[block_keys];
       for (int64_t r = 0; r < count; ++r) pointers[r] = reinterpret_cast<const Pair*>(head.key_row(first + r));
       multiply(pointers, count, width_ / 2, pairs_.data(), scores);

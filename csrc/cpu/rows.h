@@ -56,13 +56,6 @@ inline void scaled_add(OpMath<From>* to, const From* from, OpMath<From> scale, i
 }
 
 template <class T>
-inline bool all_finite(const T* row, int64_t width) {
-  for (int64_t i = 0; i < width; ++i)
-    if (to_opmath(row[i]) * 0 != 0) return false;
-  return true;
-}
-
-template <class T>
 inline void fill_zero(T* to, int64_t count) {
   if (count) std::memset(static_cast<void*>(to), 0, static_cast<size_t>(count) * sizeof(T));  // none: perhaps null
 }

@@ -21,7 +21,7 @@ void scale_scores(const Utterance<T>& utterance, const Tokens<T>& tokens, const 
       store(row + j, load(row + j) * load(tokens.inverse.data() + j));
   }
   for (int64_t j = 0; j < tokens.count; ++j)
-    if (tokens.inverse[j] == 0 && all_finite(utterance.token(tokens.index[j]), utterance.width))
+    if (norm_overflows(tokens.inverse[j], utterance.token(tokens.index[j]), utterance.width))
       for (int64_t r = 0; r < tile.count; ++r) tile.scores[r * tile.columns + j] = 0;
 }
 
@@ -35,8 +35,7 @@ class VectorScores {
       : utterance_(utterance),
         units_(units),
         tokens_(tokens),
-        in_pairs_(multiplies_pairs && std::is_same_v<T, bfloat16> && !utterance.start &&
-                  utterance.width % lanes<S> == 0),
+        in_pairs_(multiplies_pairs<T> && !utterance.start && utterance.width % lanes<S> == 0),
         panel_(in_pairs_ ? 0 : utterance.width * tokens.padded),
         pairs_(in_pairs_ ? utterance.width / 2 * tokens.padded : 0),
         frames_(in_pairs_ ? units.count : 0),
@@ -69,11 +68,11 @@ class VectorScores {
  private:
   // Tokens as they come: rounding their unit vectors would cost accuracy.
   void take_pairs(const Utterance<T>& utterance) {
-    if constexpr (multiplies_pairs && std::is_same_v<T, bfloat16>) {
+    if constexpr (multiplies_pairs<T>) {
       const int64_t depth = utterance.width / 2, columns = tokens_.padded;
       const auto token = [&](int64_t j) { return reinterpret_cast<const Pair*>(utterance.token(tokens_.index[j])); };
       tokens_.write_transposed_pairs(pairs_.data(), depth, [&](int64_t j, int64_t k) { return token(j) + k; });
-      // Half a vector: an odd number of them make up the width.
+      // Half a vector, where an odd number of vectors make up the width.
       for (int64_t k = depth - depth % lanes<S>; k < depth; ++k)
         for (int64_t j = 0; j < columns; ++j) pairs_[k * columns + j] = j < tokens_.count ? token(j)[k] : Pair{};
       for (int64_t k = 0; k < units_.count; ++k) frames_[k] = reinterpret_cast<const Pair*>(units_.frame(k));
@@ -81,7 +80,7 @@ class VectorScores {
   }
 
   void score_pairs(const ScoreTile<S>& scored) {
-    if constexpr (multiplies_pairs && std::is_same_v<T, bfloat16>) {
+    if constexpr (multiplies_pairs<T>) {
       const BlockGemm<Pair> gemm{
           .rows = frames_.data() + scored.first,
           .count = scored.count,
@@ -97,7 +96,7 @@ class VectorScores {
       });
       scale_scores(utterance_, tokens_, scored, [&](int64_t r) {
         const int64_t number = scored.first + r;
-        return units_.inverse[number] == 0 && all_finite(units_.frame(number), units_.width());
+        return norm_overflows(units_.inverse[number], units_.frame(number), units_.width());
       });
     }
   }
@@ -176,8 +175,9 @@ class TileScores {
     if (pooled_) multiply<pooled_parts>(scored);
     else multiply<frame_parts>(scored);
     scale_scores(utterance_, tokens_, scored, [&](int64_t r) {
-      return units_.inverse[first + r] == 0 &&
-             (pooled_ ? all_finite(rows_[r], width_) : all_finite(units_.frame(first + r), width_));
+      const S inverse = units_.inverse[first + r];
+      return pooled_ ? norm_overflows(inverse, rows_[r], width_)
+                     : norm_overflows(inverse, units_.frame(first + r), width_);
     });
     return scored;
   }

@@ -19,6 +19,15 @@ inline bool norm_is_clamped(S inverse) {
   return inverse * static_cast<S>(norm_epsilon) >= S{1};
 }
 
+// Whether the norm of a finite row is infinite.
+template <class T>
+inline bool norm_overflows(OpMath<T> inverse, const T* row, int64_t width) {
+  if (inverse != 0) return false;
+  for (int64_t i = 0; i < width; ++i)
+    if (to_opmath(row[i]) * 0 != 0) return false;
+  return true;
+}
+
 // The stride of rows of `width` in memory of our own: an odd number of cache lines, so that a column of many rows does
 // not fall on the same few places of the cache.
 template <class S>

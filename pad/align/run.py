@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import tempfile
 from pathlib import Path
 
 import torch
@@ -15,7 +14,7 @@ from pad.align.picture import draw, save
 from pad.align.utterance import align_utterance
 from pad.data import read_audio
 from pad.errors import UserError, shown
-from pad.files import nearest, refusing_output
+from pad.files import refusing_output, try_folder
 from pad.models import check_teacher_layer, load_teacher, width
 from pad.step.collate import Collator
 from pad.step.objective import objective
@@ -34,8 +33,8 @@ def align_one(config: AlignConfig) -> list[Path]:
     config.expect("preset", goal.level != "global", "a preset of the token or span level")
     config.expect("audio", Path(config.audio).is_file(), "an audio file that exists")
     output = Path(config.output)
-    with refusing_output(output), tempfile.TemporaryFile(dir=nearest(output.parent)):
-        pass
+    with refusing_output(output):
+        try_folder(output.parent)
     transcript = _transcript(config)
     words = None if config.words is None else _words(Path(config.words))
     student = load_student(config.student, config.pad_to_max_length)

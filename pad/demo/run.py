@@ -29,7 +29,7 @@ from pad.distill.config import DistillConfig
 from pad.distill.progress import show_progress
 from pad.distill.trainer import DistillationTrainer, training_arguments
 from pad.errors import UserError
-from pad.files import refusing_output, write_json
+from pad.files import refusing_output, try_folder, write_json
 from pad.models import check_widths, load_teacher, width
 from pad.step.collate import Collator, SpeechTextDataset
 from pad.step.objective import Objective, objective
@@ -84,8 +84,7 @@ def _parents_made(folder: Path) -> Iterator[None]:
     try:
         with refusing_output(folder):
             folder.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=folder.parent):
-                pass
+            try_folder(folder.parent)
         yield
     except BaseException:
         for parent in new:
