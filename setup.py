@@ -17,6 +17,7 @@ from pathlib import Path
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
+from setuptools.command.sdist import sdist
 
 SOURCE = Path(__file__).parent.resolve()
 PACKAGE = SOURCE / "pad_kernels"
@@ -35,6 +36,22 @@ def remove_library(package):
         (package / name).unlink(missing_ok=True)
 
 
+def note_revision(package):
+    """Note in this copy of the package `pad` which revision it is."""
+    revision = runpy.run_path(str(SOURCE / "pad" / "versions.py"))["git_revision"](SOURCE / "pad")
+    noted = package / "_revision.txt"
+    noted.unlink(missing_ok=True)  # the copy may be a hard link
+    noted.write_text(revision + "\n", encoding="utf-8")
+
+
+class SourceWithRevision(sdist):
+    """Notes in the source package which revision it is: it is no checkout."""
+
+    def make_release_tree(self, base_dir, files):
+        super().make_release_tree(base_dir, files)
+        note_revision(Path(base_dir) / "pad")
+
+
 class BuildWithNotes(build_py):
     """Notes beside the Python sources which revision they are, and that there is no library where there is none."""
 
@@ -44,8 +61,7 @@ class BuildWithNotes(build_py):
             shutil.rmtree(built / package, ignore_errors=True)
         super().run()
         if not self.editable_mode:
-            revision = runpy.run_path(str(SOURCE / "pad" / "versions.py"))["git_revision"](SOURCE / "pad")
-            (built / "pad" / "_revision.txt").write_text(revision + "\n", encoding="utf-8")
+            note_revision(built / "pad")
         if not NATIVE:
             package = PACKAGE if self.editable_mode else built / "pad_kernels"
             remove_library(package)
@@ -122,5 +138,5 @@ class CMakeBuild(build_ext):
 
 setup(
     ext_modules=[Extension("pad_kernels._native", sources=[])] if NATIVE else [],
-    cmdclass={"build_ext": CMakeBuild, "build_py": BuildWithNotes},
+    cmdclass={"build_ext": CMakeBuild, "build_py": BuildWithNotes, "sdist": SourceWithRevision},
 )

@@ -65,25 +65,32 @@ def _parse(arguments: list[str]) -> tuple[Command, Settings]:
     if command is not None and command.options is not None:
         _check_words(command.options, values, arguments[1:])
 
-    def taken(each: Command) -> Any:
-        """The annotated class of a command's options."""
-        kind = each.options or each.settings
-        default: Any = tyro.MISSING_NONPROP
-        if each is command and values:
-            missing = {name: tyro.MISSING for name in required(kind) if name not in values}
-            default = kind(**missing, **values)
-        description = inspect.cleandoc(kind.__doc__ or "")
-        if each is command and each is not INFO:
-            description += f"\n{_CONFIG_HELP}"
-        settings = tyro.conf.subcommand(each.name, default=default, prefix_name=False, description=description)
-        return Annotated[kind, settings]
-
     # Before or after the name of a task: the options of `pad evaluate` stand in either place.
     style = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes, tyro.conf.CascadeSubcommandArgs)
-    union = reduce(or_, map(taken, COMMANDS))
-    found: Any = tyro.cli(union, prog="pad", description=_DESCRIPTION, args=arguments, config=style)
-    chosen = next(each for each in COMMANDS if type(found) in (each.settings, each.options))
-    return chosen, found.settings() if isinstance(found, Options) else found
+    if command is None:
+        commands = (
+            Annotated[_options(each), tyro.conf.subcommand(each.name, prefix_name=False, description=_purpose(each))]
+            for each in COMMANDS
+        )
+        found: Any = tyro.cli(reduce(or_, commands), prog="pad", description=_DESCRIPTION, args=arguments, config=style)
+        command = next(each for each in COMMANDS if type(found) is _options(each))
+    else:
+        kind = _options(command)
+        missing = {name: tyro.MISSING for name in required(kind) if name not in values}
+        found = tyro.cli(
+            kind, default=kind(**missing, **values), prog=f"pad {command.name}", args=arguments[1:], config=style,
+            description=_purpose(command) + ("" if command is INFO else f"\n{_CONFIG_HELP}"),
+        )  # fmt: skip
+    return command, found.settings() if isinstance(found, Options) else found
+
+
+def _options(command: Command) -> Any:
+    """The class of what a command takes on the command line."""
+    return command.options or command.settings
+
+
+def _purpose(command: Command) -> str:
+    return inspect.cleandoc(_options(command).__doc__)
 
 
 def _take_config(arguments: list[str]) -> tuple[str | None, list[str]]:

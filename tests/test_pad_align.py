@@ -2,6 +2,7 @@
 
 import shutil
 import xml.etree.ElementTree as tree
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from student_models import save_speech, save_teacher, save_whisper  # noqa: E402
 from test_pad_distill import losses, models, run, speech  # noqa: E402, F401
 from transformers import BertTokenizer, SqueezeBertConfig, SqueezeBertModel  # noqa: E402
 
+from pad import record_significance  # noqa: E402
 from pad.align.picture import _anchors, draw, save  # noqa: E402
 from pad.align.utterance import SpokenText, align_utterance, aligned  # noqa: E402
 from pad.cli import main  # noqa: E402
@@ -128,6 +130,12 @@ def test_mistakes(models, speech, tmp_path, capsys):  # noqa: F811
         (["--audio", audio, "--transcript", "good", "--output", "."], "output: expected the path of a file"),
         (["--audio", audio, "--transcript", "good", "--output", f"{audio}/x"], "output: cannot write to "),
         (["--audio", audio, "--transcript", "good", "--temperature", "1e-40"], "a finite number from 1e-38 on"),
+        (["--audio", audio, "--transcript", "good", "--prior-layers", "0", "2"], "layers below 2, which is how many"),
+        (["--audio", audio, "--transcript", "good", "--prior-exponent", "0"], "prior_exponent: expected a number"),
+        (
+            ["--audio", audio, "--transcript", "good", "--preset", "tlocal", "--prior-layers", "0"],
+            "prior_layers: has no effect with the preset tlocal",
+        ),
     ]:
         assert main([*common, *options]) == 2
         assert message in capsys.readouterr().err
@@ -153,6 +161,29 @@ def test_teacher_as_the_student_was_distilled_from_it(models, speech, tmp_path, 
     expected = Teacher(*load_teacher(models["teacher"]), False, layer=1)
     expected.center([item.transcript for item in librivox.load(speech)], "cpu")
     assert teacher.layer == 1 and torch.allclose(teacher.mean, expected.mean, atol=1e-6)
+
+
+def test_an_objective_that_was_changed(models, speech, tmp_path, monkeypatch):  # noqa: F811
+    seen = []
+    monkeypatch.setattr("pad.align.run.draw", lambda utterance: seen.append(utterance) or draw(utterance))
+    item = librivox.load(speech)[0]
+    changes = ["--preset", "pad-slocal-soft", "--prior-layers", "1", "--anchors", "stride", "--prior-exponent", "0.5",
+               "--no-pooling-prior", "--text-prior", "False"]  # fmt: skip
+    options = ["--audio", str(item.audio), "--transcript", item.transcript, "--output", str(tmp_path / "x")]
+    both = ["--student", models["student"], "--teacher", models["teacher"]]
+    assert main(["align", *both, *options, *changes]) == 0
+    (found,) = seen
+    assert found.objective == replace(
+        PRESETS["pad-slocal-soft"], prior_layers=(1,), anchors="stride", prior_exponent=0.5, pooling_prior=False,
+        text_prior=False,
+    )  # fmt: skip
+    assert found.text_prior is None
+    student, collator, _ = parts(models, speech)
+    batch = collator([{"samples": read_audio(item.audio), "transcript": item.transcript}])
+    with torch.no_grad(), record_significance(student.eval(), batch["frame_mask"]) as record:
+        student(**batch["speech"])
+    first, second = record.layer_priors()[:, batch["frame_mask"]]
+    assert torch.allclose(found.speech_prior, second, atol=1e-7) and not torch.allclose(first, second, atol=1e-5)
 
 
 def test_models_of_two_widths_with_their_map(models, speech):  # noqa: F811

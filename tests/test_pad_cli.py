@@ -1,6 +1,7 @@
 """The command line: numbers without bounds, files that attack their readers, terminals, pipes and signals."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -45,6 +46,25 @@ def test_values_without_bounds(tmp_path, capsys, option, value):
     code = main(distill(f"--{option}", value, output=tmp_path / "run"))
     assert f"error: {option.replace('-', '_')}: expected" in one_line(capsys, code)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", [
+    ["distill", "--batch-size", "x"], ["distill", "--frob"], ["align", "--temperature", "warm"], ["demo", "--quik"],
+    ["info", "--frob"], ["evaluate", "--seed", "x"],
+])  # fmt: skip
+def test_a_mistake_in_the_options_points_to_the_help_of_its_command(capsys, command):
+    with pytest.raises(SystemExit) as ended:
+        main(command)
+    assert ended.value.code == 2
+    assert f"pad {command[0]} --help" in capsys.readouterr().err
+
+
+def test_what_has_no_default_comes_first_in_the_help(capsys):
+    for command, first in ("distill", "--student --teacher --data --output"), ("align", "--student --teacher --audio"):
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        options = re.findall(r"--[a-z-]+(?= STR)", capsys.readouterr().out)
+        assert " ".join(options).startswith(first)
 
 
 @pytest.mark.parametrize("command", [

@@ -147,8 +147,8 @@ def test_transcript_in_another_encoding(tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("a.wav good", r"expected a JSON object, got 'a\.wav good'"),
-        ('["a.wav"]', "expected a JSON object, got "),
+        ("a.wav good", r"expected one JSON object per line, got 'a\.wav good'"),
+        ('["a.wav"]', "expected one JSON object per line, got "),
         ('{"audio": "a.wav"}', "expected a text as text or transcript .*, got None"),
         ('{"audio": 3, "text": "good"}', "expected a text as audio or .*, got 3"),
         ('{"audio": " ", "text": "good"}', "expected a text as audio or .*, got ' '"),

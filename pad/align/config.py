@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pad.settings import Settings
+from pad.step.settings import ObjectiveSettings
 
 
 @dataclass
-class AlignConfig(Settings):
-    """Draw how the speech and text of one utterance align: log-mel spectrogram, priors, spans, alignment matrix."""
-
-    paths = ("student", "teacher", "audio", "words", "linear_map", "teacher_mean", "output")
+class _Required(Settings):
+    """What has no default: in a class of its own, so that the help shows it first."""
 
     student: str
     """speech encoder: a transformers checkpoint folder or hub name"""
@@ -20,6 +19,14 @@ class AlignConfig(Settings):
     """text encoder: a transformers checkpoint folder or hub name"""
     audio: str
     """audio file of the utterance"""
+
+
+@dataclass
+class AlignConfig(ObjectiveSettings, _Required):
+    """Draw how the speech and text of one utterance align: log-mel spectrogram, priors, spans, alignment matrix."""
+
+    paths = ("student", "teacher", "audio", "words", "linear_map", "teacher_mean", "output")
+
     transcript: str = ""
     """transcript of the audio; empty: read the .txt file next to the audio"""
     words: str | None = None
@@ -36,13 +43,8 @@ class AlignConfig(Settings):
     """give the teacher the transcript in lower case, as in pad distill"""
     output: str = "alignment"
     """path of the pictures, without the endings .png and .svg"""
-    preset: str = "early-slocal-soft"
-    """objective whose alignment units and priors are drawn"""
-    temperature: float | None = None
-    """temperature of the soft alignment; 0: hard alignment; None: the value of the preset"""
 
     def check(self) -> None:
         """Raise UserError that names a setting whose value makes no sense."""
         super().check()
         self.expect("output", Path(self.output).name != "", "the path of a file")
-        self.expect_temperature(self.temperature)

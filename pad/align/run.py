@@ -17,7 +17,6 @@ from pad.errors import UserError, shown
 from pad.files import refusing_output, try_folder
 from pad.models import check_teacher_layer, load_teacher, width
 from pad.step.collate import Collator
-from pad.step.objective import objective
 from pad.step.teacher import Teacher
 from pad.students import load_student
 from pad.tokenization import fault_of_text, lower_case
@@ -29,7 +28,7 @@ _ROUNDED = 0.1
 def align_one(config: AlignConfig) -> list[Path]:
     """Draw one utterance and return the paths of the pictures; raises UserError."""
     config.check()
-    goal = objective(config.preset, config.temperature)
+    goal = config.objective()
     config.expect("preset", goal.level != "global", "a preset of the token or span level")
     config.expect("audio", Path(config.audio).is_file(), "an audio file that exists")
     output = Path(config.output)

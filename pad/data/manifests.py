@@ -133,9 +133,9 @@ def read_json_lines(path: Path, report: Report) -> Iterator[Entry]:
             try:
                 record = json.loads(line)
             except (ValueError, RecursionError) as error:
-                raise _malformed(f"{where}: expected a JSON object, got {shown(line)}: {error}") from error
+                raise _malformed(f"{where}: expected one JSON object per line, got {shown(line)}: {error}") from error
             if not isinstance(record, dict):
-                raise _malformed(f"{where}: expected a JSON object, got {shown(line)}")
+                raise _malformed(f"{where}: expected one JSON object per line, got {shown(line)}")
             entry = _entry(record, path.parent, where)
         except BadSample as bad:
             report.refuse(bad)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Literal
 
 from pad.settings import LARGEST, LARGEST_SEED, MOST_WORKERS, Settings
+from pad.step.settings import ObjectiveSettings
 
 # What a resumed run may change: nothing that affects what is learned.
 FREE_ON_RESUME = (
@@ -17,10 +17,8 @@ FREE_ON_RESUME = (
 
 
 @dataclass
-class DistillConfig(Settings):
-    """Distill a frozen text encoder into a speech encoder on transcribed speech."""
-
-    paths = ("student", "teacher", "data", "output", "teacher_cache")
+class _Required(Settings):
+    """What has no default: in a class of its own, so that the help shows it first."""
 
     student: str
     """speech encoder such as wav2vec 2.0, HuBERT, WavLM or Whisper: a transformers checkpoint folder or hub name"""
@@ -32,25 +30,13 @@ class DistillConfig(Settings):
     output: str
     """new folder for checkpoints, settings and the distilled student"""
 
-    preset: str = "early-slocal-soft"
-    """training objective; the paper's are pad-glob, pad-tlocal and pad-slocal (docs/training.md lists all). The default
-    takes its prior from the student's first three layers"""
-    temperature: float | None = None
-    """temperature of the soft alignment; 0: hard alignment; None: the value of the preset"""
-    prior_layers: tuple[int, ...] = ()
-    """student layers, counted from 0, whose attention gives the speech prior; empty: as in the preset, all in most"""
-    prior_layer_weights: tuple[float, ...] = ()
-    """weight of each of prior_layers in the speech prior; empty: all the same or, if prior_layers is empty too, as in
-    the preset"""
-    anchors: Literal["", "topk", "peaks", "stride"] = ""
-    """frames around which spans lie: topk, those of the highest prior; peaks, the same but not next to each other;
-    stride, evenly spaced; empty: as in the preset"""
-    prior_exponent: float = 1.0
-    """raise the speech prior to this power: below 1 it is flatter"""
-    pooling_prior: bool = True
-    """weigh the frames of a span by the speech prior; if not, the prior only chooses the anchors"""
-    text_prior: bool | None = None
-    """weigh the tokens by the text prior; None: as in the preset"""
+
+@dataclass
+class DistillConfig(ObjectiveSettings, _Required):
+    """Distill a frozen text encoder into a speech encoder on transcribed speech."""
+
+    paths = ("student", "teacher", "data", "output", "teacher_cache")
+
     teacher_layer: int = -1
     """hidden state of the teacher to use as token embeddings; -1: the last"""
     center_teacher: bool = False
@@ -123,21 +109,11 @@ class DistillConfig(Settings):
         self.expect_positive(("learning_rate", "max_grad_norm"))
         self.expect("max_seconds", self.max_seconds > 0, "a positive number")
         self.expect("epochs", 0 < self.epochs <= LARGEST, f"a positive number, at most {LARGEST}")
-        self.expect_temperature(self.temperature)
-        self.expect("prior_layers", all(layer >= 0 for layer in self.prior_layers), "layer numbers, counted from 0")
-        self.expect("prior_layers", len(set(self.prior_layers)) == len(self.prior_layers), "each layer once")
-        self.expect(
-            "prior_layer_weights",
-            all(weight > 0 for weight in self.prior_layer_weights) and math.isfinite(sum(self.prior_layer_weights)),
-            "positive, finite numbers",
-        )
-        self.expect("prior_exponent", 0 < self.prior_exponent <= 10, "a number above 0, at most 10")
         self.expect(
             "pictures_every",
             not self.pictures_every or find_spec("matplotlib") is not None,
             "0 without the Python package 'matplotlib'; install it with: pip install '.[demo]'",
         )
-        self.expect("anchors", self.anchors in ("", "topk", "peaks", "stride"), "topk, peaks or stride")
         self.expect("precision", self.precision in ("float32", "bfloat16", "float16"), "float32, bfloat16 or float16")
         self.expect("device", self.device in ("auto", "cpu"), "auto or cpu")
         self.expect("on_error", self.on_error in ("raise", "skip"), "raise or skip")

@@ -33,7 +33,6 @@ from pad.processes import first_process
 from pad.progress import counting, say
 from pad.settings import SETTINGS_FILE, check_output
 from pad.step.collate import Collator, SpeechTextDataset
-from pad.step.objective import objective
 from pad.step.teacher import Teacher
 from pad.students import FrontEnd, Student, load_student
 from pad.tokenization import check_tokens, fault_of_text, lower_case, warn_of_case
@@ -50,16 +49,7 @@ def distill(config: DistillConfig) -> Path:
     Stopped after a signal.
     """
     config.check()
-    goal = objective(
-        config.preset,
-        temperature=config.temperature,
-        prior_layers=config.prior_layers,
-        prior_layer_weights=config.prior_layer_weights,
-        anchors=config.anchors,
-        text_prior=config.text_prior,
-        prior_exponent=config.prior_exponent,
-        pooling_prior=config.pooling_prior,
-    )
+    goal = config.objective()
     output = Path(config.output)
     check_output(config, output, config.resume, FREE_ON_RESUME)
     folder, main = output / "student", first_process()

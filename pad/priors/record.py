@@ -130,7 +130,7 @@ class Record:
             )
         raise ValueError(
             "no attention layer was recorded: run the model in the context and in the same thread, then ask for the "
-            "prior"
+            "prior; of contexts within one another, the innermost records"
         )
 
     @torch.no_grad()

@@ -35,7 +35,8 @@ def record_significance(
     """Record how much attention each position receives while `model` runs in this context.
 
     model: an encoder of transformers of a family that docs/families.md lists; wrapped in DDP or not, in training
-    or evaluation mode. Other threads may use the same model; each thread has its own records.
+    or evaluation mode. Other threads may use the same model; each thread has its own records. Of contexts of one model
+    within one another, the innermost records.
     mask: [B, T] bool or 0/1, the positions (frames of speech, not samples; tokens without special tokens) that
     count. If it is given here, a layer keeps only its column sums; if it is given to `Record.prior` later, a layer
     keeps its query and key until then, or its map averaged over the heads.
