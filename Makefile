@@ -31,7 +31,7 @@ format: .venv/installed
 	.venv/bin/ruff format .
 	.venv/bin/clang-format -i $(CPP_FILES)
 
-.venv/installed: pyproject.toml constraints.txt setup.py CMakeLists.txt cmake/cuda.cmake $(wildcard csrc/* csrc/cpu/* csrc/cuda/*)
+.venv/installed: pyproject.toml constraints.txt setup.py CMakeLists.txt $(wildcard cmake/* csrc/* csrc/cpu/* csrc/cuda/*)
 	$(PYTHON) -m venv .venv
 	PAD_KERNELS_CUDA_ARCHS='$(PAD_KERNELS_CUDA_ARCHS)' \
 		.venv/bin/python -m pip install --no-compile -c constraints.txt -e '.[dev]'

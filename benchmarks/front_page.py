@@ -68,7 +68,7 @@ def summary(
             "Whole training step, wav2vec2-base and bert-base: speed-up over PAD in eager PyTorch",
             f"{faster}, with {min(saved):.0f} to {max(saved):.0f} % less memory; {kept} where the allocator keeps "
             "freed memory",
-            f"{processor_name(steps['machine'])}; {processor_name(steps_kept['machine'])}",
+            "; ".join(dict.fromkeys(processor_name(found["machine"]) for found in (steps, steps_kept))),
         ],
         *summary_rows(quality),
         ["GPU", *_gpu(gpu_losses, gpu_compiled, gpu_steps)],

@@ -32,6 +32,7 @@ class Run:
         self.content = {"machine": description, "results": [], "left_out": [], "lost": [], "seconds": 0.0}
         if resume and output is not None and output.exists():
             before = read_json(output)
+            refuse_other_machine(output, before["machine"], description)
             self.content |= {name: before[name] for name in ("results", "lost", "seconds") if name in before}
         self.seconds_before = self.content["seconds"]
 
@@ -72,6 +73,17 @@ class Run:
         print(f"the GPU is lost: {lost}; going on in a new process", flush=True)
         arguments = [argument for argument in sys.orig_argv[1:] if argument != "--resume"]
         os.execv(sys.executable, [sys.executable, *arguments, "--resume"])
+
+
+def refuse_other_machine(path: Path, before: dict, now: dict) -> None:
+    """End the program where results to go on with are those of another machine, or of other packages."""
+    differ = [
+        f"{name}: {before.get(name)} there, {value} here"
+        for name, value in json.loads(json.dumps(now)).items()
+        if name not in ("command", "finished") and before.get(name) != value
+    ]
+    if differ:
+        raise SystemExit(f"--resume: {path} was measured elsewhere; {'; '.join(differ)}")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

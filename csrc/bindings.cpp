@@ -185,9 +185,9 @@ void pooled_distance_backward(const py::kwargs& named) {
 }
 
 // Returns the bounds of the priors.
-std::pair<double, double> position_weights(const py::kwargs& named) {
+std::tuple<double, double, double> position_weights(const py::kwargs& named) {
   Arguments from(named);
-  double bounds[2];
+  pad::PriorBounds bounds;
   pad::PositionWeights op{};
   op.batch = from.value<int64_t>("batch");
   op.length = from.value<int64_t>("length");
@@ -198,10 +198,10 @@ std::pair<double, double> position_weights(const py::kwargs& named) {
   op.masked = from.value<double>("masked");
   op.weights = from.pointer<void>("weights");
   op.is_double = from.value<bool>("is_double");
-  op.bounds = bounds;
+  op.bounds = &bounds;
   from.finish();
   pad::position_weights(op);
-  return {bounds[0], bounds[1]};
+  return {bounds.lowest, bounds.highest, bounds.lowest_peak};
 }
 
 bool spans_fit(const py::kwargs& named) {

@@ -172,19 +172,23 @@ UpstreamGradient read_upstream(Arguments& from) {
   return {from.pointer<void>("grad"), from.value<int64_t>("grad_stride"), from.value<double>("grad_scale")};
 }
 
-// grad_scale, and the lowest and highest prior of speech and of text.
-using Found = std::tuple<double, double, double, double, double>;
+using Bounds = std::tuple<double, double, double>;
+
+// grad_scale, and the bounds of the priors of speech and of text.
+using Found = std::tuple<double, Bounds, Bounds>;
 
 template <class Op>
 Found run(Op& op, double (*forward)(const Op&)) {
-  double frame_bounds[2], token_bounds[2];
-  op.frames.bounds = frame_bounds;
-  op.tokens.bounds = token_bounds;
+  PriorBounds frames, tokens;
+  op.frames.bounds = &frames;
+  op.tokens.bounds = &tokens;
   const double grad_scale = [&] {
     py::gil_scoped_release unlocked;
     return forward(op);
   }();
-  return {grad_scale, frame_bounds[0], frame_bounds[1], token_bounds[0], token_bounds[1]};
+  return {grad_scale,
+          {frames.lowest, frames.highest, frames.lowest_peak},
+          {tokens.lowest, tokens.highest, tokens.lowest_peak}};
 }
 
 // How spans are chosen, by name; None: they are not.

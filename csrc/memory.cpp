@@ -3,6 +3,7 @@
 #include <new>
 
 #if defined(__linux__)
+#include <pthread.h>
 #include <sys/mman.h>
 
 #include <algorithm>
@@ -34,6 +35,10 @@ Kept& kept() {
   static Kept& instance = *new Kept;
   return instance;
 }
+
+// A process that is forked while another thread is in here would wait for it without end.
+[[maybe_unused]] const int watches_forks =
+    pthread_atfork([] { kept().mutex.lock(); }, [] { kept().mutex.unlock(); }, [] { kept().mutex.unlock(); });
 
 // A kept region that is not much too large, or an empty one.
 Region take(int64_t size) {

@@ -4,7 +4,6 @@
 #include <atomic>
 #include <exception>
 #include <mutex>
-#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -97,7 +96,7 @@ void run(int64_t count, int threads, bool own_stretches, void (*task)(void*, int
     helpers.reserve(static_cast<size_t>(used));
     try {
       for (int i = 1; i < used; ++i) helpers.emplace_back([&job, i] { job.work(i); });
-    } catch (const std::system_error&) {  // no more threads: those that there are do all
+    } catch (const std::exception&) {  // no more threads, or no memory for one: those that there are do all
     }
     job.work(0);
     for (auto& helper : helpers) helper.join();

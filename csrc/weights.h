@@ -4,6 +4,12 @@
 
 namespace pad {
 
+// Of the priors, 0 for a position that is not valid.
+struct PriorBounds {
+  double lowest, highest;  // lowest is NaN if there is one
+  double lowest_peak;      // of the rows that have a prior above 0, the lowest that a highest one is; 0: there is none
+};
+
 // Of [batch, length]: the prior, or without priors 1 / (number of valid positions).
 struct PositionWeights {
   int64_t batch, length;
@@ -14,7 +20,7 @@ struct PositionWeights {
   double masked;        // the weight of a position that is not valid
   void* weights;        // opmath [batch, length]: float, or double where is_double
   bool is_double;
-  double* bounds;  // lowest and highest prior, 0 for a position that is not valid; lowest is NaN if there is one
+  PriorBounds* bounds;
 };
 
 void position_weights(const PositionWeights& arguments);

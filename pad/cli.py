@@ -72,7 +72,8 @@ def _parse(arguments: list[str]) -> tuple[Command, Settings]:
             Annotated[_options(each), tyro.conf.subcommand(each.name, prefix_name=False, description=_purpose(each))]
             for each in COMMANDS
         )
-        found: Any = tyro.cli(reduce(or_, commands), prog="pad", description=_DESCRIPTION, args=arguments, config=style)
+        every: Any = reduce(or_, commands)
+        found: Any = tyro.cli(every, prog="pad", description=_DESCRIPTION, args=arguments, config=style)
         command = next(each for each in COMMANDS if type(found) is _options(each))
     else:
         kind = _options(command)

@@ -55,32 +55,59 @@ def whole_folder(path: Path) -> Iterator[Path]:
     it. One process at a time may write it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial, before = (path.with_name(f".{path.name}.{state}") for state in ("partial", "before"))
-    if before.exists():
-        if path.exists():
-            shutil.rmtree(before)
-        else:
-            before.rename(path)
+    restore_folder(path)
+    partial = path.with_name(f".{path.name}.partial")
     if partial.exists():
         shutil.rmtree(partial)
     partial.mkdir()
     try:
         yield partial
-        follow_umask(partial, *partial.rglob("*"))
-        for file in partial.rglob("*"):
-            if file.is_file():
-                with file.open("rb") as opened:
-                    os.fsync(opened.fileno())
-        if path.exists():
-            path.rename(before)
-        partial.rename(path)
+        replace_folder(partial, path)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
-        if before.exists() and not path.exists():
+        raise
+
+
+def restore_folder(path: Path) -> None:
+    """Put right what a process has left of `path` that was killed while it replaced it."""
+    before = _before(path)
+    if before.exists():
+        if path.exists():
+            shutil.rmtree(before)
+        else:
+            before.rename(path)
+
+
+def replace_folder(new: Path, path: Path) -> None:
+    """Let a folder, once it is on disk, take the place of `path`; after an error that one is there as it was.
+
+    The umask says who may read it and the files in it.
+    """
+    content = list(new.rglob("*"))
+    follow_umask(new, *content)
+    for each in content:
+        if each.is_dir():
+            sync_folder(each)
+        elif each.is_file():
+            with each.open("rb") as opened:
+                os.fsync(opened.fileno())
+    sync_folder(new)
+    before = _before(path)
+    if path.exists():
+        path.rename(before)
+    try:
+        new.rename(path)
+    except BaseException:
+        if before.exists():
             before.rename(path)
         raise
     sync_folder(path.parent)
     shutil.rmtree(before, ignore_errors=True)
+
+
+def _before(path: Path) -> Path:
+    """Where a folder lies while another takes its place."""
+    return path.with_name(f".{path.name}.before")
 
 
 @contextmanager

@@ -276,10 +276,11 @@ def anchors_wanted(name: str, value: object) -> None:
             raise ValueError(f"{name}: got {found}, expected {_COUNTS}")
 
 
-def number(name: str, value: object) -> float:
-    """A finite number."""
-    if not _is_finite(value):
-        wrong(name, value, "a finite number")
+def factor(name: str, value: object, dtype: torch.dtype) -> float:
+    """A number that is finite in the opmath dtype of `dtype` too."""
+    opmath = opmath_dtype(dtype)
+    if not _is_finite(value) or abs(value) > torch.finfo(opmath).max:
+        wrong(name, value, f"a finite {str(opmath)[6:]}")
     return float(value)
 
 

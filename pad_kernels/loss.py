@@ -89,7 +89,8 @@ def pad_loss(
     text_prior = checks.prior("text_prior", text_prior, text_shape, device)
     start, end = (None, None) if spans is None else checks.spans(spans, shape[0], device)
     run: Backend = RegisteredOps(backend or "")
-    others = (speech_mask, text_mask, speech_prior, text_prior, start, end)
+    counts = num_anchors if isinstance(num_anchors, Tensor) else None
+    others = (speech_mask, text_mask, speech_prior, text_prior, start, end, counts)
     if torch_internals.can_bypass_dispatcher(speech, text, *others):
         op = "pooled_distance_forward" if level == "global" else "alignment_forward"
         run = backends.select_backend(op, backend or "", device, speech.dtype, speech.shape[2], level)

@@ -349,6 +349,9 @@ def test_a_run_goes_on_in_a_new_process_without_who_lost_the_gpu(run_align, monk
     assert rows["ours"]["ms"] and "lost" in rows["ours-native"]["failure"]
     _, again, _ = run_align("--providers", "eager", "ours", "ours-native", "--resume")
     assert again["results"] == content["results"]
+    monkeypatch.setattr(machine, "cpu_model", lambda: "another")
+    with pytest.raises(SystemExit, match="was measured elsewhere; cpu: .* there, another here"):
+        run_align("--providers", "eager", "ours", "ours-native", "--resume")
 
 
 def test_a_file_is_whole_or_the_one_before(tmp_path, monkeypatch):

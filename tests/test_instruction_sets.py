@@ -90,6 +90,23 @@ def test_norms_that_overflow(kernels, frame, token, dtype, temperature, level):
         assert not pad_loss(*pair, level="token", temperature=0.1, backend=kernels).isfinite()
 
 
+@pytest.mark.parametrize("level", ["token", "span"])
+@pytest.mark.parametrize("temperature", [0.0, 0.1])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_products_that_overflow(kernels, dtype, temperature, level):
+    """Of a frame with a unit vector along it: the cosine is 0, and so is what it gives of a gradient."""
+    generator = torch.Generator().manual_seed(1)
+    speech, text = (torch.randn(2, n, 32, generator=generator).to(dtype) for n in (30, 17))
+    speech[:, 3] = 3e38 * text[:, 2].sign()
+    text[:, 1:] = text[:, 2:3]
+    speech, text = (values.requires_grad_() for values in (speech, text))
+    losses = [pad_loss(speech, text, level=level, temperature=temperature, backend=b) for b in (kernels, "reference")]
+    assert losses[0].isfinite() and (losses[0] - losses[1]).detach().abs() < 1e-5
+    for found, expected in zip(*(torch.autograd.grad(loss, (speech, text)) for loss in losses), strict=True):
+        assert found.isfinite().all()
+        assert (found.double() - expected.double()).norm() <= 1e-2 * expected.double().norm()
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_significance_of_rows_that_are_alike(kernels, dtype):
     generator = torch.Generator().manual_seed(0)

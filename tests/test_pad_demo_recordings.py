@@ -1,10 +1,12 @@
 """Real recordings with word times: what is read, what is refused, and how prompts become text."""
 
 import json
+import subprocess
 
 import numpy as np
 import pytest
 import soundfile
+import soxr
 
 pytest.importorskip("transformers")
 
@@ -12,6 +14,7 @@ from pad.cli import main  # noqa: E402
 from pad.demo import prompts, recordings  # noqa: E402
 from pad.demo.config import DemoConfig  # noqa: E402
 from pad.errors import UserError  # noqa: E402
+from pad.processes import python_command  # noqa: E402
 
 
 def write(folder, name, *rows):
@@ -112,6 +115,30 @@ def test_prompts_have_word_times(tmp_path):
     noise = (3000 * np.random.default_rng(0).standard_normal(16000)).astype(np.int16)
     found = aligner.align(np.concatenate([silence, noise, silence]), "press one")
     assert found is None or [word for word, _, _ in found] == ["press", "one"]
+
+
+def test_spoken_words_are_found_in_time(tmp_path):
+    pytest.importorskip("pocketsphinx")
+    pytest.importorskip("espeakng_loader")
+    text = "please press one now"
+    request = {"text": text, "voice": "en-us", "rate": 130, "pitch": 50, "pitch_range": 50}
+    subprocess.run(python_command("pad.demo.speaker", str(tmp_path / "said")), input=json.dumps([request]), text=True,
+                   check=True)  # fmt: skip
+    said = json.loads((tmp_path / "said.json").read_text())
+    samples = soxr.resample(np.load(tmp_path / "said.npy"), said["sample_rate"], 16000)
+    found = prompts._Aligner().align(samples, text)
+    starts = [first / said["sample_rate"] for _, first in said["utterances"][0]["words"]]
+    assert [word for word, _, _ in found] == text.split()
+    assert [start for _, start, _ in found] == pytest.approx(starts, abs=0.15)
+
+
+def test_lines_as_the_reader_of_manifests_takes_them(tmp_path):
+    """A byte order mark, and a character at which str.splitlines would split."""
+    write(tmp_path, "mine", ROW)
+    row = ROW | {"note": "one\u2028two"}
+    (tmp_path / "mine.jsonl").write_text("\ufeff" + json.dumps(row, ensure_ascii=False) + "\n\n", encoding="utf-8")
+    ((found,),) = recordings.load(tmp_path).values()
+    assert [word.text for word in found.words] == ["good", "evening", "all"]
 
 
 @pytest.mark.parametrize("arguments, code", [(["--help"], 0), (["--fast"], 2), (["a", "b"], 2)])

@@ -14,7 +14,16 @@ from filelock import FileLock
 
 from pad import files
 from pad.errors import UserError
-from pad.files import holds_output, only_run, whole_file, whole_folder, write_json, write_text
+from pad.files import (
+    holds_output,
+    only_run,
+    replace_folder,
+    restore_folder,
+    whole_file,
+    whole_folder,
+    write_json,
+    write_text,
+)
 
 
 @pytest.fixture
@@ -72,12 +81,39 @@ def test_a_folder_replaces_the_one_before_or_leaves_it(tmp_path, calls):
             (folder / content).write_text(content)
             (folder / content).chmod(0o600)
     assert [path.name for path in (tmp_path / "student").iterdir()] == ["second"]
-    assert calls == ["fsync file", "fsync folder"] * 2
+    assert calls == ["fsync file", "fsync folder", "fsync folder"] * 2
     with pytest.raises(KeyError), whole_folder(tmp_path / "student") as folder:
         (folder / "third").write_text("part")
         raise KeyError
     assert [path.name for path in (tmp_path / "student").iterdir()] == ["second"]
     assert [path.name for path in tmp_path.iterdir()] == ["student"]
+
+
+def test_a_folder_that_cannot_be_replaced_stays(tmp_path, calls, monkeypatch):
+    old, new = tmp_path / "old", tmp_path / "new"
+    for folder in (old, new / "pictures"):
+        folder.mkdir(parents=True)
+        (folder / "content").write_text(folder.name)
+    plainly = files.Path.rename
+
+    def rename(path, target):
+        if path == new:
+            raise OSError(errno.EBUSY, "busy")
+        return plainly(path, target)
+
+    monkeypatch.setattr(files.Path, "rename", rename)
+    with pytest.raises(OSError, match="busy"):
+        replace_folder(new, old)
+    assert (old / "content").read_text() == "old" and (new / "pictures" / "content").is_file()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "old"]
+    monkeypatch.setattr(files.Path, "rename", plainly)
+    calls.clear()
+    replace_folder(new, old)
+    assert sorted(calls[:2]) == ["fsync file", "fsync folder"] and calls[2:] == ["fsync folder", "fsync folder"]
+    assert [path.name for path in tmp_path.iterdir()] == ["old"] and (old / "pictures" / "content").is_file()
+    old.rename(tmp_path / ".old.before")  # as a killed process leaves it
+    restore_folder(old)
+    assert [path.name for path in tmp_path.iterdir()] == ["old"]
 
 
 def test_the_umask_says_who_may_read(tmp_path):

@@ -240,12 +240,13 @@ void hard_part(const Part<T>& part) {
   for (int64_t k = 0; k < units.count; ++k) {
     units.pool(k, unit_row.data());
     const S inverse = inverse_norm<S>(sum_of_squares(unit_row.data(), width));
+    const bool overflows = norm_overflows(inverse, unit_row.data(), width);
     fill_zero(unit_sum.data(), width);
     for (int64_t j = 0; j < tokens.count; ++j) {
       const int64_t token = tokens.index[j];
       if (chosen[token] != units.index[k]) continue;
       scaled_copy(token_row.data(), utterance.token(token), tokens.inverse[j], width);
-      const S cosine = dot(unit_row.data(), token_row.data(), width) * inverse;
+      const S cosine = overflows ? S{0} : dot(unit_row.data(), token_row.data(), width) * inverse;
       if (grad_speech) {
         scaled_add(unit_sum.data(), token_row.data(), gradient[token] * inverse, width);
         if (!norm_is_clamped(inverse))

@@ -49,7 +49,7 @@ class VectorScores {
   ScoreTile<S> tile(int64_t first, int64_t n) {
     const ScoreTile<S> scored{.first = first, .count = n, .columns = tokens_.padded, .scores = scores_.data()};
     if (in_pairs_) score_pairs(scored);
-    else rows_ = units_.score(scored, panel_.data());
+    else score_rows(scored);
     return scored;
   }
 
@@ -77,6 +77,14 @@ class VectorScores {
         for (int64_t j = 0; j < columns; ++j) pairs_[k * columns + j] = j < tokens_.count ? token(j)[k] : Pair{};
       for (int64_t k = 0; k < units_.count; ++k) frames_[k] = reinterpret_cast<const Pair*>(units_.frame(k));
     }
+  }
+
+  // Tokens whose norm overflows are zeros; of such units the product can have overflowed too.
+  void score_rows(const ScoreTile<S>& scored) {
+    rows_ = units_.score(scored, panel_.data());
+    for (int64_t r = 0; r < scored.count; ++r)
+      if (norm_overflows(units_.inverse[scored.first + r], rows_[r], utterance_.width))
+        fill_zero(scored.scores + r * scored.columns, scored.columns);
   }
 
   void score_pairs(const ScoreTile<S>& scored) {

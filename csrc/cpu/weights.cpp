@@ -46,7 +46,7 @@ void weigh(const PositionWeights& a) {
   if (!a.mask && length) std::memset(all.data(), 1, static_cast<size_t>(length));
   const Buffer<A> row(a.prior ? length : 0);
   const S masked = static_cast<S>(a.masked);
-  double lowest = 0, highest = 0;
+  double lowest = 0, highest = 0, lowest_peak = 0;
   for (int64_t b = 0; b < a.batch; ++b) {
     S* weights = static_cast<S*>(a.weights) + b * length;
     const uint8_t* valid = a.mask ? a.mask + b * length : all.data();
@@ -62,17 +62,17 @@ void weigh(const PositionWeights& a) {
     const Summary<A> summary(row.data(), length);
     if (b == 0 || !(summary.lowest >= lowest)) lowest = lowest != lowest ? lowest : summary.lowest;
     if (b == 0 || summary.highest > highest) highest = summary.highest;
+    if (summary.highest > 0 && !(lowest_peak > 0 && lowest_peak <= summary.highest)) lowest_peak = summary.highest;
     const A total = a.normalized && summary.sum > 0 ? summary.sum : A{1};
     for (int64_t i = 0; i < length; ++i) weights[i] = valid[i] ? static_cast<S>(row[i] / total) : masked;
   }
-  a.bounds[0] = lowest;
-  a.bounds[1] = highest;
+  *a.bounds = {lowest, highest, lowest_peak};
 }
 
 }  // namespace
 
 void position_weights(const PositionWeights& arguments) {
-  arguments.bounds[0] = arguments.bounds[1] = 0;
+  *arguments.bounds = {0, 0, 0};
   if (arguments.batch == 0 || arguments.length == 0) return;
   with_element(arguments.element, [&](auto element) {
     using T = decltype(element);

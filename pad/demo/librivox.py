@@ -12,7 +12,7 @@ from pathlib import Path
 from pad.data import load_utterances
 from pad.demo.corpus import SpokenSentence, SpokenWord
 from pad.errors import UserError
-from pad.files import whole_folder
+from pad.files import whole_folder, write_text
 from pad.processes import python_command
 
 NAME = "librivox"
@@ -37,7 +37,7 @@ def fetch(folder: Path) -> Path:
             }
             for item in load(folder)
         ]
-        listing.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        write_text(listing, "".join(json.dumps(row) + "\n" for row in rows))
     return folder
 
 

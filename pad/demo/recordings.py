@@ -12,6 +12,8 @@ import sys
 from pathlib import Path
 
 from pad.data import load_utterances
+from pad.data.manifests import read_lines
+from pad.data.report import Report
 from pad.demo import librivox, prompts
 from pad.demo.corpus import SpokenSentence, SpokenWord
 from pad.errors import UserError, missing_package
@@ -55,13 +57,13 @@ def load(folder: Path) -> dict[str, list[SpokenSentence]]:
 
 
 def _read(file: Path) -> list[SpokenSentence]:
-    lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    utterances = load_utterances(file)
     spoken = []
-    for number, (item, line) in enumerate(zip(load_utterances(file), lines), start=1):
+    for item, (where, line) in zip(utterances, read_lines(file, Report()), strict=True):
         words = _words(json.loads(line).get("words"), item.transcript, item.duration)
         if words is None:
             raise UserError(
-                f"recordings: {file}:{number}: expected words [[word, start, end], ...], those of the text, with "
+                f"recordings: {where}: expected words [[word, start, end], ...], those of the text, with "
                 f"starts in order and each end (s) after its start, within the {item.duration:.2f} s of the audio"
             )
         spoken.append(SpokenSentence(item.audio, item.transcript, item.duration, words=words))

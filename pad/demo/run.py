@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
+import os
 import random
-import shutil
 import tempfile
 import time
 from collections.abc import Iterator
@@ -29,7 +29,7 @@ from pad.distill.config import DistillConfig
 from pad.distill.progress import show_progress
 from pad.distill.trainer import DistillationTrainer, training_arguments
 from pad.errors import UserError
-from pad.files import refusing_output, try_folder, write_json
+from pad.files import refusing_output, replace_folder, restore_folder, try_folder, write_json
 from pad.models import check_widths, load_teacher, width
 from pad.step.collate import Collator, SpeechTextDataset
 from pad.step.objective import Objective, objective
@@ -44,11 +44,16 @@ def run_demo(config: DemoConfig) -> dict:
     An earlier demo there is replaced. Raises UserError for an output folder that holds something else, for a student
     that does not fit, or recordings that cannot be read.
     """
-    folder = Path(config.output)
+    folder = Path(config.output).resolve()
+    if os.path.ismount(folder):
+        raise UserError(f"output: {config.output} is a mount point, which cannot be replaced; choose a folder in it")
+    restore_folder(folder)
     if folder.exists() and not (folder.is_dir() and (not any(folder.iterdir()) or (folder / "report.json").is_file())):
-        raise UserError(f"output: {folder} exists and is not the output of an earlier demo; choose another folder")
+        raise UserError(
+            f"output: {config.output} exists and is not the output of an earlier demo; choose another folder"
+        )
     if (folder / "report.json").is_file():
-        print(f"{folder} holds an earlier demo, which this one replaces when it is done")
+        print(f"{config.output} holds an earlier demo, which this one replaces when it is done")
     packaged = None if config.scratch or config.student else packaged_file()
     scratch = config.scratch or not (config.student or packaged)
     if scratch and not config.scratch:
@@ -70,10 +75,8 @@ def run_demo(config: DemoConfig) -> dict:
         report = _Demo(recipe, name, place, results, _recordings(config.recordings, recipe)).run()
         report["quick"], report["scratch"] = config.quick, scratch
         write_json(results / "report.json", report)
-        if folder.exists():
-            shutil.rmtree(folder)
-        results.rename(folder)
-    print(summary(report, folder))
+        replace_folder(results, folder)
+    print(summary(report, Path(config.output)))
     return report
 
 
@@ -239,8 +242,10 @@ def distill_on(
     if arguments.bf16:
         # torch's fused attention for CPUs takes three times as long in the backward pass of bfloat16.
         encoder.set_attn_implementation("eager")
-    trainer.train()
-    encoder.set_attn_implementation(attention)
+    try:
+        trainer.train()
+    finally:
+        encoder.set_attn_implementation(attention)
     return [float(loss) for loss in trainer.step_losses]
 
 

@@ -44,7 +44,7 @@ class DistillConfig(ObjectiveSettings, _Required):
     lowercase: bool = False
     """give the teacher the transcripts in lower case: for a cased teacher and transcripts in capital letters"""
     teacher_cache: str = ""
-    """cache the teacher's outputs: 'memory', or a folder that later runs can reuse; empty: no cache"""
+    """cache the teacher's outputs: 'memory' (not a GPU's), or a folder that later runs can reuse; empty: no cache"""
     linear_map: bool = False
     """if the widths differ: also train a linear map from the teacher's width to the student's"""
     pad_to_max_length: bool = False

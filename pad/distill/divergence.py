@@ -38,6 +38,8 @@ class StopWhenDiverged(TrainerCallback):
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
         losses = torch.stack(self.trainer.step_losses[self.seen :]).float()
+        # As tensors they would hold a GPU's memory to the end of the run.
+        self.trainer.step_losses[self.seen :] = losses.tolist()
         self.seen = len(self.trainer.step_losses)
         self.computed.append((state.global_step + 1, losses.mean()))
         norm = losses.new_zeros(()) if self.norm is None else torch.as_tensor(self.norm, device=losses.device)

@@ -56,8 +56,8 @@ class DistillationTrainer(Trainer):
     """Trains the student to minimize an objective against a teacher.
 
     lengths: one number per training utterance, used to make batches of utterances of similar length.
-    `step_losses` holds the loss of every batch since this process began to train (float32 scalars). Training raises
-    Diverged at a loss or a gradient norm that is not finite.
+    `step_losses` holds the loss of every batch since this process began to train: numbers, and tensors of the step at
+    hand. Training raises Diverged at a loss or a gradient norm that is not finite.
     """
 
     loss_is_scaled_for_ga = False  # a mean over the batch: Trainer divides it when accumulating gradients
@@ -73,7 +73,7 @@ class DistillationTrainer(Trainer):
         batch_size = self.args.train_batch_size * self.args.world_size
         self.sampler = LengthBucketSampler(lengths, batch_size, self.args.seed)
         self.add_callback(_SetEpoch(self.sampler))
-        self.step_losses: list[torch.Tensor] = []
+        self.step_losses: list[torch.Tensor | float] = []
         # Trainer would remove older checkpoints before the newest is sealed.
         self.keep_checkpoints, self.args.save_total_limit = self.args.save_total_limit, None
         self.add_callback(StopWhenDiverged(self))
@@ -205,4 +205,6 @@ def training_arguments(config: DistillConfig, checkpoints: str) -> TrainingArgum
         label_names=[],
         report_to=config.report_to,
         disable_tqdm=True,
+        # wav2vec 2.0's vector for masked frames gets no gradient. Trainer expects that, but not with checkpointing.
+        ddp_find_unused_parameters=True,
     )

@@ -38,7 +38,8 @@ class _Memory(dict):
         return None if entry is None else tuple(None if tensor is None else tensor.to(device) for tensor in entry)
 
     def put(self, key, embeddings, prior):
-        self[key] = (embeddings, prior)
+        # A GPU has no room for those of a corpus.
+        self[key] = tuple(None if tensor is None else tensor.detach().cpu() for tensor in (embeddings, prior))
 
     def write(self):
         """There is nothing to write."""

@@ -125,7 +125,7 @@ class NativeHelpers(Backend):
         return weights
 
     def spans_fit(self, start: Tensor, end: Tensor, frames: int) -> bool:
-        """csrc/loss.h: whether all spans lie within the frames."""
+        """csrc/spans.h: whether all spans lie within the frames."""
         if start.device.type != "cpu" or not NATIVE or not start.dtype == end.dtype == torch.int32:
             return super().spans_fit(start, end, frames)
         start, end = start.contiguous(), end.contiguous()

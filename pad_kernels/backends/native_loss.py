@@ -80,7 +80,7 @@ class WholeLosses(Backend):
         held = speech_mask, speech_prior, text_mask, text_prior = [
             None if x is None else x.contiguous() for x in (speech_mask, speech_prior, text_mask, text_prior)
         ]
-        grad_scale, *bounds = NATIVE.loss_forward(
+        grad_scale, frame_bounds, token_bounds = NATIVE.loss_forward(
             is_global=level == "global",
             batch=batch,
             frames=frames,
@@ -105,9 +105,9 @@ class WholeLosses(Backend):
         )
         del held, counts
         if speech_prior is not None:
-            check_bounds("speech_prior", bounds[:2], (batch, frames), dtype)
+            check_bounds("speech_prior", frame_bounds, (batch, frames), dtype)
         if text_prior is not None:
-            check_bounds("text_prior", bounds[2:], (batch, tokens), dtype)
+            check_bounds("text_prior", token_bounds, (batch, tokens), dtype)
         return loss, LossRecord(speech, text, options, (memory, start, end), _Form(units, chosen, grad_scale))
 
     def loss_backward(self, grad: Tensor, record: LossRecord, needed: Needed) -> Gradients:

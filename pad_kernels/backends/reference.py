@@ -49,6 +49,8 @@ def pool_spans(speech: Tensor, frame_prior: Tensor, start: Tensor, end: Tensor) 
     weights = real * frame_prior[:, None, :]
     total = weights.sum(2)
     weights = weights / torch.where(total > 0, total, 1)[..., None]
+    # 0 times a NaN is none: frames that no span has take no part.
+    speech = speech.masked_fill(~real.any(1)[..., None], 0)
     return weights @ speech, total / real.sum(2).clamp(min=1), weights
 
 

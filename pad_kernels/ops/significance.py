@@ -119,7 +119,7 @@ def significance(
     batch, _, length, width = query.shape
     mask = checks.mask("mask", mask, (batch, length), query.device)
     lse = None if lse is None else lse.detach()
-    scale = 1 / math.sqrt(width) if scale is None else checks.number("scale", scale)
+    scale = 1 / math.sqrt(width) if scale is None else checks.factor("scale", scale, query.dtype)
     run = _checked_significance
     if not torch_internals.can_bypass_dispatcher(query, key, mask, lse):
         run = torch.ops.pad_kernels.significance.default

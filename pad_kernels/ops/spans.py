@@ -108,6 +108,6 @@ def select_spans(
         frame_prior = position_weights(Positions("speech_prior", speech_prior, frame_mask, speech_prior))
     selection = SpanSelection(num_anchors, checks.scales(scales), anchors)
     inputs = checks.span_inputs(frame_prior, frame_mask, num_tokens, selection, xi=xi, max_anchors=max_anchors)
-    if torch_internals.can_bypass_dispatcher(frame_prior):
+    if torch_internals.can_bypass_dispatcher(frame_prior, frame_mask, inputs.num_tokens, inputs.num_anchors, inputs.xi):
         return Spans(*_run(inputs, backend or ""))
     return Spans(*torch.ops.pad_kernels.select_spans(*inputs, backend or ""))

@@ -31,6 +31,7 @@ def position_weights(positions: Positions, *, normalized: bool = False, masked: 
         weights = _prior(name, prior.detach(), mask, dtype)
         if normalized:
             weights = normalize(weights)
+        weights = weights.to(dtype)
     elif mask is None:
         return torch.full(shape, 1 / max(shape[1], 1), dtype=dtype, device=values.device)
     else:
@@ -51,16 +52,29 @@ def _prior(name: str, prior: Tensor, mask: Tensor | None, dtype: torch.dtype) ->
     if not checks.values_can_be_read(prior):
         return torch.where(prior > 0, prior, 0).to(dtype)
     if prior.numel():
-        check_bounds(name, [bound.item() for bound in torch.aminmax(prior)], prior.shape, dtype)
-    return prior.to(dtype)
+        check_bounds(name, _bounds(prior), prior.shape, dtype)
+    return prior.to(torch.promote_types(prior.dtype, dtype))
+
+
+def _bounds(prior: Tensor) -> tuple[float, ...]:
+    """As PriorBounds of csrc/weights.h."""
+    peaks = prior.amax(1)
+    return prior.min().item(), peaks.max().item(), torch.where(peaks > 0, peaks, torch.inf).min().item()
 
 
 def check_bounds(name: str, bounds: Sequence[float], shape: Sequence[int], dtype: torch.dtype) -> None:
-    """ValueError unless the lowest and the highest prior are at least 0, and a row's sum a number of `dtype`."""
-    lowest, highest = bounds
+    """ValueError unless the lowest and the highest prior are at least 0, and a row's sum a number of `dtype`.
+
+    bounds: the lowest and the highest prior, and the lowest that is the highest of a row, of rows with one above 0.
+    """
+    lowest, highest, lowest_peak = bounds
     smallest, largest = _LIMITS[dtype]
-    if not (lowest >= 0 and highest <= largest / max(shape[1], 1) and (highest == 0 or highest >= smallest)):
-        bad = "NaN" if math.isnan(lowest) else lowest if lowest < 0 else highest
-        raise ValueError(
-            f"{name}: got {bad} at a real position, expected values of at least 0 whose sum is a {str(dtype)[6:]}"
-        )
+    if not lowest >= 0:
+        bad = f"{'NaN' if math.isnan(lowest) else lowest} at a real position"
+    elif not highest <= largest / max(shape[1], 1):
+        bad = f"{highest} at a real position"
+    elif 0 < lowest_peak < smallest:
+        bad = f"{lowest_peak:g} as the highest of an utterance"
+    else:
+        return
+    raise ValueError(f"{name}: got {bad}, expected values of at least 0 whose sum is a {str(dtype)[6:]}")

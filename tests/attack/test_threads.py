@@ -51,7 +51,12 @@ def test_threads_of_python(alone, threads):
         runs = list(pool.map(lambda order: [(seed, work(seed, backend)) for seed in order], orders))
     for run in runs:
         for seed, found in run:
-            assert same(found, expected[seed]) or backend == "reference" and threads > 1, seed
+            if backend == "reference" and threads > 1:
+                assert all(
+                    torch.allclose(*pair, rtol=1e-3, atol=1e-5, equal_nan=True) for pair in zip(found, expected[seed])
+                )
+            else:
+                assert same(found, expected[seed]), seed
 
 
 def test_gradients_of_one_graph_in_two_threads(alone):

@@ -112,7 +112,8 @@ def soft_weights_kernel(
             both = valid_unit[:, None] & valid[None, :]
             phi = tl.where(both, phi, 0.0)
             logit = phi * inverse_temperature + tl.log(tl.where(valid_unit, prior, 1.0))[:, None]
-            posterior = tl.exp(logit - normalizer[None, :])
+            # At a low temperature rounding would let it exceed 1 without end.
+            posterior = tl.exp(tl.minimum(logit - normalizer[None, :], 0.0, propagate_nan=tl.PropagateNan.ALL))
             found = tl.where(both, posterior * (1 + (phi - mean[None, :]) * inverse_temperature), 0.0)
             # What lies along a row is that of the rounded weights, so that it cancels where unit and token are nearly
             # parallel.
@@ -258,7 +259,7 @@ def soft_unit_kernel(
             scale *= spread
         found = found * scale[:, None] - own * along[:, None]
         found = tl.where(valid_unit[:, None], found, 0.0)
-    # 64 bits would cost registers, and with them half of the programs; an utterance has fewer than 2^31 numbers.
+    # 64 bits would cost registers, and with them half of the programs; an utterance has at most MOST_NUMBERS.
     tl.store(grad_units + row[:, None] * width + column[None, :], narrowed(found, grad_units.dtype.element_ty),
              mask=in_units[:, None] & (column < width)[None, :])  # fmt: skip
 

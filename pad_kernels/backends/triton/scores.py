@@ -35,6 +35,8 @@ from pad_kernels.backends.triton.reductions import (
 from pad_kernels.backends.triton.span_scores import score_spans
 from pad_kernels.inputs import REDUCTIONS, AlignmentInputs, Saved
 
+MOST_NUMBERS = 2**31 - 1
+
 
 class Sides(NamedTuple):
     """What is aligned: the embeddings, their rows contiguous, and what a kernel reads of the rest."""
@@ -138,9 +140,15 @@ def score_kernel(
 
 def kept_layout(sides: Sides, temperature, differentiable) -> Layout:
     """Room for what `Scored` has besides the embeddings themselves; `differentiable`: for what only a backward pass
-    reads too."""
-    (batch, _, width), tokens, dtype = sides.speech.shape, sides.text.shape[1], sides.speech.dtype
+    reads too. Raises ValueError for an utterance of more numbers than the kernels count in 32 bits."""
+    (batch, frames, width), tokens, dtype = sides.speech.shape, sides.text.shape[1], sides.speech.dtype
     count, float32 = sides.units, torch.float32
+    for name, rows_of_one in (("speech", max(frames, count)), ("text", tokens)):
+        if rows_of_one * width > MOST_NUMBERS:
+            raise ValueError(
+                f"{name}: got {rows_of_one} rows of width {width} in an utterance, expected at most {MOST_NUMBERS} "
+                "numbers with the triton backend"
+            )
     of_spans = sides.start is not None
     kind = configurations.cosine_dtype(dtype, temperature)
     return layout(
