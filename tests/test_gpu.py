@@ -50,6 +50,13 @@ def batch_of(frames, tokens, width, batch, dtype=torch.bfloat16, seed=0):
     return inputs.speech, inputs.text, inputs.frame_prior > 0, inputs.token_mask, inputs.frame_prior, prior
 
 
+def gradients_of(speech, text, *others, **options):
+    """The loss, and the gradients of both embeddings."""
+    leaves = [values.detach().requires_grad_() for values in (speech, text)]
+    loss = pad_loss(*leaves, *others, **options)
+    return loss.detach(), *torch.autograd.grad(loss, leaves)
+
+
 @TEMPERATURES
 @SPANS
 @pytest.mark.parametrize("size", SIZES, ids=str)
@@ -66,6 +73,18 @@ def test_masks(gpu, dtype, kind, spans, temperature):
     shape = sized(4, 300, 70, 128)
     inputs = make_inputs(*shape, kind=kind, units=shape[2] + 20 if spans else None, dtype=dtype, seed=4)
     check(on_gpu(inputs), temperature, gpu)
+
+
+@pytest.mark.parametrize("level", ["token", "span"])
+@pytest.mark.parametrize("temperature", [1e-9, 1e-6])
+def test_a_very_low_temperature_is_nearly_hard(gpu, level, temperature):
+    """One place of rounding in a score is a factor without bound there."""
+    speech, text, *others = batch_of(300, 40, 256, 4, dtype=torch.float32)
+    soft, hard = (
+        gradients_of(speech, text, *others, level=level, temperature=value, backend=gpu) for value in (temperature, 0.0)
+    )
+    for found, expected in zip(soft, hard, strict=True):
+        assert relative_error(found, expected) <= 1e-4
 
 
 @SPANS

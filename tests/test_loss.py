@@ -202,6 +202,18 @@ def test_masked_frames_in_a_span_do_not_matter(backend, with_prior):
     torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.parametrize("temperature", [0.0, 0.1])
+def test_frames_that_no_span_covers_take_no_part(backend, temperature):
+    speech, text = make(2, 12, 3, 8, kind="full")[:2]
+    spans = torch.tensor([[0, 3, 8]] * 2), torch.tensor([[3, 5, 12]] * 2)  # not 5 to 7
+    plain, broken = speech.clone(), speech.clone()
+    broken[0, 6], broken[1, 5] = torch.nan, torch.inf
+    found, expected = (x.requires_grad_() for x in (broken, plain))
+    losses = [pad_loss(x, text, spans=spans, temperature=temperature, backend=backend) for x in (found, expected)]
+    torch.testing.assert_close(*losses)
+    torch.testing.assert_close(*(torch.autograd.grad(loss, x)[0] for loss, x in zip(losses, (found, expected))))
+
+
 @pytest.mark.parametrize("level", ["token", "span"])
 @pytest.mark.parametrize("temperature", [1e-30, 1e-9, 1e-6])
 def test_a_very_low_temperature_is_nearly_hard(backend, level, temperature):

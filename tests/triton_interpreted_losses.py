@@ -7,8 +7,9 @@ from test_alignment import BAR
 from triton.runtime.interpreter import InterpreterBuilder
 from triton_interpreter import TEMPERATURES, turn
 
-from pad_kernels import pad_loss
-from pad_kernels.inputs import LEVELS, REDUCTIONS
+from pad_kernels import available_backends, pad_loss
+from pad_kernels.backends import FASTEST_FIRST
+from pad_kernels.inputs import LEVELS, REDUCTIONS, AlignmentInputs, Needed
 
 pytest_plugins = ("triton_interpreter",)
 LOSSES = [("token", 0.0), ("token", 0.1), ("span", 0.0), ("span", 0.1), ("global", 0.0)]
@@ -169,3 +170,27 @@ def test_losses_with_priors_of_any_scale(level, scale, dtype):
     expected = loss_and_gradients(level, 0.1, "mean", wide, "reference", upstream=65536.0)
     for value, correct in zip(found, expected):
         assert relative_error(value, correct) <= BAR[dtype]
+
+
+@pytest.mark.parametrize("backend", ["triton", "native", "reference"])
+def test_rounding_at_a_low_temperature(backend):
+    """A log-normalizer one place lower is 64 lower at 1e-9: no posterior exceeds 1 for that."""
+    if backend not in available_backends():
+        pytest.skip(f"no {backend} backend here")
+    run = FASTEST_FIRST[backend]
+    inputs = AlignmentInputs(*make_inputs(2, 40, 7, 24, kind="full"), 1e-9)
+    saved = run.alignment_forward(inputs)
+    lower = saved._replace(log_normalizer=saved.log_normalizer.nextafter(torch.tensor(-torch.inf)))
+    grad = torch.ones_like(saved.similarity)
+    expected = run.alignment_backward(grad, inputs, saved, Needed(True, True))
+    for found, correct in zip(run.alignment_backward(grad, inputs, lower, Needed(True, True)), expected):
+        assert relative_error(found, correct) <= 1e-5
+
+
+def test_an_utterance_of_more_numbers_than_are_counted_is_refused():
+    speech, text = torch.zeros(1, 1, 2048).expand(1, 2**20, 2048), torch.zeros(1, 1, 2048)
+    for level in ("token", "span"):
+        with pytest.raises(
+            ValueError, match="speech: got 1048576 rows of width 2048 in an utterance, expected at most"
+        ):
+            pad_loss(speech, text, level=level, backend="triton")
