@@ -132,10 +132,15 @@ def _refuse_other_derivatives(*values: object) -> None:
         raise RuntimeError("pad_kernels: no derivative by torch.func; use backward or torch.autograd.grad")
 
 
-def refuse_functorch(name: str, *values: object) -> None:
-    """RuntimeError if a functorch transform is about one of the values."""
+def refuse_vmap(name: str, *values: object) -> None:
+    """RuntimeError if vmap maps over one of the values."""
     if any(torch_internals.is_batched(value) for value in values):
         raise RuntimeError(f"{name} does not take torch.vmap: it is batched already, pass all utterances at once")
+
+
+def refuse_functorch(name: str, *values: object) -> None:
+    """RuntimeError if a functorch transform is about one of the values."""
+    refuse_vmap(name, *values)
     _refuse_other_derivatives(*values)
 
 
@@ -207,7 +212,8 @@ def temperature(value: object, *, used: bool = True) -> Temperature:
         value = value.item()
     if torch.compiler.is_compiling() and type(value) is float and torch_internals.is_symbolic(value):
         return torch.ones((), dtype=torch.float64) * value if used else 0.0
-    if not _is_finite(value) or not (value == 0 or value >= LOWEST_TEMPERATURE):
+    # As a float32 the lowest is a little lower.
+    if not _is_finite(value) or not (value == 0 or value >= (1 - 1e-6) * LOWEST_TEMPERATURE):
         wrong("temperature", value, _A_TEMPERATURE)
     return float(value)
 
@@ -270,9 +276,10 @@ def anchors_wanted(name: str, value: object) -> None:
     if not is_strided(value) or value.dim() != 1 or value.dtype not in INTEGER:
         wrong(name, value, _COUNTS)
     if value.numel() and values_can_be_read(value) and not torch_internals.is_batched(value):
-        lowest, highest = torch.aminmax(value)
+        # As numbers of Python: the most of them is none of a narrow dtype's.
+        lowest, highest = (int(bound) for bound in torch.aminmax(value))
         if lowest < 0 or highest > MOST_ANCHORS:
-            found = "a negative value" if lowest < 0 else f"the value {highest.item()}"
+            found = "a negative value" if lowest < 0 else f"the value {highest}"
             raise ValueError(f"{name}: got {found}, expected {_COUNTS}")
 
 

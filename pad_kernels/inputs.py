@@ -32,6 +32,12 @@ def widest_dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
+def gradient_temperature(temperature: Temperature, dtype: torch.dtype) -> Temperature:
+    """The temperature whose gradient is taken: 0, that of the hard alignment, where what is left of the soft one
+    would be rounding, which is divided by the temperature."""
+    return temperature if temperature >= (1e-14 if dtype == torch.float64 else 1e-5) else 0.0
+
+
 class AlignmentInputs(NamedTuple):
     """The alignment's inputs, masks and priors folded into weights."""
 

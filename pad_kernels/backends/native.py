@@ -30,6 +30,7 @@ from pad_kernels.inputs import (
     Positions,
     Saved,
     SpanInputs,
+    gradient_temperature,
     opmath_dtype,
 )
 from pad_kernels.ops.weights import check_bounds
@@ -223,7 +224,8 @@ class NativeBackend(WholeLosses, NativeHelpers):
         self, grad_similarity: Tensor, inputs: AlignmentInputs, saved: Saved, needed: Needed
     ) -> Gradients:
         """csrc/alignment.h: gradients of speech and text, each empty unless needed."""
-        inputs = _as_read(inputs)
+        temperature = gradient_temperature(inputs.temperature, inputs.speech.dtype)
+        inputs = _as_read(inputs._replace(temperature=temperature))
         speech, text = inputs.speech, inputs.text
         grad_similarity = packed(grad_similarity, opmath_dtype(speech.dtype))
         similarity, unit, log_normalizer = (packed(tensor, tensor.dtype) for tensor in saved)

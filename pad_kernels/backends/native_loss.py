@@ -23,7 +23,16 @@ from pad_kernels.backends.library import (
     rows,
     strided,
 )
-from pad_kernels.inputs import Gradients, LossRecord, LossRequest, LossSaved, Needed, SpanSelection, opmath_dtype
+from pad_kernels.inputs import (
+    Gradients,
+    LossRecord,
+    LossRequest,
+    LossSaved,
+    Needed,
+    SpanSelection,
+    gradient_temperature,
+    opmath_dtype,
+)
 from pad_kernels.ops.weights import check_bounds
 
 # The levels that the library knows.
@@ -134,7 +143,7 @@ class WholeLosses(Backend):
             text=strided(read_text),
             start=0 if start is None else start.data_ptr(),
             end=0 if end is None else end.data_ptr(),
-            temperature=options.temperature,
+            temperature=gradient_temperature(options.temperature, speech.dtype),
             memory=memory.data_ptr(),
             grad=grad.data_ptr(),
             grad_stride=1 if grad.dim() else 0,

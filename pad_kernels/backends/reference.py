@@ -19,6 +19,7 @@ from pad_kernels.inputs import (
     Saved,
     SpanInputs,
     Temperature,
+    gradient_temperature,
     opmath_dtype,
     widest_dtype,
 )
@@ -91,9 +92,10 @@ def soft_alignment_matrix(inputs: AlignmentInputs) -> Tensor:
         return text.new_zeros(*inputs.token_mask.shape, 0)
     cosine = (text / _norm(text)) @ (units / _norm(units)).mT
     logits = _soft_logits(cosine, unit_prior, valid, inputs.temperature)
-    posterior = torch.where(valid[..., None], logits.softmax(2), 0)
     # The weights of equal units are the same to the bit; the gradient is that of each one's own.
-    return posterior + (_of_first_equal(posterior, inputs, units, unit_prior) - posterior).detach()
+    equal = _of_first_equal(logits, inputs, units, unit_prior)
+    logits = torch.where(equal == logits, logits, logits + (equal - logits).detach())
+    return torch.where(valid[..., None], logits.softmax(2), 0)
 
 
 def alignment(inputs: AlignmentInputs) -> Saved:
@@ -125,7 +127,7 @@ def _through_norm(grad_direction: Tensor, direction: Tensor, norm: Tensor) -> Te
 
 
 def _alignment_backward(grad_similarity: Tensor, inputs: AlignmentInputs, saved: Saved, needed: Needed) -> Gradients:
-    temperature, token_mask = inputs.temperature, inputs.token_mask
+    temperature, token_mask = gradient_temperature(inputs.temperature, inputs.text.dtype), inputs.token_mask
     grad_speech, grad_text = inputs.speech.new_empty(0), inputs.text.new_empty(0)
     units, unit_prior, weights = _units(inputs)
     tokens = _select(inputs.text, token_mask)

@@ -92,6 +92,8 @@ def select_spans(
     Source: section 3 of arXiv 2303.03600 (anchor-based adaptive span aggregation).
     """
     backends.check_name(backend)
+    if torch_internals.in_functorch():
+        checks.refuse_vmap("pad_kernels.select_spans", speech_prior, speech_mask, num_tokens, num_anchors, xi)
     checks.choice("anchors", anchors, ANCHORS)
     given = speech_mask if speech_prior is None else speech_prior
     if not checks.is_strided(given) or given.dim() != 2:

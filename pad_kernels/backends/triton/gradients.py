@@ -30,7 +30,7 @@ from pad_kernels.backends.triton.reductions import Outcome, unfinished
 from pad_kernels.backends.triton.scores import Scored, Sides, is_empty, kept_layout, score, scored_in, sides_of
 from pad_kernels.backends.triton.spread import spread_to_frames
 from pad_kernels.backends.triton.token_gradients import TokenGradient, token_gradients
-from pad_kernels.inputs import AlignmentInputs, Gradients, Needed, Saved
+from pad_kernels.inputs import AlignmentInputs, Gradients, Needed, Saved, gradient_temperature
 
 
 @triton.jit
@@ -112,8 +112,7 @@ def soft_weights_kernel(
             both = valid_unit[:, None] & valid[None, :]
             phi = tl.where(both, phi, 0.0)
             logit = phi * inverse_temperature + tl.log(tl.where(valid_unit, prior, 1.0))[:, None]
-            # At a low temperature rounding would let it exceed 1 without end.
-            posterior = tl.exp(tl.minimum(logit - normalizer[None, :], 0.0, propagate_nan=tl.PropagateNan.ALL))
+            posterior = tl.exp(logit - normalizer[None, :])
             found = tl.where(both, posterior * (1 + (phi - mean[None, :]) * inverse_temperature), 0.0)
             # What lies along a row is that of the rounded weights, so that it cancels where unit and token are nearly
             # parallel.
@@ -293,6 +292,7 @@ def soft_gradients_kernel(
 def gradients(grad, sides: Sides, scored: Scored, saved: Saved, temperature, needed: Needed) -> Gradients:
     """Gradients of speech and text, each empty unless needed. grad: a TokenGradient; saved: buffers."""
     speech, text, device = sides.speech, sides.text, sides.text.device
+    temperature = gradient_temperature(temperature, text.dtype)
 
     def of(embeddings, is_needed):
         return torch.empty(embeddings.shape if is_needed else 0, dtype=text.dtype, device=device)
