@@ -29,6 +29,8 @@ class PADTrainer(Trainer):
 
     def __init__(self, *args, teacher, **kwargs):
         super().__init__(*args, **kwargs)
+        # Trainer leaves the division by the accumulated steps to models that take **kwargs; here nobody else does it.
+        self.model_accepts_loss_kwargs = False
         self.teacher = teacher.to(self.args.device)
         self.distillation = PADLoss(level="span", temperature=0.1)
 

@@ -114,7 +114,10 @@ class TextEncoder:
         model = WholeModel(AutoModelForTextEncoding if encoder_alone else AutoModel).from_pretrained(name, **options)
         if config.is_encoder_decoder and not encoder_alone:
             model = model.get_encoder()
-        tokenizer = AutoTokenizer.from_pretrained(name, **options)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(name, **options)
+        except Exception as error:  # transformers raises many kinds
+            raise ValueError(f"it has a model, but no tokenizer: {error}") from error
         tokenizer.padding_side = "right"
         if sentence.longest is not None:
             tokenizer.model_max_length = min(tokenizer.model_max_length, sentence.longest)

@@ -6,10 +6,23 @@ import os
 import sys
 from pathlib import Path
 
+from pad.errors import UserError, shown
+
 
 def first_process() -> bool:
-    """Whether this is the one of several training processes that writes files and prints."""
-    return int(os.environ.get("RANK", 0)) == 0
+    """Whether this is the one of several training processes that writes files and prints; a process alone is.
+
+    Raises UserError where the environment has no number for RANK or WORLD_SIZE.
+    """
+    return _number_in_environment("WORLD_SIZE", 1) <= 1 or _number_in_environment("RANK", 0) == 0
+
+
+def _number_in_environment(name: str, default: int) -> int:
+    value = os.environ.get(name, "")
+    try:
+        return int(value) if value else default
+    except ValueError:
+        raise UserError(f"{name}: expected a whole number in the environment, got {shown(value)}") from None
 
 
 def python_command(module: str, *arguments: str) -> list[str]:

@@ -14,7 +14,6 @@ from typing import Any, ClassVar
 
 from pad.errors import UserError, shown
 from pad.files import holds_output, refusing_output, try_folder, write_text
-from pad.processes import first_process
 
 # In the output folder of every command that can resume; older runs of `pad evaluate` have the second.
 SETTINGS_FILE, _SETTINGS_FILE_BEFORE = "config.yaml", "settings.yaml"
@@ -106,11 +105,15 @@ def settings_file(folder: Path) -> Path | None:
     return next((place for place in places if place.is_file()), None)
 
 
-def check_output(settings: Settings, output: Path, resume: bool, free: Collection[str]) -> None:
+def check_output(
+    settings: Settings, output: Path, resume: bool, free: Collection[str], *, makes_folder: bool = True
+) -> None:
     """Raise UserError unless a run can write to its output folder: a new run, or with `resume` the one there, whose
-    settings have to be the same but for the free ones."""
-    # Of several processes, the first makes the folder, perhaps before the others check it.
-    if first_process():
+    settings have to be the same but for the free ones.
+
+    makes_folder: False for a process of a run whose folder another process makes, perhaps before this one looks.
+    """
+    if makes_folder:
         with refusing_output(output):
             _check_folder(output, resume)
     saved = settings_file(output) if resume else None

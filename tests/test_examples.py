@@ -26,6 +26,22 @@ def test_example(name):
     assert len(losses) == 20 and losses[-1] < losses[0] - 0.05
 
 
+def test_accumulated_steps_are_divided_by_whatever_the_model_takes(tmp_path):
+    """Trainer leaves the division to models whose forward takes **kwargs, as those of transformers do."""
+    found = []
+    code = (ROOT / "examples" / "transformers_trainer.py").read_text(encoding="utf-8")
+    for steps, more in (("1", ""), ("4", ", **kwargs")):
+        changed = code.replace("frame_mask):", f"frame_mask{more}):").replace("max_steps=20", "max_steps=2")
+        changed = changed.replace("lr_scheduler_type=", f"gradient_accumulation_steps={steps}, lr_scheduler_type=")
+        assert changed.count("max_steps=2,") == changed.count(f"accumulation_steps={steps},") == 1
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1",
+                                    "PYTHONPATH": os.pathsep.join([str(ROOT / "examples"), *sys.path])}  # fmt: skip
+        done = subprocess.run([sys.executable, "-c", changed], env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        found.append(float(re.findall(r"loss (\d+\.\d+)", done.stdout)[0]))
+    assert found[1] == pytest.approx(found[0], rel=0.2)
+
+
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 

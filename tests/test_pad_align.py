@@ -86,7 +86,7 @@ def test_priors_and_mode(models, speech):  # noqa: F811
 def test_pictures_are_written(models, speech, tmp_path, preset, capsys):  # noqa: F811
     item = librivox.load(speech)[0]
     words = [f"{word.start}\t{word.end}\t{word.text}" for word in item.words]
-    (tmp_path / "words.tsv").write_text("\ufeff" + "\n".join(words), encoding="utf-8")
+    (tmp_path / "words.tsv").write_text("\ufeff" + "\n\n".join(words) + "\n \n", encoding="utf-8")
     output = tmp_path / "new folder" / "a.picture"
     arguments = ["align", "--student", models["student"], "--teacher", models["teacher"], "--audio", str(item.audio),
                  "--transcript", item.transcript, "--words", str(tmp_path / "words.tsv"), "--output", str(output),
@@ -104,6 +104,7 @@ def test_mistakes(models, speech, tmp_path, capsys):  # noqa: F811
     common = ["align", "--student", models["student"], "--teacher", models["teacher"], "--output", str(tmp_path / "x"),
               "--preset", "pad-slocal-soft"]  # fmt: skip
     (tmp_path / "words.tsv").write_text("0.1 0.2 word")
+    (tmp_path / "y.png").mkdir()
     lonely = tmp_path / "lonely.wav"
     lonely.write_bytes(Path(audio).read_bytes())
     wide = ["--audio", audio, "--transcript", "good", "--teacher", models["wide teacher"]]
@@ -117,6 +118,13 @@ def test_mistakes(models, speech, tmp_path, capsys):  # noqa: F811
         (wide, "64 and 96; choose two of one width, or give the map.safetensors"),
         ([*wide, "--linear-map", str(tmp_path / "map.safetensors")], "expected the shape (64, 96), got (96, 64)"),
         ([*wide, "--linear-map", str(tmp_path / "words.tsv")], "words.tsv is not one that distill has saved"),
+        ([*wide, "--linear-map", str(tmp_path / "mean.safetensors")], "saved: it has no tensor 'weight'"),
+        (["--audio", audio, "--transcript", " "], "transcript: it is empty"),
+        (["--audio", audio, "--transcript", "good", "--output", str(tmp_path / "y")], "output: cannot write to "),
+        (
+            ["--audio", audio, "--transcript", "good", "--output", str(tmp_path / ("n" * 254))],
+            "output: cannot write to",
+        ),
         (
             ["--audio", audio, "--transcript", "good", "--teacher-mean", str(tmp_path / "mean.safetensors")],
             "teacher_mean: expected the shape (64,), got (96,)",

@@ -35,6 +35,7 @@ from pad.distill.config import DistillConfig  # noqa: E402
 from pad.distill.trainer import training_arguments  # noqa: E402
 from pad.errors import UserError  # noqa: E402
 from pad.models import load_teacher  # noqa: E402
+from pad.processes import first_process  # noqa: E402
 from pad.step.teacher import Teacher  # noqa: E402
 from pad.tokenization import tokenize  # noqa: E402
 
@@ -87,6 +88,27 @@ def run(models, data, output, *options: str) -> int:
         ["distill", "--student", models["student"], "--teacher", models["teacher"], "--data", str(data),
          "--output", str(output), "--batch-size", "2", "--device", "cpu", "--preset", "pad-slocal", *options]
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("rank, processes, first", [
+    ("0", "1", True), ("1", "1", True), ("1", None, True), ("1", "2", False), ("0", "2", True), ("", "", True),
+    (None, None, True), (None, "2", True),
+])  # fmt: skip
+def test_a_process_alone_is_the_first(monkeypatch, rank, processes, first):
+    for name, value in (("RANK", rank), ("WORLD_SIZE", processes)):
+        monkeypatch.delenv(name, raising=False)
+        if value is not None:
+            monkeypatch.setenv(name, value)
+    assert first_process() == first
+
+
+def test_a_rank_that_the_environment_has_left(models, speech, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("RANK", "1")
+    assert run(models, speech, tmp_path / "run", "--max-steps", "1") == 0
+    assert (tmp_path / "run" / "student" / "model.safetensors").is_file()
+    monkeypatch.setenv("WORLD_SIZE", "two")
+    assert run(models, speech, tmp_path / "other", "--max-steps", "1") == 2
+    assert "WORLD_SIZE: expected a whole number in the environment, got 'two'" in capsys.readouterr().err
 
 
 def losses(output: Path) -> list[float]:

@@ -177,7 +177,7 @@ def test_revision_is_that_of_the_build_or_the_checkout(tmp_path):
     assert git_revision(package) == "0123abc-dirty"
 
 
-def test_output_of_another_run(models, corpora, tmp_path, capsys):
+def test_output_of_another_run(models, corpora, tmp_path, capsys, monkeypatch):
     options = {"ic": corpora["ic"], "max_steps": 2}
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "precious").write_text("mine")
@@ -186,6 +186,8 @@ def test_output_of_another_run(models, corpora, tmp_path, capsys):
     assert [path.name for path in (tmp_path / "other").iterdir()] == ["precious"]
     evaluate(config_of(models, tmp_path / "out", **options, resume=True))
     assert f"resume: no run in {tmp_path / 'out'} yet; starting one" in capsys.readouterr().out
+    for name, value in (("RANK", "1"), ("WORLD_SIZE", "2")):  # as a launcher has left them
+        monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match="not empty; choose another, or --resume"):
         evaluate(config_of(models, tmp_path / "out", **options))
     with pytest.raises(UserError, match="resume: expected the settings of the run in .*; batch_size: 3 there, got 2"):

@@ -306,6 +306,19 @@ def test_a_compiled_model():
     assert close(record.prior(), expected)
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_a_compiled_model_of_many_layers(caplog):
+    """No program for each layer: torch.compile would give up after eight."""
+    model, inputs, mask = build(num_hidden_layers=12)
+    expected = sum(of_layers(model, inputs, mask)) / 12
+    torch.compiler.reset()
+    compiled = torch.compile(model, backend="eager")
+    with torch.no_grad(), record_significance(compiled, mask) as record:
+        compiled(**inputs)
+    assert close(record.prior(), expected)
+    assert not any("limit" in message for message in caplog.messages)
+
+
 @pytest.mark.parametrize("name", [name for name, case in CASES.items()
                                   if case.input == "text" and case.recorded == "maps"])  # fmt: skip
 def test_maps_after_attention_dropout_are_those_that_the_table_names(name):

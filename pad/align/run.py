@@ -13,6 +13,8 @@ from pad.align.config import AlignConfig
 from pad.align.picture import draw, save
 from pad.align.utterance import align_utterance
 from pad.data import read_audio
+from pad.data.manifests import read_lines
+from pad.data.report import Report
 from pad.errors import UserError, shown
 from pad.files import refusing_output, try_folder
 from pad.models import check_teacher_layer, load_teacher, width
@@ -51,14 +53,16 @@ def align_one(config: AlignConfig) -> list[Path]:
     except UserError as error:
         raise UserError(f"audio: {config.audio}: {str(error).removeprefix('audio: ')}") from error
     if words is not None:
-        _check_within(words, len(samples) / student.front_end.sampling_rate, config.words)
+        _check_within(words, len(samples) / student.front_end.sampling_rate)
     check_teacher_layer(config, config.teacher_layer, model)
     teacher = Teacher(model, tokenizer, goal.text_prior, config.teacher_layer)
     if config.teacher_mean is not None:
         teacher.mean = _saved("teacher_mean", config.teacher_mean, "mean", (width(model),))
     collator = Collator(student.front_end, tokenizer)
-    utterance = align_utterance(student.encoder, collator, teacher, goal, samples, transcript, words, linear_map)
-    return save(draw(utterance), output.with_suffix("") if output.suffix in (".png", ".svg") else output)
+    times = None if words is None else list(words.values())
+    utterance = align_utterance(student.encoder, collator, teacher, goal, samples, transcript, times, linear_map)
+    with refusing_output(output):
+        return save(draw(utterance), output.with_suffix("") if output.suffix in (".png", ".svg") else output)
 
 
 def _linear_map(path: str | None, of_student: int, of_teacher: int) -> torch.Tensor | None:
@@ -76,9 +80,12 @@ def _linear_map(path: str | None, of_student: int, of_teacher: int) -> torch.Ten
 def _saved(setting: str, path: str, name: str, shape: tuple[int, ...]) -> torch.Tensor:
     """A tensor that `pad distill` saved next to the student."""
     try:
-        tensor = load_file(path)[name]
-    except (OSError, SafetensorError, KeyError) as error:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
         raise UserError(f"{setting}: {path} is not one that distill has saved: {error}") from error
+    if name not in tensors:
+        raise UserError(f"{setting}: {path} is not one that distill has saved: it has no tensor {name!r}")
+    tensor = tensors[name]
     if tuple(tensor.shape) != shape:
         raise UserError(f"{setting}: expected the shape {shape}, got {tuple(tensor.shape)}")
     return tensor
@@ -86,7 +93,7 @@ def _saved(setting: str, path: str, name: str, shape: tuple[int, ...]) -> torch.
 
 def _transcript(config: AlignConfig) -> str:
     transcript = config.transcript.strip()
-    if not transcript:
+    if config.transcript == "":
         beside = Path(config.audio).with_suffix(".txt")
         try:
             transcript = " ".join(beside.read_text(encoding="utf-8-sig").split())
@@ -97,33 +104,33 @@ def _transcript(config: AlignConfig) -> str:
     return transcript
 
 
-def _words(path: Path) -> list[tuple[float, float, str]]:
-    """Lines of start, end (seconds) and word, separated by tabs."""
+def _words(path: Path) -> dict[str, tuple[float, float, str]]:
+    """Start, end (seconds) and word, separated by tabs, of each line that is not blank, by its file and number."""
+    words = {}
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"words: {path} cannot be read: {error}") from error
-    words = []
-    for number, line in enumerate(lines, start=1):
-        parts = line.split("\t")
-        try:
-            start, end, word = float(parts[0]), float(parts[1]), parts[2]
-        except (ValueError, IndexError) as error:
-            raise UserError(f"{path}:{number}: expected start, tab, end, tab, word, got {line!r}") from error
-        if not 0 <= start <= end < math.inf:
-            raise UserError(
-                f"{path}:{number}: {shown(word)} is spoken from {start:g} s to {end:g} s; expected finite times with "
-                "0 <= start <= end"
-            )
-        words.append((start, end, word))
+        for where, line in read_lines(path, Report()):
+            parts = line.split("\t")
+            try:
+                start, end, word = float(parts[0]), float(parts[1]), parts[2].strip()
+            except (ValueError, IndexError) as error:
+                raise UserError(f"{where}: expected start, tab, end, tab, word, got {shown(line)}") from error
+            if not 0 <= start <= end < math.inf:
+                raise UserError(f"{_spoken(where, start, end, word)}; expected finite times with 0 <= start <= end")
+            words[where] = start, end, word
+    except UserError as error:
+        raise UserError(f"words: {error}") from error
     return words
 
 
-def _check_within(words: list[tuple[float, float, str]], seconds: float, path: str | None) -> None:
+def _check_within(words: dict[str, tuple[float, float, str]], seconds: float) -> None:
     """Raise UserError for a word that ends after the audio of so many seconds; times may be rounded."""
-    for number, (start, end, word) in enumerate(words, start=1):
+    for where, (start, end, word) in words.items():
         if end > seconds + _ROUNDED:
             raise UserError(
-                f"{path}:{number}: {shown(word)} is spoken from {start:g} s to {end:g} s; expected times within the "
-                f"audio, which lasts {seconds:.2f} s"
+                f"words: {_spoken(where, start, end, word)}; expected times within the audio, which lasts "
+                f"{seconds:.2f} s"
             )
+
+
+def _spoken(where: str, start: float, end: float, word: str) -> str:
+    return f"{where}: {shown(word)} is spoken from {start:g} s to {end:g} s"

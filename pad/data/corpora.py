@@ -42,7 +42,7 @@ def _present(places: list[Path], corpus: str, folder: Path, download: bool, **op
         if not download or attempt:
             break
         _fetch(corpus, folder, **options)
-    hint = "" if download else "; it is downloaded only if asked for"
+    hint = "" if download else "; --download fetches it"
     raise UserError(f"data: {places[0]} is not a folder, expected {corpus} there{hint}")
 
 

@@ -9,7 +9,7 @@ from typing import Literal
 from pad.settings import LARGEST, LARGEST_SEED, MOST_WORKERS, Settings
 from pad.step.settings import ObjectiveSettings
 
-# What a resumed run may change: nothing that affects what is learned.
+# What a resumed run may change: nothing that affects what is learned, but for the rounding of the teacher's cache.
 FREE_ON_RESUME = (
     "output", "teacher_cache", "download", "device", "workers", "log_every", "report_to", "pictures_every",
     "save_every", "keep_checkpoints", "resume",

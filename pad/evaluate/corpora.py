@@ -57,6 +57,9 @@ def _read_commands(path: Path) -> list[tuple[str, dict[str, str]]]:
         missing = [name for name in ("path", *INTENT_SLOTS) if name not in header]
         if missing:
             raise UserError(f"{path}:1: the column {missing[0]} is missing, got {','.join(header)!r}")
+        twice = [name for name in ("path", *INTENT_SLOTS) if header.count(name) > 1]
+        if twice:
+            raise UserError(f"{path}:1: the column {twice[0]} stands there twice, got {','.join(header)!r}")
         for row in lines:
             where = f"{path}:{lines.line_num}"
             if len(row) != len(header):
@@ -153,12 +156,12 @@ def durations(examples: Sequence[Example], shortest: float, longest: float = mat
     """
 
     def duration(example: Example) -> float:
-        if not example.audio.is_file():
-            raise UserError(f"{example.where}: the audio file {example.audio} does not exist")
         try:
+            if not example.audio.is_file():
+                raise UserError(f"the audio file {example.audio} does not exist")
             seconds, rate = check_audio(example.audio)
             read_audio(example.audio, rate)
-        except UserError as error:
+        except (UserError, OSError) as error:  # a path too long is the system's to refuse
             raise UserError(f"{example.where}: {error}") from error
         if seconds < shortest:
             raise UserError(

@@ -57,6 +57,7 @@ class Record:
         self._asked: Tensor | None = None  # the mask that the priors were asked for, where none was given before
         self.running = 0  # passes of the model or an encoder in it, one within the other
 
+    @torch.compiler.disable
     def begin_pass(self, encoder: nn.Module) -> None:
         """Forget the layers recorded so far if this is a new pass: of the whole model, or of an encoder that has run.
 
@@ -67,15 +68,18 @@ class Record:
             self._layers, self._priors, self._asked, self._trained = [], [], None, encoder.training
             self._ran, self._reported, self.length = [], [], None
 
+    @torch.compiler.disable
     def note_run(self, attention: nn.Module) -> None:
         """An attention module is about to run."""
         self._ran.append(attention)
 
+    @torch.compiler.disable
     def note_pass(self, runs_again: bool | None) -> None:
         """Whether backward will run a layer of this pass again, None if unknown; once it does, it does."""
         if runs_again is not None and not in_backward():
             self.runs_again = runs_again or bool(self.runs_again)
 
+    @torch.compiler.disable
     @torch.no_grad()
     def add(self, attention: nn.Module, length: int, layer: Callable[[Tensor | None], Tensor]) -> None:
         """Record a layer that attends to `length` positions.
