@@ -52,10 +52,11 @@ def pad_loss(
         text: [B, N, D], same dtype; inside torch.autocast the narrower of two dtypes is promoted.
         speech_mask, text_mask: [B, M] and [B, N], bool or integers 0/1. None: all real.
         speech_prior, text_prior: [B, M] and [B, N] floating point, at least 0, any scale whose sum
-            float32 holds; constants.
+            float32 holds, and of an utterance one of at least 1.2e-38, or all 0; constants.
         level: "global", "token" or "span".
-        temperature: of the soft alignment; 0 is the paper's hard alignment. Not used by "global". A number, or a
-            tensor of one on the CPU. Neither compiles anew for each value of a schedule in torch.compile.
+        temperature: of the soft alignment, at least 1e-38; 0 is the paper's hard alignment. Below 1e-5 (float64:
+            1e-14) the gradient is that of the hard alignment. Not used by "global". A number, or a tensor of one on
+            the CPU. Neither compiles anew for each value of a schedule in torch.compile.
         spans: (start, end) [B, U] for level "span". None: select_spans with the next three arguments,
             which are explained there.
         num_anchors, scales, anchors: of the spans to select.

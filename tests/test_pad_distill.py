@@ -109,6 +109,11 @@ def test_a_rank_that_the_environment_has_left(models, speech, tmp_path, monkeypa
     monkeypatch.setenv("WORLD_SIZE", "two")
     assert run(models, speech, tmp_path / "other", "--max-steps", "1") == 2
     assert "WORLD_SIZE: expected a whole number in the environment, got 'two'" in capsys.readouterr().err
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    assert run(models, speech, tmp_path / "other", "--max-steps", "1") == 2
+    assert "error: WORLD_SIZE: the environment asks for 2 processes" in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "other").exists()
 
 
 def losses(output: Path) -> list[float]:

@@ -12,6 +12,7 @@ from audio_files import write_audio, write_noise  # noqa: E402
 from pad.errors import UserError  # noqa: E402
 from pad.evaluate import training  # noqa: E402
 from pad.evaluate.corpora import Example, durations, fluent_speech_commands, iemocap  # noqa: E402
+from pad.evaluate.slots import slots_of  # noqa: E402
 from pad.evaluate.snips import SPEAKERS, snips  # noqa: E402
 from pad.evaluate.tasks import Split, Task  # noqa: E402
 from pad.evaluate.training import Schedule  # noqa: E402
@@ -44,6 +45,22 @@ def test_snips_from_other_systems(tmp_path):
     (tmp_path / "all.iob.snips.txt").write_text(MARK + "\n".join(lines), encoding="utf-8")
     splits, _ = snips(tmp_path)
     assert [item.audio.suffix for item in (*splits.train, *splits.dev, *splits.test)] == [".WAV"] * 3
+
+
+@pytest.mark.parametrize("word, is_lost", [("jazz", False), ("мир", True), ("5", True), ("don't", False)])
+def test_values_of_which_nothing_is_decoded_are_said(tmp_path, capsys, word, is_lost):
+    lines = []
+    for split, speakers in SPEAKERS.items():
+        name = f"{speakers[0]}-snips-{split}-1"
+        (tmp_path / split).mkdir()
+        (tmp_path / split / f"{name}.wav").write_bytes(b"")
+        lines.append(f"{name} BOS play {word} by night EOS\tO O B-genre O B-time PlayMusic")
+    (tmp_path / "all.iob.snips.txt").write_text("\n".join(lines), encoding="utf-8")
+    splits, _ = snips(tmp_path)
+    assert len(slots_of(splits.test[0].label)) == (1 if is_lost else 2)
+    said = capsys.readouterr().out
+    expected = f"sf: 3 sentences, the first of {tmp_path / 'all.iob.snips.txt'}:1, have slots whose value"
+    assert said.startswith(expected) if is_lost else not said
 
 
 @pytest.mark.parametrize("ending", ["mp3", "aiff", "au", "flac", "ogg"])

@@ -26,15 +26,16 @@ struct PartIndex {
 // thread is left alone with a long one at the end.
 template <class S, class Task>
 inline void for_each_part(const AlignmentArguments& arguments, int64_t parts, const Task& task) {
-  Buffer<int64_t> order(arguments.batch), frames(arguments.batch);
+  const Buffer<int64_t> order(arguments.batch), frames(arguments.batch), place(arguments.frames + 2);
   const S* prior = static_cast<const S*>(arguments.frame_prior);
+  for (int64_t n = 0; n < arguments.frames + 2; ++n) place[n] = 0;
   for (int64_t b = 0; b < arguments.batch; ++b) {
     frames[b] = 0;
     for (int64_t i = 0; i < arguments.frames; ++i) frames[b] += prior[b * arguments.frames + i] > 0;
-    int64_t place = b;
-    for (; place > 0 && frames[order[place - 1]] < frames[b]; --place) order[place] = order[place - 1];
-    order[place] = b;
+    ++place[arguments.frames - frames[b] + 1];
   }
+  for (int64_t n = 0; n < arguments.frames; ++n) place[n + 1] += place[n];
+  for (int64_t b = 0; b < arguments.batch; ++b) order[place[arguments.frames - frames[b]]++] = b;
   struct Context {
     const Task& task;
     const int64_t* order;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -180,31 +181,46 @@ def training_arguments(config: DistillConfig, checkpoints: str) -> TrainingArgum
     installed = get_available_reporting_integrations()
     config.expect("report_to", config.report_to in ("none", "all", *installed),
                   f"none, all or what is installed of transformers' integrations ({', '.join(installed)})")  # fmt: skip
-    return TrainingArguments(
-        output_dir=checkpoints,
-        max_steps=config.max_steps or -1,
-        num_train_epochs=config.epochs,
-        per_device_train_batch_size=config.batch_size,
-        gradient_accumulation_steps=config.gradient_accumulation,
-        learning_rate=config.learning_rate,
-        lr_scheduler_type="linear",
-        warmup_steps=config.warmup_steps,
-        weight_decay=config.weight_decay,
-        max_grad_norm=config.max_grad_norm,
-        bf16=config.precision == "bfloat16",
-        fp16=config.precision == "float16",
-        use_cpu=on_cpu,
-        dataloader_num_workers=config.workers,
-        dataloader_pin_memory=torch.cuda.is_available() and not on_cpu,
-        seed=config.seed,
-        logging_steps=config.log_every,
-        logging_nan_inf_filter=False,  # the log says what was computed
-        save_steps=config.save_every,
-        save_total_limit=config.keep_checkpoints,
-        remove_unused_columns=False,
-        label_names=[],
-        report_to=config.report_to,
-        disable_tqdm=True,
-        # wav2vec 2.0's vector for masked frames gets no gradient. Trainer expects that, but not with checkpointing.
-        ddp_find_unused_parameters=True,
-    )
+    with _refusing_launch():
+        return TrainingArguments(
+            output_dir=checkpoints,
+            max_steps=config.max_steps or -1,
+            num_train_epochs=config.epochs,
+            per_device_train_batch_size=config.batch_size,
+            gradient_accumulation_steps=config.gradient_accumulation,
+            learning_rate=config.learning_rate,
+            lr_scheduler_type="linear",
+            warmup_steps=config.warmup_steps,
+            weight_decay=config.weight_decay,
+            max_grad_norm=config.max_grad_norm,
+            bf16=config.precision == "bfloat16",
+            fp16=config.precision == "float16",
+            use_cpu=on_cpu,
+            dataloader_num_workers=config.workers,
+            dataloader_pin_memory=torch.cuda.is_available() and not on_cpu,
+            seed=config.seed,
+            logging_steps=config.log_every,
+            logging_nan_inf_filter=False,  # the log says what was computed
+            save_steps=config.save_every,
+            save_total_limit=config.keep_checkpoints,
+            remove_unused_columns=False,
+            label_names=[],
+            report_to=config.report_to,
+            disable_tqdm=True,
+            # wav2vec 2.0's vector for masked frames gets no gradient. Trainer expects that, but not with checkpointing.
+            ddp_find_unused_parameters=True,
+        )
+
+
+@contextmanager
+def _refusing_launch() -> Iterator[None]:
+    """Turn torch's and accelerate's refusal of what a launcher has left in the environment into a UserError."""
+    try:
+        yield
+    except ValueError as error:
+        if int(os.environ.get("WORLD_SIZE") or 1) <= 1:
+            raise
+        raise UserError(
+            f"WORLD_SIZE: the environment asks for {os.environ['WORLD_SIZE']} processes: {error}; expected the "
+            "environment of torchrun or accelerate launch, or one without WORLD_SIZE"
+        ) from error

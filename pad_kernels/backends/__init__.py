@@ -87,8 +87,9 @@ def _lacks(backend: Backend, op: str, device_type: str) -> bool:
 
 
 def available_backends(device: torch.device | str = "cpu") -> list[str]:
-    """Names of the backends that run at least one op in float32 on `device`, the fastest first.
+    """Names of the backends that run at least one op in float32 on such a device, the fastest first.
 
+    Whether there is such a device here is not asked.
     Raises ValueError for what is no device.
     """
     try:

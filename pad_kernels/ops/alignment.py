@@ -212,8 +212,8 @@ def align(
         speech_mask, text_mask: [B, M] and [B, N], bool or integers 0/1. None: all real.
         speech_prior: [B, M] floating point, at least 0, any scale whose sum float32 holds. None: uniform
             over the real frames.
-        temperature: 0 is the hard alignment; else at least 1e-38. A number, or a tensor of one on the CPU,
-            without dimensions.
+        temperature: 0 is the hard alignment; else at least 1e-38. Below 1e-5 (float64: 1e-14) the gradient is that
+            of the hard alignment. A number, or a tensor of one on the CPU, without dimensions.
         backend: "auto", "native", "reference" or "triton". None: PAD_KERNELS_BACKEND, else "auto".
 
     Returns:
@@ -243,8 +243,8 @@ def alignment_matrix(
     """The matrix A [B, N, M or U] that `align` never forms, to look at: each token's weight on every unit.
 
     Arguments and errors as for `align`. Rows of real tokens sum to 1 (hard: one at the unit that `align` finds), rows
-    of masked tokens are 0. float32, float64 for float64 inputs. The soft alignment is computed in plain PyTorch,
-    whatever the backend.
+    of masked tokens, and all of an utterance without a unit, are 0. float32, float64 for float64 inputs. The soft
+    alignment is computed in plain PyTorch, whatever the backend.
     """
     backends.check_name(backend)
     inputs = _checked(speech, text, spans, speech_mask, text_mask, speech_prior, temperature)
