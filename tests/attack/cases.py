@@ -14,7 +14,7 @@ from torch import Tensor
 DTYPES = (torch.float32, torch.float32, torch.float64, torch.bfloat16, torch.float16)
 LAYOUTS = ("plain", "plain", "transposed", "channels_first", "sliced", "last_dimension")
 VALUES = ("normal", "normal", "near", "scaled", "whole", "zeros", "equal")
-TEMPERATURES = (0.0, 0.0, 0.02, 0.1, 0.5, 2.0)
+TEMPERATURES = (0.0, 0.0, 0.02, 0.1, 0.5, 2.0, 1e-9)
 
 
 class AlignmentCase(NamedTuple):

@@ -12,6 +12,11 @@ from torch import Tensor
 EPS = 1e-8
 
 
+def is_hard(case) -> bool:
+    """Whether a loss has the gradient of the hard alignment, and up to rounding its value."""
+    return case.temperature < (1e-14 if case.speech.dtype == torch.float64 else 1e-5)
+
+
 class Found(NamedTuple):
     """A value, and what it is left over from: an error is judged by either."""
 
@@ -126,6 +131,7 @@ def loss(case, upstream: Tensor, units: Tensor | None) -> tuple[Found, Found, Fo
     spread = [torch.zeros(x.shape[:2], dtype=torch.float64) for x in (case.speech, case.text)]
     certain = torch.ones(batch, width, dtype=torch.bool)
     counted = []
+    temperature = 0.0 if is_hard(case) else case.temperature
     for b in range(batch):
         text_mask, text_prior = (None if x is None else x[b] for x in (case.text_mask, case.text_prior))
         q = weights(text_mask, text_prior, case.text.shape[1])[1]
@@ -150,9 +156,9 @@ def loss(case, upstream: Tensor, units: Tensor | None) -> tuple[Found, Found, Fo
                 chosen = torch.searchsorted(each.units, units[b][each.tokens].clamp(min=0)).clamp(
                     max=len(each.units) - 1
                 )
-            similarity, matrix, _ = similarities(each, case.temperature, chosen)
+            similarity, matrix, _ = similarities(each, temperature, chosen)
             value = (q * (1 - similarity)).sum()
-            scales[b], *lengths = scales_of(each, matrix, q, case.temperature)
+            scales[b], *lengths = scales_of(each, matrix, q, temperature)
         values[b] = value.detach()
         counted.append((b, each, torch.autograd.grad(value, (each.speech, each.text)), lengths))
     share = 1 / max(len(counted), 1) if case.reduction == "mean" else 1.0
