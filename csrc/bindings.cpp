@@ -185,7 +185,7 @@ void pooled_distance_backward(const py::kwargs& named) {
 }
 
 // Returns the bounds of the priors.
-std::tuple<double, double, double> position_weights(const py::kwargs& named) {
+pad::Bounds position_weights(const py::kwargs& named) {
   Arguments from(named);
   pad::PriorBounds bounds;
   pad::PositionWeights op{};
@@ -201,7 +201,7 @@ std::tuple<double, double, double> position_weights(const py::kwargs& named) {
   op.bounds = &bounds;
   from.finish();
   pad::position_weights(op);
-  return {bounds.lowest, bounds.highest, bounds.lowest_peak};
+  return pad::bounds_of(bounds);
 }
 
 bool spans_fit(const py::kwargs& named) {

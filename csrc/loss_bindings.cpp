@@ -172,8 +172,6 @@ UpstreamGradient read_upstream(Arguments& from) {
   return {from.pointer<void>("grad"), from.value<int64_t>("grad_stride"), from.value<double>("grad_scale")};
 }
 
-using Bounds = std::tuple<double, double, double>;
-
 // grad_scale, and the bounds of the priors of speech and of text.
 using Found = std::tuple<double, Bounds, Bounds>;
 
@@ -186,9 +184,7 @@ Found run(Op& op, double (*forward)(const Op&)) {
     py::gil_scoped_release unlocked;
     return forward(op);
   }();
-  return {grad_scale,
-          {frames.lowest, frames.highest, frames.lowest_peak},
-          {tokens.lowest, tokens.highest, tokens.lowest_peak}};
+  return {grad_scale, bounds_of(frames), bounds_of(tokens)};
 }
 
 // How spans are chosen, by name; None: they are not.

@@ -14,7 +14,12 @@ def first_process() -> bool:
 
     Raises UserError where the environment has no number for RANK or WORLD_SIZE.
     """
-    return _number_in_environment("WORLD_SIZE", 1) <= 1 or _number_in_environment("RANK", 0) == 0
+    return process_count() <= 1 or _number_in_environment("RANK", 0) == 0
+
+
+def process_count() -> int:
+    """How many training processes a launcher says there are, 1 if it says nothing; raises UserError for no number."""
+    return _number_in_environment("WORLD_SIZE", 1)
 
 
 def _number_in_environment(name: str, default: int) -> int:

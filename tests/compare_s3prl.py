@@ -21,7 +21,6 @@ from torch import nn
 
 from pad.evaluate import slots
 from pad.evaluate.heads import SlotHead, UtteranceHead
-from pad.evaluate.snips import CHARACTERS
 from pad.evaluate.tasks import Split, slot_task, utterance_task
 
 LAYERS, WIDTH, UTTERANCES, BATCH = 4, 32, 96, 16
@@ -139,9 +138,9 @@ def slot_level() -> dict[str, float]:
     source, hidden = random.Random(2), 48
     vocabulary = slots.Vocabulary(NAMES)
     tags = [f"{side}-{name}" for name in NAMES for side in "BE"]
-    tokenizer = CharacterTextSlotEncoder(list(CHARACTERS), tags)
+    tokenizer = CharacterTextSlotEncoder(list(slots.CHARACTERS), tags)
     # Their numbers: <pad>, <eos>, <unk>, characters, tags; ours: blank, unknown, characters, tags.
-    to_theirs = [0, 2, *range(3, 3 + len(CHARACTERS) + len(tags))]
+    to_theirs = [0, 2, *range(3, 3 + len(slots.CHARACTERS) + len(tags))]
     letters = torch.randn(len(vocabulary), WIDTH, generator=torch.Generator().manual_seed(3))
     labels = [tuple(sentence(source)) for _ in range(UTTERANCES)]
     states = []

@@ -85,11 +85,15 @@ def models(tmp_path_factory, speech) -> dict[str, str]:
     }
 
 
+def command(models, data, output, *options: str) -> list[str]:
+    return [
+        "distill", "--student", models["student"], "--teacher", models["teacher"], "--data", str(data),
+        "--output", str(output), "--batch-size", "2", "--device", "cpu", "--preset", "pad-slocal", *options,
+    ]  # fmt: skip
+
+
 def run(models, data, output, *options: str) -> int:
-    return main(
-        ["distill", "--student", models["student"], "--teacher", models["teacher"], "--data", str(data),
-         "--output", str(output), "--batch-size", "2", "--device", "cpu", "--preset", "pad-slocal", *options]
-    )  # fmt: skip
+    return main(command(models, data, output, *options))
 
 
 @pytest.mark.parametrize("rank, processes, first", [
@@ -113,10 +117,10 @@ def test_a_rank_that_the_environment_has_left(models, speech, tmp_path, monkeypa
     assert "WORLD_SIZE: expected a whole number in the environment, got 'two'" in capsys.readouterr().err
     # In a process of its own: accelerate remembers what it was refused.
     environment = {name: value for name, value in os.environ.items() if name != "MASTER_ADDR"} | {"WORLD_SIZE": "2"}
-    command = [sys.executable, "-m", "pad.cli", "distill", "--student", models["student"], "--teacher",
-               models["teacher"], "--data", str(speech), "--output", str(tmp_path / "other"), "--preset", "slocal",
-               "--device", "cpu"]  # fmt: skip
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    arguments = command(models, speech, tmp_path / "other")
+    done = subprocess.run(
+        [sys.executable, "-m", "pad.cli", *arguments], env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 2
     assert "error: WORLD_SIZE: the environment asks for 2 processes" in done.stderr.splitlines()[-1]
     assert not (tmp_path / "other").exists()

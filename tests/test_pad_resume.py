@@ -16,8 +16,8 @@ pytest.importorskip("soundfile")
 
 import soundfile  # noqa: E402
 from audio_files import write_audio  # noqa: E402
-from test_pad_distill import losses, models, speech  # noqa: E402, F401
-from test_pad_trainer import OPTIONS, assert_same_run, command, whole  # noqa: E402, F401
+from test_pad_distill import command, losses, models, speech  # noqa: E402, F401
+from test_pad_trainer import OPTIONS, assert_same_run, whole  # noqa: E402, F401
 
 from pad import files  # noqa: E402
 from pad.cli import main  # noqa: E402

@@ -19,7 +19,7 @@ pytest.importorskip("transformers")
 import soundfile  # noqa: E402
 from safetensors import SafetensorError  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
-from test_pad_distill import losses, models, refused, run, speech  # noqa: E402, F401
+from test_pad_distill import command, losses, models, refused, run, speech  # noqa: E402, F401
 from transformers import AutoModel  # noqa: E402
 
 import pad  # noqa: E402
@@ -38,13 +38,6 @@ def parameters(folder: Path) -> list[torch.Tensor]:
 def assert_same_run(one: Path, other: Path):
     assert losses(one) == losses(other)
     assert all(torch.equal(a, b) for a, b in zip(parameters(one / "student"), parameters(other / "student")))
-
-
-def command(models, data, output, *options: str) -> list[str]:  # noqa: F811
-    return [
-        "distill", "--student", models["student"], "--teacher", models["teacher"], "--data", str(data),
-        "--output", str(output), "--batch-size", "2", "--device", "cpu", "--preset", "pad-slocal", *options,
-    ]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

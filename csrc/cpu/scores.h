@@ -8,15 +8,22 @@ namespace pad {
 namespace PAD_INSTRUCTION_SET {
 namespace {
 
-// Scales the scores of tokens as they come. Where a norm overflows the cosine is 0, but the product of such rows,
-// finite as they are, can have overflowed too. `overflows(r)`: whether that is so of row r of the tile.
+// Where the norm of a unit overflows its cosines are 0, but the product of such a row, finite as it is, can have
+// overflowed too. `overflows(r)`: whether that is so of row r of the tile.
+template <class S, class Overflows>
+void clear_overflowing(const ScoreTile<S>& tile, const Overflows& overflows) {
+  for (int64_t r = 0; r < tile.count; ++r)
+    if (overflows(r)) fill_zero(tile.scores + r * tile.columns, tile.columns);
+}
+
+// Scales the scores of tokens as they come, and clears those whose norm overflows, on either side.
 template <class T, class Overflows>
 void scale_scores(const Utterance<T>& utterance, const Tokens<T>& tokens, const ScoreTile<OpMath<T>>& tile,
                   const Overflows& overflows) {
   using S = OpMath<T>;
+  clear_overflowing(tile, overflows);
   for (int64_t r = 0; r < tile.count; ++r) {
     S* row = tile.scores + r * tile.columns;
-    if (overflows(r)) fill_zero(row, tile.columns);
     for (int64_t j = 0; j < tile.columns; j += lanes<S>)
       store(row + j, load(row + j) * load(tokens.inverse.data() + j));
   }
@@ -79,12 +86,12 @@ class VectorScores {
     }
   }
 
-  // Tokens whose norm overflows are zeros; of such units the product can have overflowed too.
+  // The panel has zeros for tokens whose norm overflows.
   void score_rows(const ScoreTile<S>& scored) {
     rows_ = units_.score(scored, panel_.data());
-    for (int64_t r = 0; r < scored.count; ++r)
-      if (norm_overflows(units_.inverse[scored.first + r], rows_[r], utterance_.width))
-        fill_zero(scored.scores + r * scored.columns, scored.columns);
+    clear_overflowing(scored, [&](int64_t r) {
+      return norm_overflows(units_.inverse[scored.first + r], rows_[r], utterance_.width);
+    });
   }
 
   void score_pairs(const ScoreTile<S>& scored) {

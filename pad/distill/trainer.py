@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from pad.distill.manifest import rotate, seal
 from pad.errors import UserError
 from pad.files import follow_umask
 from pad.models import width
+from pad.processes import process_count
 from pad.step.collate import Collator, LengthBucketSampler, SpeechTextDataset
 from pad.step.objective import Objective
 from pad.step.teacher import Teacher
@@ -218,9 +218,9 @@ def _refusing_launch() -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        if int(os.environ.get("WORLD_SIZE") or 1) <= 1:
+        if process_count() <= 1:
             raise
         raise UserError(
-            f"WORLD_SIZE: the environment asks for {os.environ['WORLD_SIZE']} processes: {error}; expected the "
-            "environment of torchrun or accelerate launch, or one without WORLD_SIZE"
+            f"WORLD_SIZE: the environment asks for {process_count()} processes: {error}; expected the environment of "
+            "torchrun or accelerate launch, or one without WORLD_SIZE"
         ) from error

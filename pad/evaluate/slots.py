@@ -7,8 +7,7 @@ from collections.abc import Sequence
 import torch
 from torchmetrics.functional.text import edit_distance
 
-from pad.evaluate.snips import CHARACTERS
-
+CHARACTERS = " 'ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 Slots = list[tuple[str, str]]
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from pad.data import AUDIO_SUFFIXES
 from pad.errors import UserError
 from pad.evaluate.corpora import Example, Splits, read_lines
+from pad.evaluate.slots import slots_of
 from pad.progress import say
 
 SPEAKERS = {
@@ -16,7 +17,6 @@ SPEAKERS = {
     "valid": ("Aditi", "Amy", "Geraint", "Nicole"),
     "test": ("Brian", "Emma", "Raveena", "Russell"),
 }
-CHARACTERS = " 'ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _PUNCTUATION = "?!.,;-–…"
 
 
@@ -50,17 +50,9 @@ def spell_with_tags(words: Sequence[str], labels: Sequence[str]) -> tuple[str, .
     return tuple(tokens)
 
 
-def _unspelt(tokens: Sequence[str]) -> bool:
+def _loses_a_slot(tokens: Sequence[str]) -> bool:
     """Whether there is a slot in whose value no character is one of those that are decoded."""
-    value: list[str] = []
-    for token in tokens:
-        if token.startswith("B-"):
-            value = []
-        elif token.startswith("E-") and not any(character in CHARACTERS[1:] for character in value):
-            return True
-        else:
-            value.append(token)
-    return False
+    return len(slots_of(tokens)) < sum(token.startswith("B-") for token in tokens)
 
 
 def _parse(line: str, where: str) -> tuple[str, list[str], list[str]]:
@@ -122,7 +114,7 @@ def snips(folder: Path) -> tuple[Splits, list[str]]:
         if not found:
             expected = ", ".join(SPEAKERS[split])
             raise UserError(f"{listing}: no sentence of the split {split}; expected the speakers {expected}")
-    lost = [example.where for found in examples.values() for example in found if _unspelt(example.label)]
+    lost = [example.where for found in examples.values() for example in found if _loses_a_slot(example.label)]
     if lost:
         say(f"sf: {len(lost)} sentences, the first of {lost[0]}, have slots whose value has none of the letters A to "
             "Z; they count as sentences without these slots")  # fmt: skip
