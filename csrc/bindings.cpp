@@ -10,13 +10,11 @@
 #include "arguments.h"
 #include "cpu/dispatch.h"
 #include "device.h"
-#include "loss.h"
 #include "loss_bindings.h"
 #include "memory.h"
 #include "pooling.h"
 #include "significance.h"
 #include "spans.h"
-#include "weights.h"
 
 namespace py = pybind11;
 
@@ -184,26 +182,6 @@ void pooled_distance_backward(const py::kwargs& named) {
   run(context, op, pad::pooled_distance_backward, no_workspace, pad::cuda::pooled_distance_backward);
 }
 
-// Returns the bounds of the priors.
-pad::Bounds position_weights(const py::kwargs& named) {
-  Arguments from(named);
-  pad::PriorBounds bounds;
-  pad::PositionWeights op{};
-  op.batch = from.value<int64_t>("batch");
-  op.length = from.value<int64_t>("length");
-  op.mask = from.pointer<uint8_t>("mask");
-  op.prior = from.pointer<void>("prior");
-  op.element = from.element("element");
-  op.normalized = from.value<bool>("normalized");
-  op.masked = from.value<double>("masked");
-  op.weights = from.pointer<void>("weights");
-  op.is_double = from.value<bool>("is_double");
-  op.bounds = &bounds;
-  from.finish();
-  pad::position_weights(op);
-  return pad::bounds_of(bounds);
-}
-
 bool spans_fit(const py::kwargs& named) {
   Arguments from(named);
   pad::SpanBounds spans{};
@@ -213,36 +191,6 @@ bool spans_fit(const py::kwargs& named) {
   const auto frames = from.value<int64_t>("frames");
   from.finish();
   return pad::spans_fit(spans, frames);
-}
-
-void read_loss(Arguments& from, pad::BatchLoss& op) {
-  op.batch = from.value<int64_t>("batch");
-  op.is_double = from.value<bool>("is_double");
-  op.reduction = static_cast<pad::Reduction>(from.value<int>("reduction"));
-  op.loss = from.pointer<void>("loss");
-}
-
-// Both return grad_scale.
-double token_loss(const py::kwargs& named) {
-  Arguments from(named);
-  pad::TokenLoss op{};
-  read_loss(from, op);
-  op.tokens = from.value<int64_t>("tokens");
-  op.similarity = from.pointer<void>("similarity");
-  op.unit = from.pointer<int64_t>("unit");
-  op.weights = from.pointer<void>("weights");
-  from.finish();
-  return pad::token_loss(op);
-}
-
-double pooled_loss(const py::kwargs& named) {
-  Arguments from(named);
-  pad::PooledLoss op{};
-  read_loss(from, op);
-  op.distance = from.pointer<void>("distance");
-  op.totals = from.pointer<void>("totals");
-  from.finish();
-  return pad::pooled_loss(op);
 }
 
 }  // namespace
@@ -255,10 +203,7 @@ PYBIND11_MODULE(_native, module) {
   module.def("select_spans", &select_spans);
   module.def("pooled_distance_forward", &pooled_distance_forward);
   module.def("pooled_distance_backward", &pooled_distance_backward);
-  module.def("position_weights", &position_weights);
   module.def("spans_fit", &spans_fit);
-  module.def("token_loss", &token_loss);
-  module.def("pooled_loss", &pooled_loss);
   pad::define_losses(module);
   py::class_<pad::Memory>(module, "Memory", py::buffer_protocol(),
                           "Bytes for a large result, kept when they are freed.")

@@ -1,5 +1,4 @@
-// Losses on the CPU: from masks, priors and spans to the loss of a batch and back, in one call each way; and the
-// reduction alone.
+// Losses on the CPU: from masks, priors and spans to the loss of a batch and back, in one call each way.
 #pragma once
 #include <cstdint>
 
@@ -33,11 +32,6 @@ struct PooledLoss : BatchLoss {
   const void* distance;  // opmath [batch]
   const void* totals;    // opmath [batch, 2], the sums of the weights of speech and text
 };
-
-// Utterances that are not valid have distance 0. Return grad_scale, what the gradient of the loss is multiplied by for
-// each utterance: for the mean, one over the number of valid ones.
-double token_loss(const TokenLoss& arguments);
-double pooled_loss(const PooledLoss& arguments);
 
 // How spans are chosen where none are given; by the weights of the frames.
 struct LossSpans {
@@ -86,7 +80,9 @@ struct GlobalLossBackward {
   UpstreamGradient upstream;
 };
 
-// Both return grad_scale. Bounds of the priors are written where `frames` and `tokens` say.
+// Utterances that are not valid have distance 0. Both return grad_scale, what the gradient of the loss is multiplied by
+// for each utterance: for the mean, one over the number of valid ones. Bounds of the priors are written where `frames`
+// and `tokens` say.
 double local_loss_forward(const LocalLossForward& arguments);
 double global_loss_forward(const GlobalLossForward& arguments);
 void local_loss_backward(const LocalLossBackward& arguments);

@@ -33,6 +33,9 @@ struct SpanBounds {
 // Whether 0 <= start <= end <= frames holds for all of them; on the CPU.
 bool spans_fit(const SpanBounds& spans, int64_t frames);
 
+// Sorts units by their start, clipped to the frames, then by index; `start` null: the units are frames. On the CPU.
+void sort_by_start(const int32_t* start, int64_t frames, int32_t* units, int64_t count);
+
 // On the GPU; scales is read on the host.
 namespace cuda {
 int64_t select_spans_workspace(const SpanArguments& arguments);

@@ -15,12 +15,18 @@ from pad.files import write_json
 DIGESTS_FILE = "digests.json"
 
 
+def add_tensor(digest, tensor: torch.Tensor) -> None:
+    """Take the dtype, shape and bytes of a tensor on the CPU into a digest."""
+    digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+    digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+
+
 def digest_of_tensors(tensors: dict[str, torch.Tensor]) -> str:
     """A digest of the names, shapes, dtypes and bytes of tensors."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
+        digest.update(f"{name} ".encode())
+        add_tensor(digest, tensor.detach().cpu())
     return digest.hexdigest()
 
 
@@ -35,7 +41,7 @@ def save_digests(output: Path, digests: dict[str, str]) -> None:
 
 
 def check_digests(output: Path, digests: dict[str, str]) -> None:
-    """Raise UserError where a run to be resumed had others; one of an earlier version has none to compare with."""
+    """Raise UserError where a run to be resumed had others."""
     path = output / DIGESTS_FILE
     if not path.is_file():
         return
@@ -46,6 +52,6 @@ def check_digests(output: Path, digests: dict[str, str]) -> None:
     changed = [name for name, digest in digests.items() if before.get(name, digest) != digest]
     if changed:
         raise UserError(
-            f"resume: the run in {output} began with another content of {', '.join(changed)} under the same name; "
+            f"resume: {', '.join(changed)}: the content has changed since the run in {output} began; "
             "expected the same, or a new output folder"
         )

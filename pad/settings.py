@@ -15,8 +15,8 @@ from typing import Any, ClassVar
 from pad.errors import UserError, shown
 from pad.files import holds_output, refusing_output, try_folder, write_text
 
-# In the output folder of every command that can resume; older runs of `pad evaluate` have the second.
-SETTINGS_FILE, _SETTINGS_FILE_BEFORE = "config.yaml", "settings.yaml"
+# In the output folder of every command that can resume.
+SETTINGS_FILE = "config.yaml"
 
 LARGEST = 2**31 - 1  # of sizes and counts
 LARGEST_SEED = 2**32 - 1  # numpy's
@@ -31,8 +31,11 @@ class Settings:
 
     def check(self) -> None:
         """Raise UserError that names a setting whose value makes no sense; a ~ becomes the home it stands for."""
+        declared = typing.get_type_hints(type(self))
         for each in fields(self):
-            value = getattr(self, each.name)
+            value, choices = getattr(self, each.name), _choices(declared[each.name])
+            if choices:
+                self.expect(each.name, value in choices, _one_of(choices))
             if isinstance(value, str):
                 self.expect(each.name, "\0" not in value, "a text without NUL characters")
                 if each.name in self.paths:
@@ -101,8 +104,8 @@ class Command:
 
 def settings_file(folder: Path) -> Path | None:
     """The settings file of a run's output folder, None where it has none."""
-    places = (folder / SETTINGS_FILE, folder / _SETTINGS_FILE_BEFORE)
-    return next((place for place in places if place.is_file()), None)
+    place = folder / SETTINGS_FILE
+    return place if place.is_file() else None
 
 
 def check_output(
@@ -137,12 +140,12 @@ def _check_same(settings: Settings, path: Path, free: Collection[str]) -> None:
     before = read_settings(type(settings), path)
     defaults = {field.name: field.default for field in fields(settings)}
     differences = [
-        f"{name}: {shown(old)} there, got {shown(new)}"
+        f"{name} was {shown(old)}, now {shown(new)}"
         for name, new in asdict(settings).items()
         if name not in free and (old := before.get(name, defaults[name])) != new
     ]
     if differences:
-        raise UserError(f"resume: expected the settings of the run in {path.parent}; {'; '.join(differences)}")
+        raise UserError(f"resume: the settings differ from those of the run in {path.parent}: {'; '.join(differences)}")
 
 
 def read_settings(kind: type[Settings], path: str | Path) -> dict:
@@ -183,7 +186,7 @@ def _load_yaml(text: str):
             names = [each.value for each, _ in node.value]
             twice = next((name for place, name in enumerate(names) if name in names[:place]), None)
             if twice is not None:
-                raise yaml.MarkedYAMLError(None, None, f"{shown(twice)} stands there twice", node.start_mark)
+                raise yaml.MarkedYAMLError(None, None, f"{shown(twice)} appears twice", node.start_mark)
             return super().construct_mapping(node, deep)
 
     return yaml.load(text, Loader)
@@ -192,6 +195,19 @@ def _load_yaml(text: str):
 def required(kind: type[Settings]) -> list[str]:
     """Names of the settings without a default."""
     return [field.name for field in fields(kind) if field.default is MISSING and field.default_factory is MISSING]
+
+
+def _choices(hint) -> tuple:
+    """The values of a Literal, or of one that may also be None; else none."""
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
+        found = [_choices(choice) for choice in typing.get_args(hint)]
+        return (*next((choices for choices in found if choices), ()), None) if any(found) else ()
+    return typing.get_args(hint) if typing.get_origin(hint) is typing.Literal else ()
+
+
+def _one_of(choices: Iterable) -> str:
+    *others, last = [str(choice) for choice in choices if choice is not None]
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 def _of_type(value, hint, where: str):
@@ -203,7 +219,7 @@ def _of_type(value, hint, where: str):
         return _of_type(value, next(choice for choice in choices if choice is not type(None)), where)
     if origin is typing.Literal:
         if value not in choices:
-            raise UserError(f"{where}: expected {' or '.join(map(str, choices))}, got {shown(value)}")
+            raise UserError(f"{where}: expected {_one_of(choices)}, got {shown(value)}")
         return value
     if origin in (list, tuple):
         if not isinstance(value, list):

@@ -15,13 +15,8 @@ from torch import Tensor
 
 from pad_kernels import torch_internals
 from pad_kernels.inputs import (
-    ANCHORS,
     FLOATING,
     INTEGER,
-    AlignmentInputs,
-    Pooled,
-    PoolingInputs,
-    Saved,
     SpanInputs,
     SpanSelection,
     Temperature,
@@ -327,78 +322,18 @@ def span_inputs(
 # have it read and write beyond its memory.
 
 
-def _op_sides(speech: Tensor, text: Tensor) -> None:
+def op_sides(speech: Tensor, text: Tensor) -> None:
+    """The embeddings of an op, which promotes nothing."""
     _sides(speech, text)
     if text.dtype != speech.dtype:
         wrong("text", text, f"the dtype of speech, {speech.dtype}")
 
 
-def _floating(name: str, value: Tensor, shape: Shape, device: torch.device) -> None:
+def floating(name: str, value: Tensor, shape: Shape, device: torch.device) -> None:
+    """A floating-point tensor of this shape, on this device."""
     tensor(name, value, FLOATING, shape, device, "a floating-point tensor")
 
 
 def exactly(name: str, value: Tensor, dtype: torch.dtype, shape: Shape, device: torch.device) -> None:
     """A tensor of this dtype and shape, on this device."""
     tensor(name, value, (dtype,), shape, device, f"a {str(dtype)[6:]} tensor")
-
-
-def alignment_op(inputs: AlignmentInputs) -> None:
-    """The inputs of alignment_forward. Spans that reach beyond the frames are clipped by every backend."""
-    speech, text, frame_prior, token_mask, start, end, _ = inputs
-    _op_sides(speech, text)
-    device = speech.device
-    _floating("frame_prior", frame_prior, speech.shape[:2], device)
-    exactly("token_mask", token_mask, torch.bool, text.shape[:2], device)
-    if start is not None or end is not None:
-        spans((start, end), speech.shape[0], device)
-    temperature(inputs.temperature)
-
-
-def alignment_backward_op(grad_similarity: Tensor, inputs: AlignmentInputs, saved: Saved) -> None:
-    """The inputs of alignment_backward: as in the forward, and what it gave."""
-    alignment_op(inputs)
-    speech, text, start = inputs.speech, inputs.text, inputs.start
-    shape, device, dtype = text.shape[:2], speech.device, opmath_dtype(speech.dtype)
-    _floating("grad_similarity", grad_similarity, shape, device)
-    exactly("similarity", saved.similarity, dtype, shape, device)
-    exactly("unit", saved.unit, torch.int64, shape, device)
-    exactly("log_normalizer", saved.log_normalizer, dtype, shape, device)
-    units = speech.shape[1] if start is None else start.shape[1]
-    if saved.unit.numel() and values_can_be_read(saved.unit):
-        lowest, highest = (int(bound) for bound in torch.aminmax(saved.unit))
-        if lowest < -1 or highest >= units:
-            raise ValueError(f"unit: got values from {lowest} to {highest}, expected -1 to {units - 1}")
-
-
-def pooling_op(inputs: PoolingInputs) -> None:
-    """The inputs of pooled_distance_forward."""
-    speech, text, frame_weights, token_weights = inputs
-    _op_sides(speech, text)
-    _floating("frame_weights", frame_weights, speech.shape[:2], speech.device)
-    _floating("token_weights", token_weights, text.shape[:2], speech.device)
-
-
-def pooling_backward_op(grad: Tensor, inputs: PoolingInputs, saved: Pooled) -> None:
-    """The inputs of pooled_distance_backward: as in the forward, and what it gave."""
-    pooling_op(inputs)
-    batch, _, width = inputs.speech.shape
-    dtype, device = opmath_dtype(inputs.speech.dtype), inputs.speech.device
-    _floating("grad", grad, (batch,), device)
-    exactly("difference", saved.difference, dtype, (batch, width), device)
-    exactly("totals", saved.totals, dtype, (batch, 2), device)
-
-
-def select_spans_op(inputs: SpanInputs) -> None:
-    """The inputs of select_spans. Counts beyond `max_anchors` are cut to it by every backend."""
-    prior, device = inputs.frame_prior, inputs.frame_prior.device
-    if not is_strided(prior) or prior.dim() != 2 or prior.dtype not in FLOATING:
-        wrong("frame_prior", prior, "a floating-point tensor of shape [batch, frames]")
-    batch = (prior.shape[0],)
-    exactly("frame_mask", inputs.frame_mask, torch.bool, prior.shape, device)
-    exactly("num_tokens", inputs.num_tokens, torch.int64, batch, device)
-    exactly("num_anchors", inputs.num_anchors, torch.int64, batch, device)
-    count("max_anchors", inputs.max_anchors)
-    scales(inputs.scales)
-    if inputs.xi is not None:
-        exactly("xi", inputs.xi, widest_dtype(device), batch, device)
-    choice("anchors", inputs.anchors, ANCHORS)

@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
-from pad_kernels import backends, self_test
-from pad_kernels.backends import library
-from pad_kernels.inputs import LEVELS
-from pad_kernels.ops.registration import OPS
+from pad_kernels import backends
+from pad_kernels.backends import library, self_test
+from pad_kernels.inputs import OP_OF_LEVEL
+from pad_kernels.registration import OPS
 
 
 def _version(package: str) -> str:
@@ -117,9 +117,7 @@ def support_table() -> str:
 def check() -> list[str]:
     """Runs a tiny case of each op and loss on every backend and device, in float32, bfloat16 and float16; what went
     wrong, or could not be run."""
-    cases = [(op, None) for op in OPS] + [
-        ("pooled_distance_forward" if level == "global" else "alignment_forward", level) for level in LEVELS
-    ]
+    cases = [(op, None) for op in OPS] + [(op, level) for level, op in OP_OF_LEVEL.items()]
     failures = []
     for device in _devices(every=True):
         for backend in backends.FASTEST_FIRST.values():

@@ -12,7 +12,9 @@ from torch import Tensor
 
 FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 INTEGER = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
-LEVELS = ("global", "token", "span")
+# The levels of the loss, and the op that is most of each.
+OP_OF_LEVEL = {"global": "pooled_distance_forward", "token": "alignment_forward", "span": "alignment_forward"}
+LEVELS = tuple(OP_OF_LEVEL)
 # In the order of the enumerations in csrc/spans.h and csrc/loss.h.
 ANCHORS = ("topk", "peaks", "stride")
 REDUCTIONS = ("none", "sum", "mean")
@@ -48,6 +50,11 @@ class AlignmentInputs(NamedTuple):
     start: Tensor | None  # [B, U] int32; None: the units are the frames
     end: Tensor | None
     temperature: Temperature  # 0: hard; a tensor reaches the registered ops alone
+
+    @property
+    def units(self) -> int:
+        """U, or M where the units are the frames."""
+        return self.speech.shape[1] if self.start is None else self.start.shape[1]
 
 
 class Saved(NamedTuple):

@@ -13,6 +13,7 @@ from pad_kernels.inputs import (
     ANCHORS,
     INTEGER,
     LEVELS,
+    OP_OF_LEVEL,
     REDUCTIONS,
     LossOptions,
     LossRequest,
@@ -93,8 +94,7 @@ def pad_loss(
     counts = num_anchors if isinstance(num_anchors, Tensor) else None
     others = (speech_mask, text_mask, speech_prior, text_prior, start, end, counts)
     if torch_internals.can_bypass_dispatcher(speech, text, *others):
-        op = "pooled_distance_forward" if level == "global" else "alignment_forward"
-        run = backends.select_backend(op, backend or "", device, speech.dtype, speech.shape[2], level)
+        run = backends.select_backend(OP_OF_LEVEL[level], backend or "", device, speech.dtype, speech.shape[2], level)
     if start is not None and end is not None:
         spans = checks.spans_inside(start, end, shape[1], run.spans_fit(start, end, shape[1]))
     differentiable = torch.is_grad_enabled() and (speech.requires_grad or text.requires_grad)

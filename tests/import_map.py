@@ -1,6 +1,6 @@
-"""Which rooms of `pad` import which: `python tests/import_map.py [FOLDER of the package]`.
+"""Which rooms of a package import which: `python tests/import_map.py [FOLDER of the package]`.
 
-A room is a folder of the package, or a file that lies in none. Aliases of former names are left out.
+A room is a folder of the package, or a file that lies in none.
 """
 
 import ast
@@ -9,11 +9,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "pad"
-ALIASES = {"pad.significance", "pad.objective", "pad.teacher"}
 # From the bottom up: a room imports only rooms above it in this list.
-ROOMS = ("errors", "versions", "processes", "progress", "files", "digests", "settings", "tokenization",
-         "loading_checks", "models", "students", "data", "priors", "step", "align", "distill", "evaluate", "demo",
-         "cli")  # fmt: skip
+ROOMS = {
+    "pad": ("errors", "versions", "processes", "progress", "files", "digests", "settings", "tokenization",
+            "loading_checks", "models", "students", "data", "priors", "step", "align", "distill", "evaluate", "demo",
+            "cli"),
+    "pad_kernels": ("inputs", "torch_internals", "installation", "checks", "weights", "registration", "backends",
+                    "ops", "autograd", "loss", "info"),
+}  # fmt: skip
 
 
 def modules(package: Path) -> dict[str, Path]:
@@ -29,7 +32,7 @@ def imports(package: Path) -> Iterator[tuple[str, str]]:
     """(module, what it imports of its own package), imports within functions included."""
     known, name = modules(package), package.name
     for module, path in known.items():
-        if path == package / "__init__.py" or module in ALIASES and (path.read_text().count("DeprecationWarning")):
+        if path == package / "__init__.py":
             continue
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import):
@@ -47,21 +50,23 @@ def between_rooms(package: Path) -> set[tuple[str, str]]:
     return {(room, other) for room, other in pairs if room != other}
 
 
-def upwards(pairs: set[tuple[str, str]]) -> list[str]:
-    """The imports that run back up, or of a room that has no place in the order."""
+def upwards(pairs: set[tuple[str, str]], package: str) -> list[str]:
+    """The imports of a package that run back up, or of a room that has no place in the order."""
+    rooms = ROOMS[package]
     return sorted(
         f"{room} imports {other}"
         for room, other in pairs
-        if not {room, other} <= {*ROOMS} or ROOMS.index(other) > ROOMS.index(room)
+        if not {room, other} <= {*rooms} or rooms.index(other) > rooms.index(room)
     )
 
 
 def main() -> None:
     """Print each room with those it imports, their number, and what runs back up."""
-    pairs = between_rooms(Path(sys.argv[1]) if len(sys.argv) > 1 else PACKAGE)
+    package = Path(sys.argv[1]).resolve() if len(sys.argv) > 1 else PACKAGE
+    pairs = between_rooms(package)
     for room in sorted({room for room, _ in pairs}):
         print(f"{room:14}", *sorted(other for this, other in pairs if this == room))
-    print(f"{len(pairs)} imports between rooms; back up: {', '.join(upwards(pairs)) or 'none'}")
+    print(f"{len(pairs)} imports between rooms; back up: {', '.join(upwards(pairs, package.name)) or 'none'}")
 
 
 if __name__ == "__main__":

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 import pad_kernels
-from pad_kernels import backends, pad_loss, self_test
-from pad_kernels.backends import native
+from pad_kernels import backends, pad_loss
+from pad_kernels.backends import native, self_test
 from pad_kernels.backends.reference import ReferenceBackend
 from pad_kernels.backends.triton import TritonBackend
 from pad_kernels.inputs import LEVELS
-from pad_kernels.ops.registration import OPS
+from pad_kernels.registration import OPS
 
 SPEECH, TEXT = torch.randn(2, 9, 8), torch.randn(2, 3, 8)
 
@@ -76,7 +76,7 @@ def test_triton_does_not_run_on_the_cpu():
 
 def test_environment_falls_back_for_ops_that_a_backend_lacks(monkeypatch):
     """As native has no `significance` on a GPU."""
-    monkeypatch.setattr("pad_kernels.self_test.failure", lambda *arguments: None)
+    monkeypatch.setattr("pad_kernels.backends.self_test.failure", lambda *arguments: None)
     monkeypatch.setattr("pad_kernels.backends.native._gpu_unsupported_reason", lambda index: None)
     monkeypatch.setattr(TritonBackend, "unsupported_reason", lambda *arguments: "not here")
     backends.forget_candidates()
@@ -173,7 +173,8 @@ def test_a_default_device_changes_nothing():
     """Not even one that has no memory."""
     code = """
         import torch
-        from pad_kernels import pad_loss, select_spans, significance, self_test
+        from pad_kernels import pad_loss, select_spans, significance
+        from pad_kernels.backends import self_test
         from pad_kernels.backends.native import BACKEND
 
         cpu = torch.device("cpu")

@@ -153,7 +153,7 @@ def dataset_of(folder, policy="skip"):
 def test_samples_that_cannot_be_read_are_dropped_from_batches(spoken, workers):
     student, _, tokenizer = models(spoken, "layer")
     dataset, report = dataset_of(spoken)
-    collator = Collator(student_of(student, default_feature_extractor(student.config)).front_end, tokenizer)
+    collator = Collator(student_of(student, default_feature_extractor(student.config), {}).front_end, tokenizer)
     loader = DataLoader(dataset, batch_size=3, collate_fn=collator, num_workers=workers)
     for _ in range(2):
         assert [len(batch["text_ids"]) for batch in loader] == [3, 1]
@@ -183,7 +183,7 @@ def test_no_audio_at_all_that_can_be_read(spoken, workers):
 @pytest.mark.parametrize("preset", ["pad-slocal", "pad-tlocal-soft", "pad-glob"])
 def test_batch_of_nothing_moves_nothing(tmp_path, preset, norm):
     student, text_encoder, tokenizer = models(tmp_path, norm)
-    collator = Collator(student_of(student, default_feature_extractor(student.config)).front_end, tokenizer)
+    collator = Collator(student_of(student, default_feature_extractor(student.config), {}).front_end, tokenizer)
     batch = collator([None, None])
     assert batch["frame_mask"].tolist() == [[True]]
     loss, _ = batch_loss(student, batch, Teacher(text_encoder, tokenizer, True), objective(preset))

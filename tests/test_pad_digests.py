@@ -49,10 +49,10 @@ def test_distillation(changed, tmp_path):
     shutil.rmtree(tmp_path / "run" / "student")
     change_weights(tmp_path / changed)
     before = of_files(tmp_path / "run")
-    with pytest.raises(UserError, match=f"^resume: the run .* began with another content of {changed} under"):
+    with pytest.raises(UserError, match=f"^resume: {changed}: the content has changed since the run in"):
         distill(DistillConfig(**options, resume=True))
     assert of_files(tmp_path / "run") == before
-    digests.unlink()  # as a run of an earlier version
+    digests.unlink()  # as a run that was stopped before it wrote them
     distill(DistillConfig(**options, resume=True))
 
 
@@ -72,6 +72,6 @@ def test_evaluation(changed, models, corpora, tmp_path):  # noqa: F811
         lines = table.read_text().splitlines()
         table.write_text("\n".join([lines[0], *reversed(lines[1:])]) + "\n")
     before = of_files(tmp_path / "run")
-    with pytest.raises(UserError, match=f"^resume: the run .* began with another content of {changed} under"):
+    with pytest.raises(UserError, match=f"^resume: {changed}: the content has changed since the run in"):
         evaluate(config_of(of_role, tmp_path / "run", **options, resume=True))
     assert of_files(tmp_path / "run") == before

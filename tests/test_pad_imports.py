@@ -1,6 +1,5 @@
-"""The rooms of `pad` import one way; former names still work; without its extra a command says what to install."""
+"""The rooms of each package import one way; without its extra a command says what to install."""
 
-import importlib
 import subprocess
 import sys
 
@@ -8,32 +7,16 @@ import import_map
 import pytest
 
 
-def test_no_import_runs_back_up():
-    pairs = import_map.between_rooms(import_map.PACKAGE)
-    assert ("distill", "step") in pairs
-    assert import_map.upwards(pairs) == []
+@pytest.mark.parametrize("package, known", [("pad", ("distill", "step")), ("pad_kernels", ("ops", "backends"))])
+def test_no_import_runs_back_up(package, known):
+    pairs = import_map.between_rooms(import_map.PACKAGE.parent / package)
+    assert known in pairs
+    assert import_map.upwards(pairs, package) == []
 
 
 def test_an_import_that_runs_up_is_found():
-    assert import_map.upwards({("step", "distill"), ("distill", "step")}) == ["step imports distill"]
-    assert import_map.upwards({("new", "step")}) == ["new imports step"]
-
-
-@pytest.mark.parametrize(
-    "former, name, now",
-    [
-        ("pad.significance", "record_significance", "pad.priors.recorder"),
-        ("pad.objective", "PRESETS", "pad.step.objective"),
-        ("pad.teacher", "Teacher", "pad.step.teacher"),
-    ],
-)
-def test_former_names(former, name, now, monkeypatch):
-    pytest.importorskip("transformers")
-    expected = getattr(importlib.import_module(now), name)
-    monkeypatch.delitem(sys.modules, former, raising=False)
-    with pytest.warns(DeprecationWarning, match=f"{former} has moved"):
-        module = importlib.import_module(former)
-    assert getattr(module, name) is expected
+    assert import_map.upwards({("step", "distill"), ("distill", "step")}, "pad") == ["step imports distill"]
+    assert import_map.upwards({("new", "step")}, "pad") == ["new imports step"]
 
 
 def test_the_recorder_is_a_public_name():

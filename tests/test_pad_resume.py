@@ -122,7 +122,7 @@ def test_a_folder_that_another_run_has_used_meanwhile(models, speech, whole, tmp
     assert_same_run(output, whole)
     shutil.rmtree(output)
     assert main([*arguments, "--seed", "1", "--resume"]) == 2
-    assert "seed: 0 there, got 1" in capsys.readouterr().err
+    assert "seed was 0, now 1" in capsys.readouterr().err
     shutil.rmtree(output)
     assert main([*arguments, "--resume"]) == 0  # a job that was queued again before its first run had ended
     assert "was finished at step 6" in capsys.readouterr().out

@@ -338,3 +338,22 @@ def test_weights_that_are_not_there(tmp_path):
     model.save_pretrained(tmp_path, state_dict=state)
     with pytest.raises(UserError, match="lacks 2 weights of Whisper.*: model.encoder.layers.1.fc1.bias, "):
         load_student(str(tmp_path))
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "wav2vec2"])
+def test_a_student_keeps_the_other_files_of_its_checkpoint(kind, tmp_path):
+    if kind == "wav2vec2":
+        sizes = {name: CONFIGS["wav2vec2-bert"][name] for name in ("hidden_size", "num_hidden_layers")}
+        model = AutoModel.from_config(Wav2Vec2Config(**sizes, num_attention_heads=4, conv_dim=(8,) * 7))
+        extractor = waveforms.default_feature_extractor(model.config)
+    else:
+        model = new_model(kind)
+        extractor = new_extractor(kind, model)
+    model.save_pretrained(tmp_path / "before")
+    extractor.save_pretrained(tmp_path / "before")
+    kept = {"LICENSE": "of these weights", "vocab.json": '{"a": 0}', "merges.txt": "#version: 0.2\n"}
+    for name, content in {**kept, "notes.txt": "not of the checkpoint"}.items():
+        (tmp_path / "before" / name).write_text(content)
+    saved = load_student(str(tmp_path / "before")).save(tmp_path / "after")
+    assert {name: (saved / name).read_text() for name in kept} == kept
+    assert not (saved / "notes.txt").exists()

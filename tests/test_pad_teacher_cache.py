@@ -1,4 +1,4 @@
-"""The teacher's cache: what entries depend on, damage, files of earlier versions, several processes at once."""
+"""The teacher's cache: what entries depend on, damage, several processes at once."""
 
 import hashlib
 import json
@@ -15,13 +15,13 @@ import torch
 
 pytest.importorskip("transformers")
 
-from safetensors.torch import load_file, save, save_file  # noqa: E402
+from safetensors.torch import load_file, save_file  # noqa: E402
 from test_pad_loading import change_weights, save_teacher  # noqa: E402
 from torch import multiprocessing  # noqa: E402
 
 from pad.errors import UserError  # noqa: E402
 from pad.models import load_teacher  # noqa: E402
-from pad.step import teacher_cache, teacher_shards  # noqa: E402
+from pad.step import teacher_shards  # noqa: E402
 from pad.step.teacher import Teacher  # noqa: E402
 from pad.step.teacher_shards import Shards  # noqa: E402
 from pad.tokenization import tokenize  # noqa: E402
@@ -190,45 +190,6 @@ def test_shards_of_another_teacher_are_of_no_use(folders, tmp_path, no_warnings)
     (path,), (other,) = cache.rglob("*.safetensors"), (tmp_path / "elsewhere").rglob("*.safetensors")
     shutil.copy(other, path)
     assert [run(folder, cache), run(folder, cache)] == [2, 0]
-
-
-def as_before(cache: Path, monkeypatch, folder: Path) -> list[Path]:
-    """The two entries in files of their own, as earlier versions wrote them."""
-
-    class Earlier(teacher_cache._Folder):
-        def put(self, key, embeddings, prior):
-            name = hashlib.sha256(f"{self.teacher} {key}".encode()).hexdigest()
-            entry = {"embeddings": embeddings.contiguous(), "prior": prior.contiguous()}
-            path = self.folder / name[:2] / f"{name[2:]}.safetensors"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(save(entry, {"key": name, "content": teacher_cache.digest_of_tensors(entry)}))
-
-    with monkeypatch.context() as patch:
-        patch.setattr(teacher_cache, "_Folder", Earlier)
-        assert run(folder, cache) == 2
-    return sorted(cache.rglob("*.safetensors"))
-
-
-def test_files_of_earlier_versions_are_read_and_stay(tmp_path, monkeypatch, no_warnings):
-    folder, cache = save_teacher(tmp_path / "teacher"), tmp_path / "cache"
-    paths = as_before(cache, monkeypatch, folder)
-    before = [path.read_bytes() for path in paths]
-    assert run(folder, cache) == 0
-    assert sorted(cache.rglob("*.safetensors")) == paths and [path.read_bytes() for path in paths] == before
-
-
-@pytest.mark.parametrize("damage", ["a byte", "half", "empty", "another entry"])
-def test_damaged_files_of_earlier_versions(tmp_path, monkeypatch, damage):
-    folder, cache = save_teacher(tmp_path / "teacher"), tmp_path / "cache"
-    path, other = as_before(cache, monkeypatch, folder)
-    content = path.read_bytes()
-    flipped = content[:-5] + bytes([content[-5] ^ 1]) + content[-4:]
-    path.write_bytes({"a byte": flipped, "half": content[: len(content) // 2], "empty": b"",
-                      "another entry": other.read_bytes()}[damage])  # fmt: skip
-    content = path.read_bytes()
-    with pytest.warns(UserWarning, match=f"teacher_cache: {path} is damaged"):
-        assert run(folder, cache) == 1
-    assert run(folder, cache) == 0 and path.read_bytes() == content
 
 
 def named(number: int, prior: bool = True, width: int = 24):

@@ -98,7 +98,7 @@ def test_a_run_of_other_settings_is_not_resumed(models, speech, whole, capsys): 
     other = ["--preset", "tlocal", "--batch-size", "3", "--max-steps", "9"]
     assert main([*command(models, speech, whole, *OPTIONS), *other, "--resume"]) == 2
     message = capsys.readouterr().err
-    for part in ("preset: 'pad-slocal' there, got 'tlocal'", "batch_size: 2 there, got 3", "max_steps: 6 there, got 9"):
+    for part in ("preset was 'pad-slocal', now 'tlocal'", "batch_size was 2, now 3", "max_steps was 6, now 9"):
         assert part in message
     assert files == {path: path.stat().st_mtime_ns for path in whole.rglob("*")}
 
@@ -257,7 +257,7 @@ def test_settings_from_yaml_and_over_it(models, speech, tmp_path):  # noqa: F811
         ("batchsize: 3", "unknown setting 'batchsize'; did you mean 'batch_size'?"),
         ("batch_size: three", "batch_size: expected int, got 'three'"),
         ("resume: 1", "resume: expected bool, got 1"),
-        ("precision: int8", "precision: expected float32 or bfloat16 or float16, got 'int8'"),
+        ("precision: int8", "precision: expected float32, bfloat16 or float16, got 'int8'"),
         ("- a list", "expected lines of the form 'name: value', got list"),
         ("a: [", "cannot read"),
     ],

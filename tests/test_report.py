@@ -65,7 +65,7 @@ def cpu_results(tmp_path):
 
 def test_the_summary_says_that_no_gpu_was_used(cpu_results):
     table = _summary(cpu_results)
-    assert front_page.NOT_RUN in table and len(table.splitlines()) == 2 + 2 + 9
+    assert front_page.NOT_RUN in table and len(table.splitlines()) == 2 + 2 + 8
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ def _write(folder, content, name="align_cuda.json"):
 def test_the_summary_has_what_a_gpu_gave(cpu_results, gpu_results):
     _write(cpu_results, gpu_results)
     table = _summary(cpu_results)
-    assert front_page.NOT_RUN not in table and len(table.splitlines()) == 2 + 2 + 9
+    assert front_page.NOT_RUN not in table and len(table.splitlines()) == 2 + 2 + 8
     assert "backward: 4.5x over eager PyTorch in GPU time, 2.0x over eager PyTorch in wall time | a card |" in table
     assert "Run on a card" in report.fill("<!-- gpu-status -->\n<!-- /gpu-status -->", cpu_results)
 

@@ -1,4 +1,4 @@
-"""What surrounds the ops: weights of positions, the check of spans, the loss of a batch; compiled and in PyTorch."""
+"""What surrounds the ops in a loss, compiled and in PyTorch: weights, the check of spans, the reduction."""
 
 import pytest
 import torch
@@ -6,9 +6,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from inputs import KINDS, make_mask, relative_error
 
-from pad_kernels import checks
+from pad_kernels import checks, pad_loss
 from pad_kernels.backends import FASTEST_FIRST
-from pad_kernels.inputs import Pooled, Positions, Saved
+from pad_kernels.inputs import LEVELS, LossOptions, LossRequest, Positions, SpanSelection
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
@@ -21,14 +21,21 @@ def compiled(native):
 REFERENCE = FASTEST_FIRST["reference"]
 
 
-def both(compiled, *arguments, **options):
-    """The weights in PyTorch and compiled, or the errors of both."""
+def both(compiled, values, mask, prior, *, of_text=False, level="token"):
+    """The weights that a loss gives to the positions of a side, in PyTorch and compiled, or the errors of both."""
+    names = ("text_prior", "speech_prior") if of_text else ("speech_prior", "text_prior")
+    given, other = Positions(names[0], values, mask, prior), Positions(names[1], values[:, :1], None, None)
+    spans = (torch.zeros(values.shape[0], 1, dtype=torch.int32),) * 2 if level == "span" else None
+    sides = (other, given) if of_text else (given, other)
 
     def outcome(backend):
+        options = LossOptions(level, 0.1, "mean", SpanSelection(None, [1.0], "topk"))
         try:
-            return backend.position_weights(Positions("prior", *arguments), **options)
+            _, record = backend.loss_forward(LossRequest(*sides, spans, options))
         except ValueError as error:
             return str(error)
+        frame_weights, token_weights, *_ = backend.unpack(record).tensors
+        return token_weights if of_text else frame_weights
 
     return outcome(REFERENCE), outcome(compiled)
 
@@ -37,12 +44,10 @@ def both(compiled, *arguments, **options):
           suppress_health_check=[HealthCheck.function_scoped_fixture])  # fmt: skip
 @given(
     batch=st.integers(0, 4), length=st.integers(0, 70), kind=st.sampled_from(KINDS), seed=st.integers(0, 9),
-    dtype=st.sampled_from(DTYPES), prior=st.sampled_from([None, *DTYPES]), masked=st.sampled_from([0.0, -1.0]),
-    normalized=st.booleans(), strided=st.booleans(), zeros=st.booleans(),
+    dtype=st.sampled_from(DTYPES), prior=st.sampled_from([None, *DTYPES]), level=st.sampled_from(LEVELS),
+    of_text=st.booleans(), strided=st.booleans(), zeros=st.booleans(),
 )  # fmt: skip
-def test_compiled_against_pytorch(
-    compiled, batch, length, kind, seed, dtype, prior, masked, normalized, strided, zeros
-):
+def test_compiled_against_pytorch(compiled, batch, length, kind, seed, dtype, prior, level, of_text, strided, zeros):
     generator = torch.Generator().manual_seed(seed)
     real = make_mask(kind, batch, length, generator) if batch and length else torch.ones(batch, length).bool()
     given = None
@@ -50,11 +55,13 @@ def test_compiled_against_pytorch(
         given = torch.rand(length if strided else batch, batch if strided else length, generator=generator)
         given = (given.T if strided else given).to(prior)
         given = (given * (0 if zeros else 1)).masked_fill(~real, torch.nan)
-    values = torch.empty(batch, length, 3, dtype=dtype)
-    options = {"normalized": normalized, "masked": masked}
-    expected, found = both(compiled, values, None if kind == "full" else real, given, **options)
+    values, mask = torch.ones(batch, length, 3, dtype=dtype), None if kind == "full" else real
+    expected, found = both(compiled, values, mask, given, of_text=of_text, level=level)
+    masked = -1 if level == "span" and not of_text else 0
     assert found.dtype == expected.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     assert found.shape == expected.shape == (batch, length)
+    if of_text and not zeros:
+        assert torch.allclose(found.double().sum(1), real.any(1).double(), rtol=0, atol=1e-6)
     assert (found[~real] == masked).all() and torch.equal(found[~real], expected[~real])
     assert relative_error(found[real], expected[real]) <= (1e-15 if dtype == torch.float64 else 3e-7)
 
@@ -72,7 +79,7 @@ def test_bad_values(compiled, bad, dtype, place):
         given[place[0]] = 0
     given[place] = bad
     expected, found = both(compiled, values, None, given)
-    assert isinstance(found, str) and found == expected and found.startswith("prior: got ")
+    assert isinstance(found, str) and found == expected and found.startswith("speech_prior: got ")
     real = torch.ones(3, 37, dtype=torch.bool)
     real[place] = False
     expected, found = both(compiled, values, real, given)
@@ -98,36 +105,40 @@ def test_spans(compiled):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+@pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("empty", [(), (1,), (0, 1, 2)])
-def test_the_loss_of_a_batch(compiled, empty, reduction, dtype):
-    similarity, weights = torch.rand(3, 7, dtype=dtype), torch.rand(3, 7, dtype=dtype)
-    unit = torch.randint(-1, 5, (3, 7)).index_fill(0, torch.tensor([0, 2]), 3)
-    unit[1, :] = torch.tensor([-1, -1, 4, -1, -1, -1, -1])
-    distance, totals = torch.rand(3, dtype=dtype), torch.rand(3, 2, dtype=dtype) + 0.1
+def test_the_reduction_over_a_batch(compiled, level, empty, reduction, dtype):
+    generator = torch.Generator().manual_seed(0)
+    speech, text = (torch.randn(3, length, 8, generator=generator, dtype=dtype) for length in (9, 7))
+    masks = [torch.ones(3, 9, dtype=torch.bool), torch.ones(3, 7, dtype=torch.bool)]
     for b in empty:
-        unit[b], totals[b, b % 2], distance[b] = -1, 0, torch.nan
-    saved, pooled = Saved(similarity, unit, torch.zeros(3, 7, dtype=dtype)), Pooled(distance, distance[:, None], totals)
-    for name, arguments in (("token_loss", (saved, weights)), ("pooled_loss", (pooled,))):
-        expected, grad_scale = getattr(REFERENCE, name)(*arguments, reduction)
-        found, own_grad_scale = getattr(compiled, name)(*arguments, reduction)
-        assert found.dtype == dtype and found.shape == expected.shape and found.isfinite().all()
-        assert relative_error(found, expected) <= (1e-15 if dtype == torch.float64 else 1e-6)
-        assert float(own_grad_scale) == pytest.approx(float(grad_scale))
+        masks[b % 2][b], (speech, text)[b % 2][b] = False, torch.nan
+
+    def losses(reduction, backend=compiled.name):
+        return pad_loss(speech, text, *masks, level=level, num_anchors=3, reduction=reduction, backend=backend)
+
+    each = losses("none", "reference")
+    assert each.isfinite().all() and (each != 0).tolist() == [b not in empty for b in range(3)]
+    expected = {"none": each, "sum": each.sum(), "mean": each.sum() / max(1, 3 - len(empty))}[reduction]
+    found = losses(reduction)
+    assert found.dtype == dtype and found.shape == expected.shape
+    assert relative_error(found, expected) <= (1e-14 if dtype == torch.float64 else 1e-6)
 
 
-@pytest.mark.parametrize("name", ["token_loss", "pooled_loss"])
-def test_a_nan_reaches_the_loss(compiled, name):
-    similarity = torch.full((2, 3), torch.nan)
-    arguments = (Saved(similarity, torch.zeros(2, 3, dtype=torch.int64), similarity), torch.ones(2, 3))
-    if name == "pooled_loss":
-        arguments = (Pooled(similarity[:, 0].clone(), similarity, torch.ones(2, 2)),)
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("side", [0, 1], ids=["speech", "text"])
+def test_a_nan_reaches_the_loss(compiled, level, side):
+    sides = [torch.rand(2, 4, 8), torch.rand(2, 3, 8)]
+    sides[side][1, 2, 5] = torch.nan
     for backend in (compiled, REFERENCE):
-        assert getattr(backend, name)(*arguments, "mean")[0].isnan()
+        first, second = pad_loss(*sides, level=level, reduction="none", backend=backend.name)
+        assert first.isfinite() and second.isnan()
 
 
-def test_no_utterance(compiled):
-    nothing = torch.zeros(0, 4)
+@pytest.mark.parametrize("level", LEVELS)
+def test_no_utterance(compiled, level):
     for backend in (compiled, REFERENCE):
         for reduction, shape in (("mean", ()), ("sum", ()), ("none", (0,))):
-            loss, _ = backend.token_loss(Saved(nothing, nothing.long(), nothing), nothing, reduction)
+            sides = torch.zeros(0, 5, 8), torch.zeros(0, 4, 8)
+            loss = pad_loss(*sides, level=level, reduction=reduction, backend=backend.name)
             assert loss.shape == shape and not loss.any()

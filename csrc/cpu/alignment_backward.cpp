@@ -7,6 +7,7 @@
 #include "cpu/gradients.h"
 #include "cpu/parts.h"
 #include "cpu/speech_gradient.h"
+#include "spans.h"
 
 namespace pad {
 namespace PAD_INSTRUCTION_SET {
@@ -97,7 +98,7 @@ struct Part {
     for (int64_t c = 0; c < count; ++c)
       if (utterance.unit_start(units[c]) < frames.end && utterance.unit_end(units[c]) > frames.begin)
         units[kept++] = units[c];
-    sort_by_start(utterance, units, kept);
+    sort_by_start(utterance.start, utterance.frames, units, kept);
     return kept;
   }
 
@@ -274,7 +275,7 @@ void soft_backward(const AlignmentBackward& arguments) {
   using S = OpMath<T>;
   const int64_t parts = parts_of_utterance(arguments);
   const int64_t columns = Tokens<T>::padded_tokens(arguments.tokens);
-  const int64_t row_stride = odd_stride<S>(arguments.width), slot = columns * (row_stride + 1);
+  const int64_t row_stride = Utterance<T>::row_stride_of(arguments.width), slot = columns * (row_stride + 1);
   // Where an utterance is one task, its sums live as long as the task.
   const bool together = parts == 1;
   const Buffer<S> shared(arguments.grad_text && !together ? arguments.batch * parts * slot : 0);

@@ -25,7 +25,7 @@ double reduce(const BatchLoss& a, const Distance& distance, const Valid& valid) 
 }
 
 template <class S>
-double token_loss_in(const TokenLoss& a) {
+double token_loss(const TokenLoss& a) {
   const S* similarity = static_cast<const S*>(a.similarity);
   const S* weights = static_cast<const S*>(a.weights);
   const auto distance = [&](int64_t b) {
@@ -41,24 +41,12 @@ double token_loss_in(const TokenLoss& a) {
 }
 
 template <class S>
-double pooled_loss_in(const PooledLoss& a) {
+double pooled_loss(const PooledLoss& a) {
   const S* totals = static_cast<const S*>(a.totals);
   return reduce<S>(
       a, [&](int64_t b) { return static_cast<double>(static_cast<const S*>(a.distance)[b]); },
       [&](int64_t b) { return totals[2 * b] > 0 && totals[2 * b + 1] > 0; });
 }
-
-}  // namespace
-
-double token_loss(const TokenLoss& arguments) {
-  return arguments.is_double ? token_loss_in<double>(arguments) : token_loss_in<float>(arguments);
-}
-
-double pooled_loss(const PooledLoss& arguments) {
-  return arguments.is_double ? pooled_loss_in<double>(arguments) : pooled_loss_in<float>(arguments);
-}
-
-namespace {
 
 // Calls work(S{}) with S the opmath type.
 template <class Work>
@@ -105,14 +93,14 @@ double local_loss_forward(const LocalLossForward& a) {
     for (int64_t i = 0; i < a.tokens.batch * a.tokens.length; ++i) a.token_mask[i] = weights[i] > 0;
   });
   alignment_forward(a.alignment);
-  return token_loss(a.loss);
+  return a.loss.is_double ? token_loss<double>(a.loss) : token_loss<float>(a.loss);
 }
 
 double global_loss_forward(const GlobalLossForward& a) {
   position_weights(a.frames);
   position_weights(a.tokens);
   pooled_distance_forward(a.pooling);
-  return pooled_loss(a.loss);
+  return a.loss.is_double ? pooled_loss<double>(a.loss) : pooled_loss<float>(a.loss);
 }
 
 void local_loss_backward(const LocalLossBackward& a) {

@@ -126,6 +126,29 @@ bool spans_fit(const SpanBounds& spans, int64_t frames) {
   return fit;
 }
 
+void sort_by_start(const int32_t* start, int64_t frames, int32_t* units, int64_t count) {
+  const auto start_of = [&](int32_t unit) {
+    return start ? std::clamp<int64_t>(start[unit], 0, frames) : static_cast<int64_t>(unit);
+  };
+  const auto precedes = [&](int32_t one, int32_t other) {
+    const int64_t start = start_of(one), other_start = start_of(other);
+    return start != other_start ? start < other_start : one < other;
+  };
+  // Insertion while it takes few moves: units of anchors come nearly sorted.
+  int64_t moves = 32 * count;
+  for (int64_t c = 1; c < count; ++c) {
+    const int32_t unit = units[c];
+    int64_t place = c;
+    for (; place > 0 && precedes(unit, units[place - 1]); --place) units[place] = units[place - 1];
+    units[place] = unit;
+    moves -= c - place;
+    if (moves < 0) {
+      std::sort(units, units + count, precedes);
+      return;
+    }
+  }
+}
+
 void select_spans(const SpanArguments& arguments) {
   const auto task = [](void* context, int64_t b) {
     const auto& a = *static_cast<const SpanArguments*>(context);

@@ -25,23 +25,6 @@ inline void all_units(int64_t units, int32_t* index) {
   for (int64_t k = 0; k < units; ++k) index[k] = static_cast<int32_t>(k);
 }
 
-// Insertion: units come from anchors in order of time and are nearly sorted.
-template <class T>
-void sort_by_start(const Utterance<T>& utterance, int32_t* index, int64_t count) {
-  for (int64_t c = 1; c < count; ++c) {
-    const int32_t unit = index[c];
-    const int64_t start = utterance.unit_start(unit);
-    int64_t place = c;
-    for (; place > 0; --place) {
-      const int32_t other = index[place - 1];
-      const int64_t other_start = utterance.unit_start(other);
-      if (other_start < start || (other_start == start && other <= unit)) break;
-      index[place] = other;
-    }
-    index[place] = unit;
-  }
-}
-
 // The order that units are given in.
 enum class UnitOrder { by_index, by_start };
 

@@ -48,7 +48,7 @@ struct Utterance {
   Utterance(const AlignmentArguments& arguments, int64_t batch)
       : width(arguments.width),
         padded_width(round_up(arguments.width, lanes<S>)),
-        row_stride(odd_stride<S>(padded_width)),
+        row_stride(row_stride_of(arguments.width)),
         frames(arguments.frames),
         tokens(arguments.tokens),
         units(arguments.units),
@@ -67,6 +67,9 @@ struct Utterance {
   // The frames of a unit: [unit_start, unit_end).
   int64_t unit_start(int64_t unit) const { return start ? maximum(0, minimum(start[unit], frames)) : unit; }
   int64_t unit_end(int64_t unit) const { return end ? maximum(0, minimum(end[unit], frames)) : unit + 1; }
+
+  // Of a row of `width` in memory of our own.
+  static int64_t row_stride_of(int64_t width) { return odd_stride<S>(round_up(width, lanes<S>)); }
 
   // The frames of a part: each part has its share of the valid ones.
   Range part_frames(int64_t part, int64_t parts) const {

@@ -8,8 +8,6 @@ from pathlib import Path
 from pad.errors import UserError
 from pad.files import write_json
 
-POLICIES = ("raise", "skip")
-
 
 class BadSample(UserError):
     """A sample that cannot be used; `reason` is the kind of fault, the message says where and what."""
@@ -28,8 +26,8 @@ class Report:
     """
 
     def __init__(self, on_error: str = "raise", messages_kept: int = 5):
-        if on_error not in POLICIES:
-            raise UserError(f"on_error: expected {' or '.join(POLICIES)}, got {on_error!r}")
+        if on_error not in ("raise", "skip"):
+            raise UserError(f"on_error: expected raise or skip, got {on_error!r}")
         self.on_error, self.messages_kept = on_error, messages_kept
         self.counts: Counter[str] = Counter()
         self.messages: dict[str, list[str]] = {}

@@ -44,7 +44,7 @@ def new_student(width: int, layers: int = 2, seed: int = 0, intermediate_size: i
         mask_time_prob=0.0,
     )
     torch.manual_seed(seed)
-    return student_of(Wav2Vec2Model(config), default_feature_extractor(config))
+    return student_of(Wav2Vec2Model(config), default_feature_extractor(config), {})
 
 
 def random_copy(student: Student, seed: int) -> PreTrainedModel:

@@ -114,6 +114,3 @@ class DistillConfig(ObjectiveSettings, _Required):
             not self.pictures_every or find_spec("matplotlib") is not None,
             "0 without the Python package 'matplotlib'; install it with: pip install '.[demo]'",
         )
-        self.expect("precision", self.precision in ("float32", "bfloat16", "float16"), "float32, bfloat16 or float16")
-        self.expect("device", self.device in ("auto", "cpu"), "auto or cpu")
-        self.expect("on_error", self.on_error in ("raise", "skip"), "raise or skip")

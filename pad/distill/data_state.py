@@ -24,8 +24,6 @@ def save_data_state(folder: Path, dataset: SpeechTextDataset, processes: int, un
 
 def load_data_state(folder: Path, dataset: SpeechTextDataset, processes: int) -> None:
     """Leave out what the run of a checkpoint could not read; UserError where its data or processes were others."""
-    if not (folder / DATA).is_file():  # of an earlier version
-        return
     state = json.loads((folder / DATA).read_text(encoding="utf-8"))
     if state["digest"] != _digest(dataset):
         raise UserError(

@@ -76,7 +76,6 @@ class EvaluateConfig(Settings):
         self.expect_from(("workers",), 0, MOST_WORKERS)
         self.expect_from(("seed",), 0, LARGEST_SEED)
         self.expect_positive(("max_grad_norm",))
-        self.expect("device", self.device in ("auto", "cpu"), "auto or cpu")
         self.lr_sweep = tuple(self.lr_sweep)
         usable = all(rate > 0 and math.isfinite(rate) for rate in self.lr_sweep)
         distinct = len(set(self.lr_sweep)) == len(self.lr_sweep)

@@ -59,7 +59,7 @@ def _read_commands(path: Path) -> list[tuple[str, dict[str, str]]]:
             raise UserError(f"{path}:1: the column {missing[0]} is missing, got {','.join(header)!r}")
         twice = [name for name in ("path", *INTENT_SLOTS) if header.count(name) > 1]
         if twice:
-            raise UserError(f"{path}:1: the column {twice[0]} stands there twice, got {','.join(header)!r}")
+            raise UserError(f"{path}:1: the column {twice[0]} appears twice, got {','.join(header)!r}")
         for row in lines:
             where = f"{path}:{lines.line_num}"
             if len(row) != len(header):

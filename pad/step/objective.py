@@ -139,7 +139,7 @@ def objective(
     temperature: float | None = None,
     prior_layers: tuple[int, ...] = (),
     prior_layer_weights: tuple[float, ...] = (),
-    anchors: str = "",
+    anchors: str | None = None,
     text_prior: bool | None = None,
     prior_exponent: float = 1.0,
     pooling_prior: bool = True,

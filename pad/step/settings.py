@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from pad.settings import Settings
@@ -12,24 +12,20 @@ if TYPE_CHECKING:
     from pad.step.objective import Objective
 
 
-@dataclass
+@dataclass(kw_only=True)
 class ObjectiveSettings(Settings):
     """Which objective: a preset, and what is changed of it."""
 
-    _: KW_ONLY
     preset: str = "early-slocal-soft"
-    """training objective; the paper's are pad-glob, pad-tlocal and pad-slocal (docs/training.md lists all). The default
-    takes its prior from the student's first three layers"""
+    """training objective; docs/training.md lists all, the paper's are pad-glob, pad-tlocal and pad-slocal"""
     temperature: float | None = None
     """temperature of the soft alignment; 0: hard alignment; None: the value of the preset"""
     prior_layers: tuple[int, ...] = ()
     """student layers, counted from 0, whose attention gives the speech prior; empty: as in the preset, all in most"""
     prior_layer_weights: tuple[float, ...] = ()
-    """weight of each of prior_layers in the speech prior; empty: all the same or, if prior_layers is empty too, as in
-    the preset"""
-    anchors: Literal["", "topk", "peaks", "stride"] = ""
-    """frames around which spans lie: topk, those of the highest prior; peaks, the same but not next to each other;
-    stride, evenly spaced; empty: as in the preset"""
+    """weight of each of prior_layers in the speech prior; empty: all the same"""
+    anchors: Literal["topk", "peaks", "stride"] | None = None
+    """middles of spans: highest prior (topk), spread out (peaks), evenly spaced (stride); None: as in the preset"""
     prior_exponent: float = 1.0
     """raise the speech prior to this power: below 1 it is flatter"""
     pooling_prior: bool = True
@@ -48,7 +44,6 @@ class ObjectiveSettings(Settings):
             all(weight > 0 for weight in self.prior_layer_weights) and math.isfinite(sum(self.prior_layer_weights)),
             "positive, finite numbers",
         )
-        self.expect("anchors", self.anchors in ("", "topk", "peaks", "stride"), "topk, peaks or stride")
         self.expect("prior_exponent", 0 < self.prior_exponent <= 10, "a number above 0, at most 10")
 
     def objective(self) -> Objective:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import warnings
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from pad.digests import digest_of_tensors
 from pad.errors import UserError
@@ -46,21 +44,14 @@ class _Memory(dict):
 
 
 class _Folder:
-    """Shards in a folder for each teacher, named by a digest of it; entries are named by a digest of it and the key.
-
-    Earlier versions kept one file for each text. These are read where no shard has the text, and stay as they are.
-    """
+    """Shards in a folder for each teacher, named by a digest of it; entries are named by a digest of it and the key."""
 
     def __init__(self, folder: Path, teacher: str, with_prior: bool):
-        self.folder, self.teacher, self.with_prior = folder, teacher, with_prior
+        self.teacher = teacher
         self._shards = Shards(folder / hashlib.sha256(teacher.encode()).hexdigest()[:16], with_prior)
-        self._has_files = any(folder.glob("[0-9a-f][0-9a-f]/*.safetensors"))
 
     def get(self, key, device):
-        name = name_of(self.teacher, key)
-        entry = self._shards.get(name, len(key.ids))
-        if entry is None and self._has_files:
-            entry = self._read_file(name.hex(), len(key.ids))
+        entry = self._shards.get(name_of(self.teacher, key), len(key.ids))
         return None if entry is None else tuple(None if tensor is None else tensor.to(device) for tensor in entry)
 
     def put(self, key, embeddings, prior):
@@ -69,23 +60,6 @@ class _Folder:
 
     def write(self):
         self._shards.write()
-
-    def _read_file(self, name: str, length: int) -> Entry | None:
-        """The entry of this name in a file of its own."""
-        path = self.folder / name[:2] / f"{name[2:]}.safetensors"
-        try:
-            with safe_open(path, framework="pt") as file:
-                said = file.metadata() or {}
-                found = {tensor: file.get_tensor(tensor) for tensor in file.keys()}
-        except FileNotFoundError:
-            return None
-        except (OSError, SafetensorError, ValueError):
-            said, found = {}, {}
-        fits = said.get("key") == name and said.get("content") == digest_of_tensors(found)
-        if not fits or ("prior" in found) != self.with_prior or any(len(value) != length for value in found.values()):
-            warnings.warn(f"teacher_cache: {path} is damaged and computed again", stacklevel=2)
-            return None
-        return found["embeddings"], found.get("prior")
 
 
 def name_of(teacher: str, key: Key) -> bytes:

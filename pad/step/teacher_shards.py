@@ -17,6 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+from pad.digests import add_tensor
 from pad.files import whole_file
 
 Entry = tuple[torch.Tensor, torch.Tensor | None]  # embeddings [N, D], prior [N]
@@ -221,8 +222,7 @@ def digest(name: bytes, entry: Entry) -> bytes:
     found = hashlib.sha256(name)
     for tensor in entry:
         if tensor is not None:
-            found.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-            found.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
+            add_tensor(found, tensor)
     return found.digest()
 
 

@@ -51,12 +51,12 @@ def load_student(name: str, pad_to_max_length: bool = False) -> Student:
         raise UserError(f"student: a model of type {kind!r} cannot be distilled into: {_REFUSED[kind]}")
     if pad_to_max_length and kind != "whisper":
         raise UserError(f"pad_to_max_length: a student of type {kind!r} has no fixed length; expected Whisper")
-    if kind not in FAMILIES:
+    family = FAMILIES.get(kind, waveforms)
+    if family is waveforms:
         waveforms.convolution_layout(config)
         model = load_pretrained(WholeModel(AutoModel), name, "student").float()
-        return _tried(waveforms.student_of(model, _extractor(name, config, waveforms.default_feature_extractor)))
-    family = FAMILIES[kind]
-    model = _whole_model(name, config, family.CLASSES).float()
+    else:
+        model = _whole_model(name, config, family.CLASSES).float()
     extractor = _extractor(name, config, family.default_feature_extractor)
     options = {"pad_to_max_length": True} if pad_to_max_length else {}
     return _tried(family.student_of(model, extractor, _files(name), **options))

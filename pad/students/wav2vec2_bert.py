@@ -28,7 +28,7 @@ def student_of(model, extractor: SeamlessM4TFeatureExtractor, files: dict[str, b
     if model.config.add_adapter:
         raise UserError("student: a model with an adapter (add_adapter) changes the frame rate, which is not supported")
     front_end = StackedFilterBankFrontEnd(extractor, _LAYOUT)
-    return Student(model, front_end, model.config.num_hidden_layers, [model.feature_projection])
+    return Student(model, front_end, model.config.num_hidden_layers, [model.feature_projection], files=files)
 
 
 class StackedFilterBankFrontEnd(FrontEnd):

@@ -49,11 +49,11 @@ def default_feature_extractor(config) -> Wav2Vec2FeatureExtractor:
     )
 
 
-def student_of(model: Any, extractor) -> Student:
+def student_of(model: Any, extractor: Wav2Vec2FeatureExtractor, files: dict[str, bytes]) -> Student:
     """A model whose forward takes samples, as a student; raises UserError for one without convolutions."""
     front_end = WaveformFrontEnd(extractor, convolution_layout(model.config))
     keep_utterances_apart(model)
-    return Student(model, front_end, model.config.num_hidden_layers, [model.feature_extractor])
+    return Student(model, front_end, model.config.num_hidden_layers, [model.feature_extractor], files=files)
 
 
 class WaveformFrontEnd(FrontEnd):

@@ -6,11 +6,11 @@ import warnings
 
 import torch
 
-from pad_kernels import checks, self_test
-from pad_kernels.backends import library, native, reference, triton
+from pad_kernels import checks
+from pad_kernels.backends import library, native, reference, self_test, triton
 from pad_kernels.backends.base import Backend
 from pad_kernels.installation import warn_once
-from pad_kernels.ops.registration import OPS
+from pad_kernels.registration import OPS
 
 FASTEST_FIRST: dict[str, Backend] = {
     backend.name: backend for backend in (triton.BACKEND, native.BACKEND, reference.BACKEND)

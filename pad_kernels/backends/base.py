@@ -22,8 +22,8 @@ from pad_kernels.inputs import (
     Saved,
     SpanInputs,
 )
-from pad_kernels.ops.registration import OPS
-from pad_kernels.ops.weights import position_weights
+from pad_kernels.registration import OPS
+from pad_kernels.weights import position_weights
 
 
 class Backend:
@@ -90,7 +90,7 @@ class Backend:
     # The steps around them.
 
     def position_weights(self, positions: Positions, *, normalized: bool = False, masked: float = 0.0) -> Tensor:
-        """`ops.weights.position_weights`."""
+        """`weights.position_weights`."""
         return position_weights(positions, normalized=normalized, masked=masked)
 
     def spans_fit(self, start: Tensor, end: Tensor, frames: int) -> bool:

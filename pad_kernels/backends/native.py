@@ -6,13 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pad_kernels.backends.base import Backend
 from pad_kernels.backends.library import (
     ANCHOR_CODES,
     ELEMENTS,
     NATIVE,
     REASON,
-    REDUCTION_CODES,
     cuda_note,
     execution_context,
     gradient,
@@ -27,13 +25,11 @@ from pad_kernels.inputs import (
     Needed,
     Pooled,
     PoolingInputs,
-    Positions,
     Saved,
     SpanInputs,
     gradient_temperature,
     opmath_dtype,
 )
-from pad_kernels.ops.weights import check_bounds
 
 
 @functools.cache
@@ -74,7 +70,7 @@ def _alignment_arguments(inputs: AlignmentInputs) -> dict[str, Any]:
         "batch": batch,
         "frames": frames,
         "tokens": text.shape[1],
-        "units": frames if start is None else start.shape[1],
+        "units": inputs.units,
         "width": width,
         "element": ELEMENTS[speech.dtype],
         "speech": strided(speech),
@@ -100,78 +96,7 @@ def _pooling_arguments(inputs: PoolingInputs) -> dict[str, Any]:
     }
 
 
-class NativeHelpers(Backend):
-    """The steps around the ops on a CPU, in the compiled library where there is one: for any backend to inherit."""
-
-    def position_weights(self, positions: Positions, *, normalized: bool = False, masked: float = 0.0) -> Tensor:
-        """csrc/weights.h: the weights of positions."""
-        name, values, mask, prior = positions
-        if values.device.type != "cpu" or not NATIVE:
-            return super().position_weights(positions, normalized=normalized, masked=masked)
-        mask, prior = (None if x is None else x.contiguous() for x in (mask, prior))
-        shape, dtype = values.shape[:2], opmath_dtype(values.dtype)
-        weights = torch.empty(shape, dtype=dtype, device=values.device)
-        bounds = NATIVE.position_weights(
-            batch=shape[0],
-            length=shape[1],
-            mask=0 if mask is None else mask.data_ptr(),
-            prior=0 if prior is None else prior.data_ptr(),
-            element=0 if prior is None else ELEMENTS[prior.dtype],
-            normalized=normalized,
-            masked=masked,
-            weights=weights.data_ptr(),
-            is_double=dtype == torch.float64,
-        )
-        check_bounds(name, bounds, shape, dtype)
-        return weights
-
-    def spans_fit(self, start: Tensor, end: Tensor, frames: int) -> bool:
-        """csrc/spans.h: whether all spans lie within the frames."""
-        if start.device.type != "cpu" or not NATIVE or not start.dtype == end.dtype == torch.int32:
-            return super().spans_fit(start, end, frames)
-        start, end = start.contiguous(), end.contiguous()
-        fit: bool = NATIVE.spans_fit(start=start.data_ptr(), end=end.data_ptr(), count=start.numel(), frames=frames)
-        return fit
-
-    def token_loss(self, saved: Saved, token_prior: Tensor, reduction: str) -> tuple[Tensor, Tensor | float]:
-        """csrc/loss.h: the loss of a batch from its tokens' similarities, and `grad_scale`."""
-        similarity, unit, _ = saved
-        if similarity.device.type != "cpu" or not NATIVE:
-            return super().token_loss(saved, token_prior, reduction)
-        batch, tokens = similarity.shape
-        shape = (batch,) if reduction == "none" else ()
-        loss = torch.empty(shape, dtype=similarity.dtype, device=similarity.device)
-        grad_scale: float = NATIVE.token_loss(
-            batch=batch,
-            is_double=similarity.dtype == torch.float64,
-            reduction=REDUCTION_CODES[reduction],
-            loss=loss.data_ptr(),
-            tokens=tokens,
-            similarity=similarity.data_ptr(),
-            unit=unit.data_ptr(),
-            weights=token_prior.data_ptr(),
-        )
-        return loss, grad_scale
-
-    def pooled_loss(self, pooled: Pooled, reduction: str) -> tuple[Tensor, Tensor | float]:
-        """csrc/loss.h: the loss of a batch from its utterances' distances, and `grad_scale`."""
-        distance, _, totals = pooled
-        if distance.device.type != "cpu" or not NATIVE:
-            return super().pooled_loss(pooled, reduction)
-        shape = distance.shape if reduction == "none" else ()
-        loss = torch.empty(shape, dtype=distance.dtype, device=distance.device)
-        grad_scale: float = NATIVE.pooled_loss(
-            batch=distance.shape[0],
-            is_double=distance.dtype == torch.float64,
-            reduction=REDUCTION_CODES[reduction],
-            loss=loss.data_ptr(),
-            distance=distance.data_ptr(),
-            totals=totals.data_ptr(),
-        )
-        return loss, grad_scale
-
-
-class NativeBackend(WholeLosses, NativeHelpers):
+class NativeBackend(WholeLosses):
     """The compiled library."""
 
     name = "native"

@@ -33,10 +33,7 @@ from pad_kernels.inputs import (
     gradient_temperature,
     opmath_dtype,
 )
-from pad_kernels.ops.weights import check_bounds
-
-# The levels that the library knows.
-WHOLE = ("global", "token", "span")
+from pad_kernels.weights import check_bounds
 
 
 class _Form(NamedTuple):
@@ -61,15 +58,23 @@ def _places(level: str, shape: tuple[int, ...], units: int, chosen: bool, is_dou
 class WholeLosses(Backend):
     """The losses of a backend that has the compiled library."""
 
-    def has_whole_losses(self, level: str, device: torch.device) -> bool:
+    def has_whole_losses(self, device: torch.device) -> bool:
         """Whether one call does all of a loss there."""
-        return level in WHOLE and device.type == "cpu"
+        return device.type == "cpu"
+
+    def spans_fit(self, start: Tensor, end: Tensor, frames: int) -> bool:
+        """csrc/spans.h: whether all spans lie within the frames."""
+        if start.device.type != "cpu" or not start.dtype == end.dtype == torch.int32:
+            return super().spans_fit(start, end, frames)
+        start, end = start.contiguous(), end.contiguous()
+        fit: bool = NATIVE.spans_fit(start=start.data_ptr(), end=end.data_ptr(), count=start.numel(), frames=frames)
+        return fit
 
     def loss_forward(self, request: LossRequest) -> tuple[Tensor, LossRecord]:
         """csrc/loss.h: the loss of a level, and what its backward needs."""
         (_, speech, speech_mask, speech_prior), (_, text, text_mask, text_prior), spans, options, _ = request
         level, temperature, reduction, _ = options
-        if not self.has_whole_losses(level, speech.device):
+        if not self.has_whole_losses(speech.device):
             return super().loss_forward(request)
         batch, frames, width = speech.shape
         tokens, dtype = text.shape[1], opmath_dtype(speech.dtype)

@@ -23,7 +23,7 @@ from pad_kernels.inputs import (
     opmath_dtype,
     widest_dtype,
 )
-from pad_kernels.ops.weights import normalize
+from pad_kernels.weights import normalize
 
 EPS = 1e-8
 SIGNIFICANCE_ROWS = 256

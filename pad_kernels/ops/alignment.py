@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pad_kernels import backends, checks
+from pad_kernels import backends, checks, registration
 from pad_kernels.backends import reference
 from pad_kernels.backends.base import Backend
 from pad_kernels.inputs import (
@@ -18,8 +18,7 @@ from pad_kernels.inputs import (
     Temperature,
     opmath_dtype,
 )
-from pad_kernels.ops import registration
-from pad_kernels.ops.weights import position_weights
+from pad_kernels.weights import position_weights
 
 
 class Alignment(NamedTuple):
@@ -56,6 +55,33 @@ def _with_temperature(inputs: AlignmentInputs, scheduled: Tensor | None) -> Alig
     return inputs if scheduled is None else inputs._replace(temperature=scheduled.item())
 
 
+def _check_forward(inputs: AlignmentInputs) -> None:
+    """The inputs of alignment_forward. Spans that reach beyond the frames are clipped by every backend."""
+    speech, text, frame_prior, token_mask, start, end, _ = inputs
+    checks.op_sides(speech, text)
+    device = speech.device
+    checks.floating("frame_prior", frame_prior, speech.shape[:2], device)
+    checks.exactly("token_mask", token_mask, torch.bool, text.shape[:2], device)
+    if start is not None or end is not None:
+        checks.spans((start, end), speech.shape[0], device)
+    checks.temperature(inputs.temperature)
+
+
+def _check_backward(grad_similarity: Tensor, inputs: AlignmentInputs, saved: Saved) -> None:
+    """The inputs of alignment_backward: as in the forward, and what it gave."""
+    _check_forward(inputs)
+    speech, text = inputs.speech, inputs.text
+    shape, device, dtype = text.shape[:2], speech.device, opmath_dtype(speech.dtype)
+    checks.floating("grad_similarity", grad_similarity, shape, device)
+    checks.exactly("similarity", saved.similarity, dtype, shape, device)
+    checks.exactly("unit", saved.unit, torch.int64, shape, device)
+    checks.exactly("log_normalizer", saved.log_normalizer, dtype, shape, device)
+    if saved.unit.numel() and checks.values_can_be_read(saved.unit):
+        lowest, highest = (int(bound) for bound in torch.aminmax(saved.unit))
+        if lowest < -1 or highest >= inputs.units:
+            raise ValueError(f"unit: got values from {lowest} to {highest}, expected -1 to {inputs.units - 1}")
+
+
 def _forward(
     speech: Tensor,
     text: Tensor,
@@ -69,7 +95,7 @@ def _forward(
 ) -> Saved:
     inputs = AlignmentInputs(speech, text, frame_prior, token_mask, start, end, temperature)
     inputs = _with_temperature(inputs, scheduled_temperature)
-    checks.alignment_op(inputs)
+    _check_forward(inputs)
     return _select("alignment_forward", backend, inputs).alignment_forward(inputs)
 
 
@@ -98,7 +124,7 @@ def _backward(
     inputs = AlignmentInputs(speech, text, frame_prior, token_mask, start, end, temperature)
     inputs = _with_temperature(inputs, scheduled_temperature)
     saved = Saved(similarity, unit, log_normalizer)
-    checks.alignment_backward_op(grad_similarity, inputs, saved)
+    _check_backward(grad_similarity, inputs, saved)
     chosen, needed = _select("alignment_backward", backend, inputs), Needed(need_speech, need_text)
     return chosen.alignment_backward(grad_similarity, inputs, saved, needed)
 
@@ -265,5 +291,4 @@ def alignment_matrix(
 def _hard_alignment_matrix(inputs: AlignmentInputs, backend: str | None) -> Tensor:
     """One at the unit of each token that takes part."""
     similarity, unit, _ = call_forward(inputs, backend or "")
-    units = inputs.speech.shape[1] if inputs.start is None else inputs.start.shape[1]
-    return (unit[..., None] == torch.arange(units, device=unit.device)).to(similarity.dtype)
+    return (unit[..., None] == torch.arange(inputs.units, device=unit.device)).to(similarity.dtype)

@@ -5,10 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pad_kernels import backends, checks
+from pad_kernels import backends, checks, registration
 from pad_kernels.backends.base import Backend
 from pad_kernels.inputs import Gradients, Needed, Pooled, PoolingInputs, opmath_dtype
-from pad_kernels.ops import registration
 
 _INPUTS = "Tensor speech, Tensor text, Tensor frame_weights, Tensor token_weights"
 _FORWARD = f"({_INPUTS}, str backend) -> (Tensor, Tensor, Tensor)"
@@ -23,10 +22,28 @@ def _select(op: str, name: str, inputs: PoolingInputs) -> Backend:
     return backends.select_backend(op, name, inputs.speech.device, inputs.speech.dtype)
 
 
+def _check_forward(inputs: PoolingInputs) -> None:
+    """The inputs of pooled_distance_forward."""
+    speech, text, frame_weights, token_weights = inputs
+    checks.op_sides(speech, text)
+    checks.floating("frame_weights", frame_weights, speech.shape[:2], speech.device)
+    checks.floating("token_weights", token_weights, text.shape[:2], speech.device)
+
+
+def _check_backward(grad: Tensor, inputs: PoolingInputs, saved: Pooled) -> None:
+    """The inputs of pooled_distance_backward: as in the forward, and what it gave."""
+    _check_forward(inputs)
+    batch, _, width = inputs.speech.shape
+    dtype, device = opmath_dtype(inputs.speech.dtype), inputs.speech.device
+    checks.floating("grad", grad, (batch,), device)
+    checks.exactly("difference", saved.difference, dtype, (batch, width), device)
+    checks.exactly("totals", saved.totals, dtype, (batch, 2), device)
+
+
 def _forward(*arguments: Any) -> Pooled:
     *tensors, backend = arguments
     inputs = PoolingInputs(*tensors)
-    checks.pooling_op(inputs)
+    _check_forward(inputs)
     return _select("pooled_distance_forward", backend, inputs).pooled_distance_forward(inputs)
 
 
@@ -45,7 +62,7 @@ def _backward_arguments(arguments: tuple[Any, ...]) -> tuple[Tensor, PoolingInpu
 
 def _backward(*arguments: Any) -> Gradients:
     grad, inputs, saved, needed, backend = _backward_arguments(arguments)
-    checks.pooling_backward_op(grad, inputs, saved)
+    _check_backward(grad, inputs, saved)
     chosen = _select("pooled_distance_backward", backend, inputs)
     return chosen.pooled_distance_backward(grad, inputs, saved, needed)
 

@@ -7,10 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pad_kernels import backends, checks, torch_internals
+from pad_kernels import backends, checks, registration, torch_internals
 from pad_kernels.inputs import FLOATING, opmath_dtype
-from pad_kernels.ops import registration
-from pad_kernels.ops.weights import normalize
+from pad_kernels.weights import normalize
 
 
 def _check(query: Tensor, key: Tensor, mask: Tensor | None, lse: Tensor | None) -> None:

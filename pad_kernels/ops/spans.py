@@ -6,10 +6,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pad_kernels import backends, checks, torch_internals
-from pad_kernels.inputs import ANCHORS, Positions, SpanInputs, SpanSelection
-from pad_kernels.ops import registration
-from pad_kernels.ops.weights import position_weights
+from pad_kernels import backends, checks, registration, torch_internals
+from pad_kernels.inputs import ANCHORS, FLOATING, Positions, SpanInputs, SpanSelection, widest_dtype
+from pad_kernels.weights import position_weights
 
 
 class Spans(NamedTuple):
@@ -25,10 +24,26 @@ def _run(inputs: SpanInputs, backend: str) -> tuple[Tensor, Tensor]:
     return chosen.select_spans(inputs)
 
 
+def _check(inputs: SpanInputs) -> None:
+    """The inputs of select_spans. Counts beyond `max_anchors` are cut to it by every backend."""
+    prior, device = inputs.frame_prior, inputs.frame_prior.device
+    if not checks.is_strided(prior) or prior.dim() != 2 or prior.dtype not in FLOATING:
+        checks.wrong("frame_prior", prior, "a floating-point tensor of shape [batch, frames]")
+    batch = (prior.shape[0],)
+    checks.exactly("frame_mask", inputs.frame_mask, torch.bool, prior.shape, device)
+    checks.exactly("num_tokens", inputs.num_tokens, torch.int64, batch, device)
+    checks.exactly("num_anchors", inputs.num_anchors, torch.int64, batch, device)
+    checks.count("max_anchors", inputs.max_anchors)
+    checks.scales(inputs.scales)
+    if inputs.xi is not None:
+        checks.exactly("xi", inputs.xi, widest_dtype(device), batch, device)
+    checks.choice("anchors", inputs.anchors, ANCHORS)
+
+
 def _select_spans(*arguments: Any) -> tuple[Tensor, Tensor]:
     *values, backend = arguments
     inputs = SpanInputs(*values)
-    checks.select_spans_op(inputs)
+    _check(inputs)
     return _run(inputs, backend)
 
 

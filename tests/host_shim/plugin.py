@@ -33,7 +33,7 @@ def _install(path):
     unsupported_reason = backend.unsupported_reason
     native.execution_context = execution_context
     native._gpu_unsupported_reason = lambda index: None
-    backend.has_whole_losses = lambda self, level, device: False
+    backend.has_whole_losses = lambda self, device: False
     backend.unsupported_reason = lambda self, op, device, *rest: unsupported_reason(
         self, op, torch.device("cuda"), *rest
     )

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pad_kernels.backends.native import NativeHelpers
+from pad_kernels.backends.base import Backend
 from pad_kernels.inputs import (
     AlignmentInputs,
     Gradients,
@@ -51,7 +51,7 @@ def _missing_reason() -> str | None:
     return None
 
 
-class TritonBackend(NativeHelpers):
+class TritonBackend(Backend):
     """Kernels in Triton."""
 
     name = "triton"

@@ -28,7 +28,7 @@ from pad_kernels.inputs import (
     SpanSelection,
     opmath_dtype,
 )
-from pad_kernels.ops.registration import OPS
+from pad_kernels.registration import OPS
 
 BAR = {torch.float64: 1e-6, torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 1e-2}
 BOTH = Needed(True, True)
