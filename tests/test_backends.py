@@ -14,7 +14,7 @@ import pad_kernels
 from pad_kernels import backends, pad_loss
 from pad_kernels.backends import native, self_test
 from pad_kernels.backends.reference import ReferenceBackend
-from pad_kernels.backends.triton import TritonBackend
+from pad_kernels.backends.triton import TritonBackend, _chip_reason
 from pad_kernels.inputs import LEVELS
 from pad_kernels.registration import OPS
 
@@ -72,6 +72,18 @@ def test_triton_does_not_run_on_the_cpu():
         pad_loss(SPEECH, TEXT, backend="triton")
     with pytest.raises(ValueError, match="'triton' cannot run pooled_distance_forward on cpu"):
         pad_loss(SPEECH, TEXT, level="global", backend="triton")
+
+
+@pytest.mark.parametrize("capability, reason", [((7, 5), "needs compute capability 8.0, not 7.5"), ((8, 6), None)])
+def test_triton_is_not_taken_on_a_gpu_without_the_matrix_units_it_needs(monkeypatch, capability, reason):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capability)
+    monkeypatch.setattr("pad_kernels.backends.triton._missing_reason", lambda: None)
+    monkeypatch.setattr("torch.version.hip", None)
+    _chip_reason.cache_clear()
+    found = TritonBackend().unsupported_reason("alignment_forward", torch.device("cuda", 0), torch.float16, 768)
+    _chip_reason.cache_clear()
+    assert found is None if reason is None else reason in found
 
 
 def test_environment_falls_back_for_ops_that_a_backend_lacks(monkeypatch):
@@ -169,12 +181,33 @@ def test_a_full_gpu_says_nothing_of_a_backend(monkeypatch, message):
     assert self_test.failure(*what) is None and not self_test.untested_reason(*what, None)
 
 
+@pytest.mark.parametrize("warn_only", [False, True])
+def test_deterministic_mode_says_nothing_of_a_backend(monkeypatch, warn_only):
+    """On a GPU the reference itself may refuse to run in it."""
+    monkeypatch.setattr(self_test, "_found", {})
+    strict, modes = ReferenceBackend(), []
+    strict.name, select = "strict", strict.select_spans
+
+    def noted(inputs):
+        modes.append(torch.are_deterministic_algorithms_enabled())
+        return select(inputs)
+
+    strict.select_spans = noted
+    torch.use_deterministic_algorithms(True, warn_only=warn_only)
+    try:
+        assert self_test.failure(strict, "select_spans", torch.device("cpu"), torch.float32) is None
+        assert torch.are_deterministic_algorithms_enabled() and modes and not any(modes)
+        assert torch.is_deterministic_algorithms_warn_only_enabled() == warn_only
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
 def test_a_default_device_changes_nothing():
     """Not even one that has no memory."""
     code = """
         import torch
         from pad_kernels import pad_loss, select_spans, significance
-        from pad_kernels.backends import self_test
+        from pad_kernels.backends import self_test, triton
         from pad_kernels.backends.native import BACKEND
 
         cpu = torch.device("cpu")

@@ -119,3 +119,16 @@ def test_the_chosen_attention_gives_the_log_sum_exp_where_no_mask_is(chosen, mon
         output, normalizer = _attend(query, key, value, None, 0.1, 0.125)
     assert output.shape == query.shape and output.dtype == torch.bfloat16
     assert normalizer.shape == (2, 4, 50) and normalizer.dtype == torch.float32
+
+
+@pytest.mark.parametrize("chosen, dtype, capability", [
+    ("MATH", torch.float32, (9, 0)),  # as where a user has switched the fused kernels off
+    ("EFFICIENT_ATTENTION", torch.bfloat16, (7, 5)),
+])  # fmt: skip
+def test_without_a_fused_kernel_attention_is_torchs_own(chosen, dtype, capability, monkeypatch):
+    monkeypatch.setattr("pad.priors.attention._chosen", lambda *inputs: getattr(SDPBackend, chosen))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    with FakeTensorMode():
+        query, key, value = (torch.empty(2, 4, 50, 64, device="cuda", dtype=dtype) for _ in range(3))
+        output, normalizer = _attend(query, key, value, None, 0.0, 0.125)
+    assert output.shape == query.shape and output.dtype == dtype and normalizer is None

@@ -1,9 +1,10 @@
 """Compile every kernel that the Triton backend can launch, without a GPU, and read what it takes.
 
-    python tests/triton_offline.py [--all] [--jobs 2] [--scratch FOLDER]
+    python tests/triton_offline.py [--all | --few] [--jobs 2] [--scratch FOLDER]
 
 The ops run on tensors without memory while their launches are recorded, over sizes that reach every entry of
-configurations.py; each launch is compiled for NVIDIA's chips. --all adds AMD's, and rare widths of heads. Exit code 1:
+configurations.py; each launch is compiled for NVIDIA's servers. --all adds other chips and rare widths of heads; --few
+looks only whether one launch of each kernel and dtype compiles. Exit code 1:
 more registers were spilled than the chip is allowed, a launch needs more shared memory than the chip has, an
 asynchronous product may read a buffer that is being refilled, or an entry of the configurations was not reached.
 Results in FOLDER are used again, by benchmarks.gpu_static too, as long as the kernels stay the same.
@@ -125,7 +126,8 @@ def select(backend):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--all", action="store_true", help="also AMD's chips, and rare widths of heads")
+    parser.add_argument("--all", action="store_true", help="also chips of desktops and AMD's, and rare widths of heads")
+    parser.add_argument("--few", action="store_true", help="only whether one launch of each kernel and dtype compiles")
     parser.add_argument("--jobs", type=int, default=min(os.cpu_count() or 1, 8))
     parser.add_argument("--chips", nargs="+", choices=compiling.TARGETS, help="only for these")
     parser.add_argument("--kernel", default="", help="only kernels whose name contains this")
@@ -136,13 +138,14 @@ def main():
     except ImportError as failure:
         print(f"skipped: triton is not installed ({failure})")
         return 0
-    nvidia = [name for name, target in compiling.TARGETS.items() if target.backend == "cuda"]
-    chips = options.chips or (list(compiling.TARGETS) if options.all else nvidia)
+    chips = options.chips or (list(compiling.TARGETS) if options.all else compiling.SERVERS)
     found, unreached = launches(options.all)
     found = [one for one in found if options.kernel in one.kernel]
+    if options.few:
+        found, unreached = list({(one.kernel, one.dtype): one for one in found}.values()), set()
     print(f"triton {triton.__version__}: {len(found)} launches, each for {', '.join(chips)}")
     with tempfile.TemporaryDirectory() as folder:
-        bad = sum(check(found, chip, options.scratch or Path(folder), options.jobs) for chip in chips)
+        bad = sum(check(found, chip, options.scratch or Path(folder), options) for chip in chips)
     for entry in sorted(unreached, key=str):
         print(f"configuration not reached: {entry}")
     total = len(found) * len(chips)
@@ -150,13 +153,13 @@ def main():
     return 1 if bad or unreached else 0
 
 
-def check(found, chip, scratch, jobs):
+def check(found, chip, scratch, options):
     """Compile for a chip, a line each; the number that the chip cannot do with."""
     bad = 0
     row = "{:7} {:20} {:9} {:90} {:>5} {:>9} {:>6} {:>8}  {}"
     print(row.format("chip", "kernel", "dtype", "constants", "warps", "registers", "spills", "shared", ""))
-    for one, compiled in compiling.compile_all(found, chip, scratch, jobs):
-        problem = compiled.problem(chip)
+    for one, compiled in compiling.compile_all(found, chip, scratch, options.jobs):
+        problem = compiled.refused if options.few else compiled.problem(chip)
         bad += bool(problem)
         constants = " ".join(f"{key.lower()}={value}" for key, value in one.constants if value is not None)
         taken = compiled.registers, compiled.spills, compiled.shared

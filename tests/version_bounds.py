@@ -111,6 +111,10 @@ def main() -> int:
         interpreted = {**variables, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join([str(triton), str(ROOT)])}
         only = ("-k", UNDER_TRITON_ONLY)
         failed |= run(*test, "-n", "2", *UNDER_TRITON, *only, cwd=ROOT, env=interpreted, check=False)
+        # The interpreter takes what the compiler may not.
+        interpreted.pop("TRITON_INTERPRET")
+        compiled = (python, ROOT / "tests" / "triton_offline.py", "--few", "--chips", "sm_80")
+        failed |= run(*compiled, cwd=ROOT, env=interpreted, check=False)
     return int(failed != 0)
 
 

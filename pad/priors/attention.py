@@ -153,18 +153,23 @@ def _attend(query, key, value, mask, dropout, scale) -> tuple[Tensor, Tensor | N
             output, normalizer, *_ = torch.ops.aten._scaled_dot_product_flash_attention(
                 query, key, value, dropout, scale=scale
             )
-        elif chosen == SDPBackend.CUDNN_ATTENTION:
+            return output, normalizer
+        if chosen == SDPBackend.CUDNN_ATTENTION:
             output, normalizer, *_ = torch.ops.aten._scaled_dot_product_cudnn_attention(
                 query, key, value, None, True, dropout, scale=scale
             )
-            normalizer = normalizer.squeeze(-1) if normalizer.dim() == 4 else normalizer
-        else:
+            return output, normalizer.squeeze(-1) if normalizer.dim() == 4 else normalizer
+        if chosen == SDPBackend.EFFICIENT_ATTENTION and _has_efficient(query):
             output, normalizer, *_ = torch.ops.aten._scaled_dot_product_efficient_attention(
                 query, key, value, _bias(mask, query), True, dropout, False, scale=scale
             )
-            normalizer = normalizer[:, :, : query.shape[2]]
-        return output, normalizer
+            return output, normalizer[:, :, : query.shape[2]]
     return functional.scaled_dot_product_attention(query, key, value, mask, dropout, scale=scale), None
+
+
+def _has_efficient(query: Tensor) -> bool:
+    """Whether the memory-efficient kernel takes this dtype: bfloat16 not before compute capability 8.0."""
+    return query.dtype != torch.bfloat16 or torch.cuda.get_device_capability(query.device) >= (8, 0)
 
 
 def _chosen(query: Tensor, key: Tensor, value: Tensor, dropout: float, scale: float) -> SDPBackend:

@@ -65,7 +65,7 @@ class Objective:
         if not self.speech_prior:
             speech_prior = None
         elif not self.pooling_prior or self.prior_exponent != 1:
-            spans, speech_prior = self.units(speech_prior, speech_mask, text_mask.sum(dim=1))
+            spans, speech_prior = self.units(speech_prior, speech_mask, text_mask.sum(dim=1), text_mask.shape[1])
         return pad_loss(
             speech,
             text,
@@ -81,17 +81,29 @@ class Objective:
         )
 
     def units(
-        self, speech_prior: Tensor | None, speech_mask: Tensor, num_tokens: Tensor | int
+        self,
+        speech_prior: Tensor | None,
+        speech_mask: Tensor,
+        num_tokens: Tensor | int,
+        most_tokens: int | None = None,
     ) -> tuple[Spans | None, Tensor | None]:
         """What `align` takes for this objective: the spans, None for single frames, and the prior of the frames.
 
-        speech_prior: [B, M] as recorded, or None; num_tokens: real tokens of each utterance [B].
+        speech_prior: [B, M] as recorded, or None; num_tokens: real tokens of each utterance [B]; most_tokens: a bound
+        on them, without which a GPU is waited for.
         """
         if speech_prior is not None and self.prior_exponent != 1:
             speech_prior = speech_prior.pow(self.prior_exponent)
         if self.level != "span":
             return None, speech_prior
-        spans = select_spans(speech_prior, speech_mask, num_tokens, scales=self.scales, anchors=self.anchors)
+        spans = select_spans(
+            speech_prior,
+            speech_mask,
+            num_tokens,
+            scales=self.scales,
+            anchors=self.anchors,
+            max_anchors=most_tokens,
+        )
         return spans, speech_prior if self.pooling_prior else None
 
 

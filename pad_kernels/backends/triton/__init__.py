@@ -51,6 +51,17 @@ def _missing_reason() -> str | None:
     return None
 
 
+@functools.cache
+def _chip_reason(index: int | None) -> str | None:
+    """Why the kernels do not run on this GPU: older ones compile them without matrix units, or into too much memory."""
+    if torch.version.hip is not None or not torch.cuda.is_available():
+        return None
+    capability = torch.cuda.get_device_capability(index)
+    if capability < (8, 0):
+        return f"the triton backend needs compute capability 8.0, not {capability[0]}.{capability[1]}"
+    return None
+
+
 class TritonBackend(Backend):
     """Kernels in Triton."""
 
@@ -72,7 +83,7 @@ class TritonBackend(Backend):
             if not interpreted:
                 return f"the triton backend runs on cuda, not on {device.type}"
         if reason is None:
-            reason = _missing_reason()
+            reason = _missing_reason() or (_chip_reason(device.index) if device.type == "cuda" else None)
         if reason is None and device.type == "cpu" and not self.kernels.INTERPRETED:
             return "the triton backend runs on cuda: TRITON_INTERPRET was set after triton had been imported"
         if reason is None and dtype not in DTYPES:

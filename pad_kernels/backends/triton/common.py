@@ -24,7 +24,7 @@ def product(left, right, sum, PRECISION: tl.constexpr):
     their upper and lower bits, never as a single one."""
     if INTERPRETED and left.dtype == tl.bfloat16:
         left, right = left.to(tl.float32), right.to(tl.float32)
-    if left.dtype == tl.float32 and PRECISION == "tf32":
+    if PRECISION == "tf32" and left.dtype == tl.float32:
         left_upper, right_upper = upper_bits(left), upper_bits(right)
         sum = tl.dot(left - left_upper, right_upper, sum, input_precision="tf32")
         sum = tl.dot(left_upper, right - right_upper, sum, input_precision="tf32")

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from pad_kernels.backends.triton import configurations
-from pad_kernels.backends.triton.common import NO_UNIT, launch
+from pad_kernels.backends.triton.common import INTERPRETED, NO_UNIT, launch
 from pad_kernels.backends.triton.memory import Buffer, allocate, contiguous, operand
 from pad_kernels.inputs import LossRequest, SpanInputs
 
@@ -43,7 +43,11 @@ def scale_of(highest):
 def store_spans(start, end, anchor, place, chosen, first, past, xi, frames, SCALES: tl.constexpr):
     """The spans of anchors: the one at `place` in order of time has units place * len(SCALES) and on."""
     for i in tl.static_range(len(SCALES)):
-        width = tl.floor(tl.full([], SCALES[i], tl.float64) * xi + 0.5)
+        if INTERPRETED:
+            scale = tl.full([], SCALES[i], tl.float64)
+        else:
+            scale = tl.full([], SCALES.value[i], tl.float64)  # Triton 3.3 does not index a constexpr
+        width = tl.floor(scale * xi + 0.5)
         # One beyond twice the frames covers them all.
         width = tl.minimum(tl.maximum(width, 1.0), 2.0 * frames + 1.0).to(tl.int32)
         low = anchor - width // 2
