@@ -205,3 +205,29 @@ def test_the_table_names_every_family():
     assert set(listed) == set(expected) | refused
     for name, how in listed.items():
         assert how.startswith("refused") if name in refused else all(part in how for part in expected[name])
+
+
+@pytest.mark.parametrize("counted", ["all positions", "one position more"])
+@pytest.mark.parametrize("name", CASES)
+def test_padding_that_the_mask_counts_has_received_nothing(name, counted):
+    """As with a mask of frames that was rounded up, or no mask at all."""
+    model_type, options, kind, _ = CASES[name]
+    model = make(model_type, options)
+    inputs, mask = inputs_of(kind)
+    if counted == "all positions":
+        mask = None
+    else:
+        mask = mask | (torch.arange(mask.shape[1]) == mask.int().cumsum(1).argmax(1, keepdim=True) + 1)
+    eager = copy.deepcopy(model)
+    for module in eager.modules():
+        if isinstance(module, transformers.PreTrainedModel):
+            module.config._attn_implementation = "eager"
+    with torch.no_grad():
+        maps = eager(**inputs, output_attentions=True).attentions
+        if not all(torch.isfinite(one).all() for one in maps):
+            pytest.skip(f"the eager {name} of transformers {transformers.__version__} gives NaN for padded input")
+        with record_significance(model) as record:
+            model(**inputs)
+        found = record.prior(mask)
+    expected = significance_from_attentions(maps, mask)
+    assert (found - expected).abs().max() <= 1e-5 * expected.max()

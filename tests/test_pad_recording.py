@@ -313,3 +313,40 @@ def test_the_prior_of_each_layer(kind, early):
             record.layer_priors(~frames)
     with record_significance(model, frames) as record, pytest.raises(ValueError, match="no attention layer"):
         record.layer_priors()
+
+
+@pytest.mark.parametrize("adapter, early", [(False, True), (False, False), (True, True)])
+def test_a_mask_of_other_positions_is_refused(adapter, early):
+    model = speech_model(**({"add_adapter": True, "output_hidden_size": 48} if adapter else {}))
+    values, _, frames = speech_batch()
+    mask = torch.ones(len(frames), 5, dtype=torch.bool)  # of the adapter's output
+    expected = r"^mask: got shape \(3, 5\), expected \[B, 36\]" + (".*model without adapter$" if adapter else ".*to$")
+    with torch.no_grad(), pytest.raises(ValueError, match=expected):
+        with record_significance(model, mask if early else None) as record:
+            model(values)
+        record.prior(mask)
+
+
+def test_a_layer_that_attends_in_parts_is_refused():
+    """As some encoders of audio do, chunk by chunk."""
+    model = speech_model()
+    attention = model.encoder.layers[0].attention
+    whole = attention.forward
+
+    def in_parts(states, **options):
+        found = [whole(part, **options | {"attention_mask": None}) for part in states.split(18, dim=1)]
+        return torch.cat([output for output, *_ in found], dim=1), *found[0][1:]
+
+    attention.forward = in_parts
+    values, _, _ = speech_batch()
+    with torch.no_grad(), record_significance(model) as record:
+        model(values)
+    with pytest.raises(ValueError, match="attends in several parts"):
+        record.prior()
+
+
+@pytest.mark.parametrize("model", ["bert-base-uncased", None])
+def test_what_is_no_model_is_refused(model):
+    with pytest.raises(ValueError, match="^model: expected a transformers model, got (str|NoneType)$"):
+        with record_significance(model):
+            pass

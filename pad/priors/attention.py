@@ -12,6 +12,7 @@ from transformers.masking_utils import bidirectional_mask_function, sdpa_mask
 from pad.priors.dropout import attend_with_dropout
 from pad.priors.record import is_running, record_of
 from pad_kernels import significance, significance_from_attentions
+from pad_kernels.weights import normalize
 
 IMPLEMENTATION = "pad_significance"
 # Rows of queries whose scores are held at once where the attention gives no log-sum-exp.
@@ -26,7 +27,8 @@ def _mask(*, mask_function=bidirectional_mask_function, attention_mask=None, **o
     if is_running() and _is_causal(mask_function):
         raise ValueError(
             "model: causal, sliding or chunked attention; significance is recorded of layers that attend both ways. Of "
-            "a model with a decoder, record the encoder alone: record_significance(model.get_encoder())"
+            "a model with a decoder, record the encoder alone: record_significance(model.get_encoder()). One that is "
+            "only a decoder has no such prior"
         )
     options |= {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
     return sdpa_mask(mask_function=mask_function, attention_mask=attention_mask, **options)
@@ -69,7 +71,7 @@ def _attention(module, query, key, value, attention_mask, dropout=0.0, scaling=N
 
         def layer(mask):
             lse = _log_sum_exp(query, key, attention_mask, scale) if normalizer is None else normalizer
-            return significance(query, key, mask, scale=scale, lse=lse)
+            return _significance_of(query, key, mask, attention_mask, scale, lse)
 
         record.add(module, query.shape[2], layer)
     return output.transpose(1, 2).contiguous(), None
@@ -114,7 +116,7 @@ def _position_bias(mask: Tensor | None, bias: Tensor | None, query: Tensor) -> T
 
     mask: bool, True where a query attends to a key, or what is added to the scores.
     """
-    if bias is None and (mask is None or mask.dtype == torch.bool and mask.shape[2] == 1):
+    if bias is None and (mask is None or mask.dtype == torch.bool and mask.shape[1] == mask.shape[2] == 1):
         return None
     # Not -inf: a query that attends to nothing, as padding may, would give NaN.
     lowest = torch.finfo(query.dtype).min
@@ -184,6 +186,22 @@ def _bias(mask: Tensor | None, query: Tensor) -> Tensor | None:
     batch_size, heads, length, _ = query.shape
     bias = torch.zeros(mask.shape, dtype=query.dtype, device=mask.device).masked_fill(~mask, -torch.inf)
     return functional.pad(bias, (0, -length % 16))[..., :length].expand(batch_size, heads, length, length)
+
+
+def _significance_of(query, key, mask, attention_mask, scale, lse) -> Tensor:
+    """The prior [B, T] over `mask`, of attention that went to the keys of `attention_mask` [B, 1, 1, T] alone; `mask`
+    may count other positions too: as rows, and as columns that received nothing."""
+    if attention_mask is None:
+        return significance(query, key, mask, scale=scale, lse=lse)
+    keys = attention_mask[:, 0, 0].expand(key.shape[0], -1)
+    counted = torch.ones_like(keys) if mask is None else mask
+    if query.device.type == "cpu" and not (counted & ~keys).any():
+        return significance(query, key, mask, scale=scale, lse=lse)
+    # In place of the others a key that is attended to: no score exceeds the log-sum-exp.
+    attended = keys.int().argmax(dim=1)[:, None, None, None].expand(-1, key.shape[1], 1, key.shape[3])
+    key = torch.where(keys[:, None, :, None], key, key.gather(2, attended))
+    counted = counted & keys.any(dim=1, keepdim=True)
+    return normalize(significance(query, key, counted, scale=scale, lse=lse) * keys)
 
 
 def _log_sum_exp(query, key, mask, scale) -> Tensor:

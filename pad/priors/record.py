@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from numbers import Integral
 
@@ -96,6 +97,7 @@ class Record:
         if self.mask is None:
             self._layers.append((number, layer))
         else:
+            self._check_length(self.mask)
             self._priors.append((number, layer(self.mask)))
 
     def _number(self, attention: nn.Module, layers: Collection[int]) -> int:
@@ -160,6 +162,8 @@ class Record:
             raise ValueError("mask: differs from the mask given to record_significance; give it once")
         given = None if mask is None else checked_mask(mask)
         if self._layers:
+            if given is not None:
+                self._check_length(given)
             self._asked = given
             self._priors = [(number, layer(given)) for number, layer in self._layers]
             self._layers = []
@@ -172,6 +176,18 @@ class Record:
             self._check_whole()
         return self._priors
 
+    def _check_length(self, mask: Tensor) -> None:
+        """Raise ValueError for a mask of other positions than the layers attend to."""
+        if mask.shape[1] == self.length:
+            return
+        configs = (getattr(module, "config", None) for module in self._model.modules())
+        adapter = any(getattr(config, "add_adapter", False) for config in configs)
+        raise ValueError(
+            f"mask: got shape {tuple(mask.shape)}, expected [B, {self.length}], the positions that the layers attend to"
+            + ("; an adapter (add_adapter) makes others of them, which no prior would fit. Use a model without adapter"
+               if adapter else "")
+        )  # fmt: skip
+
     def _check_whole(self) -> None:
         """Raise ValueError if a layer ran unrecorded, or one that was asked for did not run and was not dropped."""
         kinds = {kind_of(module) for module in self._reported}
@@ -180,6 +196,12 @@ class Record:
             raise ValueError(
                 f"model: {ran} attention layers of {type(self._model).__name__} ran, but {len(self._reported)} were "
                 "recorded: the others do not attend through transformers' attention interface"
+            )
+        reports, runs = (Counter(map(id, modules)) for modules in (self._reported, self._ran))
+        if any(0 < runs[module] < count for module, count in reports.items()):
+            raise ValueError(
+                f"model: an attention layer of {type(self._model).__name__} attends in several parts, each to its own "
+                "positions; its significance cannot be recorded. Use an objective without that prior"
             )
         missing = sorted(set(self.layers or ()) - {number for number, _ in self._priors})
         if missing and not self._may_drop():

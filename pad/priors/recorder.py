@@ -50,6 +50,8 @@ def record_significance(
     Source: PAD, section on the attention-based significance prior; docs/kernels.md.
     """
     model = getattr(model, "_orig_mod", model)  # of torch.compile
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model: expected a transformers model, got {type(model).__name__}")
     encoders = [module for module in model.modules() if isinstance(module, PreTrainedModel)]
     if not encoders:
         raise ValueError(f"model: expected a transformers model, got {type(model).__name__} with none inside")
