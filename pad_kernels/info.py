@@ -146,7 +146,7 @@ def main() -> int:
         return 0
     failures = check()
     print("\ncheck")
-    print("\n".join(f"  {failure}" for failure in failures) or "  every op is right on every backend here")
+    print("\n".join(f"  {failure}" for failure in failures) or "  all ops are right on all backends of this machine")
     return 1 if failures else 0
 
 

@@ -52,8 +52,8 @@ def pad_loss(
         speech: [B, M, D] float32, float64, bfloat16 or float16.
         text: [B, N, D], same dtype; inside torch.autocast the narrower of two dtypes is promoted.
         speech_mask, text_mask: [B, M] and [B, N], bool or integers 0/1. None: all real.
-        speech_prior, text_prior: [B, M] and [B, N] floating point, at least 0, any scale whose sum
-            float32 holds, and of an utterance one of at least 1.2e-38, or all 0; constants.
+        speech_prior, text_prior: [B, M] and [B, N] floating point, at least 0, any scale. The sum of an utterance
+            must fit in float32, and its largest value must be 0 or at least 1.2e-38. No gradient flows to priors.
         level: "global", "token" or "span".
         temperature: of the soft alignment, at least 1e-38; 0 is the paper's hard alignment. Below 1e-5 (float64:
             1e-14) the gradient is that of the hard alignment. Not used by "global". A number, or a tensor of one on

@@ -257,7 +257,7 @@ def test_a_failing_self_test_on_a_gpu(monkeypatch):
 
 def test_check_of_the_installation():
     output = in_a_new_process("-m", "pad_kernels.info", "--check")
-    assert "every op is right on every backend here" in output
+    assert "all ops are right on all backends of this machine" in output
 
 
 def test_environment_sets_the_default(only_reference, monkeypatch):

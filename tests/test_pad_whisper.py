@@ -241,12 +241,12 @@ def test_settings_that_do_not_fit(paths, tmp_path, capsys):
         (
             paths["student"],
             ["--prior-layers", "2"],
-            "prior_layers: expected layers below 2, which is how many the student has, got (2,)",
+            "prior_layers: got (2,), expected layers of the student, which has 2, counted from 0",
         ),
         (
             paths["student"],
             ["--preset", "early-slocal-soft"],
-            "which is how many the student has, got (0, 1, 2); the preset slocal-soft needs none",
+            "got (0, 1, 2), expected layers of the student, which has 2, counted from 0; the preset slocal-soft",
         ),
         (paths["student"], ["--prior-layers", "0", "0"], "prior_layers: expected each layer once, got (0, 0)"),
         (paths["student"], ["--prior-layer-weights", "1"], "prior_layer_weights: got (1.0,) and prior_layers None"),

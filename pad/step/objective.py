@@ -55,8 +55,8 @@ class Objective:
         """Raise UserError where the prior is that of layers which a student of so many layers does not have."""
         if self.speech_prior and self.prior_layers is not None and max(self.prior_layers) >= layers:
             raise UserError(
-                f"prior_layers: expected layers below {layers}, which is how many the student has, got "
-                f"{self.prior_layers}; the preset slocal-soft needs none"
+                f"prior_layers: got {self.prior_layers}, expected layers of the student, which has {layers}, counted "
+                "from 0; the preset slocal-soft needs none"
             )
 
     def __call__(self, speech, text, speech_mask, text_mask, speech_prior=None, text_prior=None):

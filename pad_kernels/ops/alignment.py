@@ -236,8 +236,8 @@ def align(
         text: [B, N, D], same dtype.
         spans: (start, end) [B, U] int32 or int64, half-open, start == end: no unit. None: frames.
         speech_mask, text_mask: [B, M] and [B, N], bool or integers 0/1. None: all real.
-        speech_prior: [B, M] floating point, at least 0, any scale whose sum float32 holds. None: uniform
-            over the real frames.
+        speech_prior: [B, M] floating point, at least 0, any scale whose sum fits in float32. None: uniform
+            over the real frames. No gradient flows to it.
         temperature: 0 is the hard alignment; else at least 1e-38. Below 1e-5 (float64: 1e-14) the gradient is that
             of the hard alignment. A number, or a tensor of one on the CPU, without dimensions.
         backend: "auto", "native", "reference" or "triton". None: PAD_KERNELS_BACKEND, else "auto".

@@ -105,8 +105,8 @@ def significance(
         [B, T] float32 (float64 for float64 inputs), sums to 1 over the real positions, 0 at the others; an
         utterance without a real position is 0. A constant for the gradient.
 
-    The rounding of scores of size S changes a row's attention by up to 1e-6 S of it in float32. With `lse` a row may
-    then also weigh that much more or less than the others; without it every row weighs the same.
+    The rounding of scores of size S changes a row's attention by up to 1e-6 S of it in float32. With `lse` the weight
+    of a row may then be off by the same factor; without it every row weighs the same.
 
     Raises:
         ValueError: an argument of wrong shape, dtype, device or value, or a backend that cannot run here.

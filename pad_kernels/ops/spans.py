@@ -91,8 +91,8 @@ def select_spans(
         num_anchors: K, [B] integers or an int. None: num_tokens.
         scales: widths of an anchor's spans in units of xi.
         anchors: "topk", the K highest priors (ties: the earlier frame); "peaks", the same, but a chosen
-            anchor rules out frames nearer than xi / 2; "stride", real frames number floor((k + 0.5) * m / K).
-            Frames of prior 0 are never chosen by the first two.
+            anchor rules out frames nearer than xi / 2; "stride", evenly spaced: of m real frames, counted from
+            0, number floor((k + 0.5) m / K). Frames of prior 0 are never chosen by the first two.
         xi: frames per token, [B] or a number. None: from the utterance.
         max_anchors: the K that the result has room for. None: the largest K, which for a tensor on a GPU is
             waited for.
