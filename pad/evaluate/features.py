@@ -49,8 +49,8 @@ def means(
             part = examples[first : first + _PART]
             names = [str(example.audio) for example in part]
             path = folder / f"part-{first // _PART:05d}.pt"
-            state = load_state(path) if path.is_file() else {}
-            if state.get("audio") != names:
+            state = load_state(path)
+            if state is None or state["audio"] != names:
                 found = torch.empty(len(part), encoder.layers, encoder.width)
                 spans = seconds[first : first + _PART]
                 for numbers, states, lengths in _encoded(encoder, part, spans, batch_size, workers):

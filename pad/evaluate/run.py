@@ -16,7 +16,7 @@ from pad.evaluate.config import FREE_ON_RESUME, EvaluateConfig
 from pad.evaluate.encoder import Encoder
 from pad.evaluate.features import all_states, means
 from pad.evaluate.snips import snips
-from pad.evaluate.states import load_json
+from pad.evaluate.states import load_state, save_state
 from pad.evaluate.tasks import (
     PUBLISHED_EVAL_EVERY,
     PUBLISHED_STEPS,
@@ -155,9 +155,10 @@ def _evaluate(corpus: _Corpus, encoder: Encoder, config: EvaluateConfig, output:
         workers=config.workers,
     )
     name = f"{corpus.task}-{encoder.role}"
-    done = output / "trials" / name / "judged.json"
-    if done.is_file():
-        return load_json(done)
+    done = output / "trials" / name / "judged.pt"
+    record = load_state(done)
+    if record is not None:
+        return record
     tasks = _tasks(corpus, encoder, config, output / "features" / name)
     metric = tasks[0].metric
     sweep = []
@@ -178,7 +179,7 @@ def _evaluate(corpus: _Corpus, encoder: Encoder, config: EvaluateConfig, output:
         "sweep": [{"learning_rate": trials[0]["learning_rate"], "dev": dev} for dev, trials in sweep],
         "folds": chosen,
     }
-    write_json(done, record)
+    save_state(record, done)
     shutil.rmtree(output / "features" / name, ignore_errors=True)  # may be large, and other tasks follow
     return record
 

@@ -13,9 +13,10 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from pad.evaluate.states import load_json, load_state, save_state
+from pad.errors import Stopped
+from pad.evaluate.signals import NotedSignals
+from pad.evaluate.states import load_state, save_state
 from pad.evaluate.tasks import Split, Task
-from pad.files import write_json
 from pad.progress import say
 from pad.step.collate import LengthBucketSampler
 
@@ -75,26 +76,28 @@ def train(task: Task, schedule: Schedule, learning_rate: float, folder: Path, ti
     """Train a head with Adam; returns its scores at the step with the best dev score (the first, if tied).
 
     The state is saved in `folder`, from which a stopped run continues; what follows depends on the seed and the step
-    alone. Returns {"learning_rate", "steps", "best_step", "dev", "test",
-    "layer_weights", "history"}, with the scores of the task; the history has the loss of the last batch and the
-    dev scores of each evaluation. Where the loss is no longer finite, training stops, and "diverged" is the step. On a
-    GPU, CTC sums gradients in no fixed order, so the last digits may vary.
+    alone. At a signal that asks for an end it is saved after the step, and Stopped is raised. Returns
+    {"learning_rate", "steps", "best_step", "dev", "test", "layer_weights", "history"}, with the scores of the task; the
+    history has the loss of the last batch and the dev scores of each evaluation. Where the loss is no longer finite,
+    training stops, and "diverged" is the step. On a GPU, CTC sums gradients in no fixed order, so the last digits may
+    vary.
     """
-    if (folder / "trial.json").is_file():
-        return load_json(folder / "trial.json")
+    trial = load_state(folder / "trial.pt")
+    if trial is not None:
+        return trial
     torch.manual_seed(schedule.seed)
     head: Any = task.build()
     optimizer = torch.optim.Adam(head.parameters(), lr=learning_rate)
     step, history, diverged = 0, [], None
     best: dict | None = None
-    if (folder / "state.pt").is_file():
-        state = load_state(folder / "state.pt", device)
+    state = load_state(folder / "state.pt", device)
+    if state is not None:
         head.load_state_dict(state["head"])
         optimizer.load_state_dict(state["optimizer"])
         step, best, history = state["step"], state["best"], state["history"]
 
     batches = _Batches(task.train.lengths, schedule, step)
-    with tqdm(total=schedule.steps, initial=step, desc=title, unit="step") as bar:
+    with tqdm(total=schedule.steps, initial=step, desc=title, unit="step") as bar, NotedSignals() as noted:
         for items in _loader(task.train, batches, schedule.workers):
             # Dropout and masks depend on the seed and the step alone.
             torch.manual_seed(schedule.seed * 1_000_003 + step)
@@ -120,9 +123,13 @@ def train(task: Task, schedule: Schedule, learning_rate: float, folder: Path, ti
                     best = {"step": step, "dev": dev, "head": copy.deepcopy(head.state_dict())}
                 history.append({"step": step, "loss": loss.item(), "dev": dev})
                 bar.set_postfix(loss=f"{loss.item():.3f}", dev=f"{dev[task.metric]:.3f}")
-            if last or step % schedule.save_every == 0:
+            if last or step % schedule.save_every == 0 or noted.number:
                 state = {"step": step, "head": head.state_dict(), "best": best, "history": history}
                 save_state({**state, "optimizer": optimizer.state_dict()}, folder / "state.pt")
+            if noted.number:
+                break
+    if noted.number:
+        raise Stopped(step, noted.number)
     assert best is not None  # dev is scored at the last step
     head.load_state_dict(best["head"])
     trial = {
@@ -136,6 +143,6 @@ def train(task: Task, schedule: Schedule, learning_rate: float, folder: Path, ti
     }
     if diverged is not None:
         trial["diverged"] = diverged
-    write_json(folder / "trial.json", trial)
+    save_state(trial, folder / "trial.pt")
     (folder / "state.pt").unlink(missing_ok=True)
     return trial
