@@ -151,7 +151,7 @@ def _check_same(settings: Settings, path: Path, free: Collection[str]) -> None:
 def read_settings(kind: type[Settings], path: str | Path) -> dict:
     """The settings in a YAML file by name, converted to the types that `kind` declares; raises UserError."""
     try:
-        values = _load_yaml(Path(path).expanduser().read_text(encoding="utf-8"))
+        values = _load_yaml(Path(os.path.expanduser(path)).read_text(encoding="utf-8"))
     except Exception as error:  # a YAML file can make its reader raise much more than YAML's own errors
         reason = str(error) or type(error).__name__
         raise UserError(f"config: cannot read {path}: {reason}") from error

@@ -226,3 +226,21 @@ def test_paths_from_home(tmp_path, monkeypatch):
     write_audio(tmp_path / "clips" / "a.wav")
     (tmp_path / "list.tsv").write_text("~/clips/a.wav\tgood\n")
     assert found("~/list.tsv") == (["good"], {})
+
+
+def test_the_home_of_nobody_is_no_folder(tmp_path):
+    with pytest.raises(UserError, match="^data: ~no-such-user/speech is not a folder; expected"):
+        found("~no-such-user/speech")
+    with pytest.raises(UserError, match="^data: ~no-such-user/.*dev-clean is not a folder"):
+        found("librispeech:dev-clean:~no-such-user")
+
+
+@pytest.mark.parametrize("size", [1e12, 1e30, -1e30])
+def test_samples_beyond_any_format(tmp_path, size):
+    samples = np.full((800, 2), size) * [1, -1]  # whose mean is silence
+    soundfile.write(tmp_path / "a.wav", samples, 16000, subtype="FLOAT")
+    with pytest.raises(UserError, match=rf"a\.wav: the audio holds a sample of size {abs(size):.3g}".replace("+", r"\+")
+                       + "; expected samples from -1 to 1"):  # fmt: skip
+        read_audio(tmp_path / "a.wav")
+    soundfile.write(tmp_path / "b.wav", np.full(800, -(2.0**31)), 16000, subtype="FLOAT")  # integers of 32 bits
+    assert (read_audio(tmp_path / "b.wav") == -(2.0**31)).all()

@@ -11,7 +11,7 @@ pytest.importorskip("soxr")
 import soundfile  # noqa: E402
 from audio_files import write_audio, write_truncated_flac  # noqa: E402
 
-from pad.data import load_utterances, read_audio  # noqa: E402
+from pad.data import Report, load_utterances, read_audio  # noqa: E402
 from pad.errors import UserError  # noqa: E402
 
 
@@ -235,4 +235,35 @@ def test_line_that_names_a_folder(tmp_path):
     (tmp_path / "clips").mkdir()
     (tmp_path / "m.tsv").write_text("clips\tgood\n")
     with pytest.raises(UserError, match=r"m\.tsv:1: the audio file .*clips is a folder, expected an audio file"):
+        load_utterances(tmp_path / "m.tsv")
+
+
+HUGE = "1" + "0" * 400
+
+
+@pytest.mark.parametrize("line, message", [
+    (f'{{"audio": "a.wav", "text": "good", "duration": {HUGE}}}', "expected a positive number as duration, got an "),
+    (f'{{"audio": "a.wav", "text": "good", "sample_rate": {HUGE}}}', "expected a positive number as sampling_rate, "),
+    ('{"audio": "a.wav", "text": "good", "sentence": "bad"}', "text and sentence differ; expected one of text, "),
+    ('{"audio": "a.wav", "file": "b.wav", "text": "good"}', "audio and file differ; expected one of audio, "),
+    ('{"audio": "a.wav", "text": "good", "text": "bad"}', "expected one JSON object per line, got .*'text' appears "),
+])  # fmt: skip
+def test_json_lines_that_no_one_can_read_in_one_way(tmp_path, line, message):
+    write_audio(tmp_path / "a.wav")
+    good = '{"audio": "a.wav", "path": "a.wav", "text": "good", "transcript": "good"}'  # twice the same
+    (tmp_path / "m.jsonl").write_text(f"{good}\n{line}\n")
+    with pytest.raises(UserError, match=rf"m\.jsonl:2: {message}"):
+        load_utterances(tmp_path / "m.jsonl")
+    (tmp_path / "m.jsonl").write_text(f"{good}\n")
+    assert [item.transcript for item in load_utterances(tmp_path / "m.jsonl")] == ["good"]
+
+
+@pytest.mark.parametrize("header", ["audio\ttext\ttext", "Audio\taudio\ttext", "audio\ttext\tText"])
+def test_a_table_with_the_same_column_twice(tmp_path, header):
+    write_audio(tmp_path / "a.wav")
+    (tmp_path / "m.tsv").write_text(f"{header}\na.wav\tgood\tgood\n")
+    with pytest.raises(UserError, match=r"m\.tsv:1: the column (audio|text) appears twice; expected it once"):
+        load_utterances(tmp_path / "m.tsv", report=Report("skip"))
+    (tmp_path / "m.tsv").write_text("audio\ttext\tsentence\tnote\tnote\na.wav\tgood\tbad\t1\t2\n")
+    with pytest.raises(UserError, match=r"m\.tsv:2: text and sentence differ"):
         load_utterances(tmp_path / "m.tsv")

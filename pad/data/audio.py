@@ -33,6 +33,8 @@ _BLOCK = 1 << 20  # samples
 # A decoder may leave out what a codec needs to begin and end.
 _CODEC_SLACK = 3 * 1152
 _LOWEST_RATE = 1000  # Hz
+# Some programs store integers of up to 32 bits as floats; beyond them the square of a sample may overflow.
+_LOUDEST = 2.0**31
 
 
 def _unreadable(audio: object, error: BaseException) -> BadSample:
@@ -172,7 +174,7 @@ def read_audio(audio: str | Path | AudioSource, sampling_rate: int = 16000) -> n
     """The samples of an audio file as float32 in [-1, 1], channels averaged, at sampling_rate (Hz).
 
     Raises BadSample (a UserError) if it cannot be decoded to the end, holds less or more than its header promises, or
-    holds NaN or infinite samples.
+    holds NaN, infinite or huge samples.
     """
     try:
         content = Path(audio).read_bytes() if isinstance(audio, (str, Path)) else audio.read()
@@ -182,9 +184,15 @@ def read_audio(audio: str | Path | AudioSource, sampling_rate: int = 16000) -> n
             samples = _decode(opened, content, known)
         if length is not None and len(samples) < length - slack:
             raise _short(audio, len(samples), length)
-        mono = samples.mean(axis=1) if samples.shape[1] > 1 else samples[:, 0]
-        if not np.isfinite(mono).all():
+        loudest = np.maximum(samples.max(initial=0), -samples.min(initial=0))
+        if not np.isfinite(loudest):
             raise BadSample(f"{audio}: the audio holds NaN or infinite samples", "NaN or infinite samples")
+        if loudest > _LOUDEST:
+            raise BadSample(
+                f"{audio}: the audio holds a sample of size {loudest:.3g}; expected samples from -1 to 1",
+                "huge samples",
+            )
+        mono = samples.mean(axis=1) if samples.shape[1] > 1 else samples[:, 0]
         return mono if rate == sampling_rate else soxr.resample(mono, rate, sampling_rate)
     except BadSample:
         raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -32,10 +33,10 @@ def find_entries(data, report: Report, download: bool = False) -> list[Entry]:
         part, colon, folder = rest.partition(":")
         if not part or not folder:
             raise UserError(f"data: expected {kind}:PART:FOLDER, got {data}")
-        return _CORPORA[kind](part, Path(folder).expanduser(), report, download)
+        return _CORPORA[kind](part, Path(os.path.expanduser(folder)), report, download)
     if colon and kind == "huggingface":
         return hugging_face.entries_of(hugging_face.load_named(rest), report, rest)
-    path = Path(data).expanduser()
+    path = Path(os.path.expanduser(data))
     if path.is_dir():
         if hugging_face.is_saved(path):
             return hugging_face.entries_of(hugging_face.load_saved(path), report, str(path))

@@ -6,7 +6,8 @@
 
 Names of columns and keys: `audio` (or `audio_filepath`, `path`, `file`), `text` (or `transcript`,
 `transcription`, `sentence`), and optionally `duration` (s) and `sampling_rate` (or `sample_rate`, Hz), which
-are compared with the audio. Other names are ignored. Paths are relative to the manifest.
+are compared with the audio. Other names are ignored. Paths are relative to the manifest. What is given twice, and
+differs, is an error.
 """
 
 from __future__ import annotations
@@ -16,16 +17,18 @@ import json
 import math
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 from pad.data.entry import Entry
 from pad.data.report import BadSample, Report
-from pad.errors import shown
+from pad.errors import UserError, shown
 
 AUDIO_NAMES = ("audio", "audio_filepath", "path", "file")
 TEXT_NAMES = ("text", "transcript", "transcription", "sentence")
 _RATE_NAMES = ("sampling_rate", "sample_rate")
+_NAMES = (*AUDIO_NAMES, *TEXT_NAMES, *_RATE_NAMES, "duration")
 MANIFEST_SUFFIXES = (".tsv", ".jsonl", ".json")
 
 
@@ -69,17 +72,21 @@ def _cells(line: str) -> list[str]:
     return cells
 
 
-def _value(record: dict, names: tuple[str, ...]):
-    return next((record[name] for name in names if name in record), None)
+def _value(record: dict, names: tuple[str, ...], where: str):
+    found = [(name, record[name]) for name in names if name in record]
+    other = next((name for name, value in found[1:] if value != found[0][1]), None)
+    if other is not None:
+        raise _malformed(f"{where}: {found[0][0]} and {other} differ; expected one of {', '.join(names)}")
+    return found[0][1] if found else None
 
 
 def _number(record: dict, names: tuple[str, ...], where: str) -> float | None:
-    value = _value(record, names)
+    value = _value(record, names, where)
     if value is None or value == "":
         return None
     try:
         number = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not 0 < number < math.inf:
         raise _malformed(f"{where}: expected a positive number as {names[0]}, got {shown(value)}")
@@ -87,7 +94,7 @@ def _number(record: dict, names: tuple[str, ...], where: str) -> float | None:
 
 
 def _entry(record: dict, folder: Path, where: str) -> Entry:
-    audio, transcript = _value(record, AUDIO_NAMES), _value(record, TEXT_NAMES)
+    audio, transcript = (_value(record, names, where) for names in (AUDIO_NAMES, TEXT_NAMES))
     for value, names in ((audio, AUDIO_NAMES), (transcript, TEXT_NAMES)):
         if not isinstance(value, str) or (names is AUDIO_NAMES and not value.strip()):
             raise _malformed(f"{where}: expected a text as {' or '.join(names)}, got {shown(value)}")
@@ -103,9 +110,22 @@ def _entry(record: dict, folder: Path, where: str) -> Entry:
     )
 
 
-def _header(cells: list[str]) -> list[str] | None:
+def _header(cells: list[str], where: str) -> list[str] | None:
     names = [cell.lower() for cell in cells]
-    return names if {*names} & {*AUDIO_NAMES} and {*names} & {*TEXT_NAMES} else None
+    if not ({*names} & {*AUDIO_NAMES} and {*names} & {*TEXT_NAMES}):
+        return None
+    twice = next((name for name in names if name in _NAMES and names.count(name) > 1), None)
+    if twice is not None:
+        raise UserError(f"{where}: the column {twice} appears twice; expected it once")
+    return names
+
+
+def _object(pairs: list[tuple[str, object]]) -> dict:
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+        raise ValueError(f"{shown(twice)} appears twice")
+    return record
 
 
 def read_table(path: Path, report: Report) -> Iterator[Entry]:
@@ -113,7 +133,7 @@ def read_table(path: Path, report: Report) -> Iterator[Entry]:
     names: list[str] | None = None
     for position, (where, line) in enumerate(read_lines(path, report)):
         cells = _cells(line)
-        if position == 0 and (names := _header(cells)):
+        if position == 0 and (names := _header(cells, where)):
             continue
         try:
             if len(cells) != len(names or ("audio", "text")):
@@ -131,7 +151,7 @@ def read_json_lines(path: Path, report: Report) -> Iterator[Entry]:
     for where, line in read_lines(path, report):
         try:
             try:
-                record = json.loads(line)
+                record = json.loads(line, object_pairs_hook=_object)
             except (ValueError, RecursionError) as error:
                 raise _malformed(f"{where}: expected one JSON object per line, got {shown(line)}: {error}") from error
             if not isinstance(record, dict):
