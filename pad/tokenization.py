@@ -24,13 +24,22 @@ def most_tokens(tokenizer) -> int:
     return min(tokenizer.model_max_length, 512)
 
 
+def _read(tokenizer, texts: Sequence[str], **options):
+    """The tokenizer's output. In a transcript [SEP] is no special token, but spelled as any other text.
+
+    Tokenizers without the library `tokenizers` would then forget the words that were added to them too.
+    """
+    return tokenizer(list(texts), split_special_tokens=tokenizer.is_fast, **options)
+
+
 def tokenize(tokenizer, transcripts: Sequence[str]):
     """(the tokenizer's output, mask [B, N] bool of the tokens that are text) for texts padded to one length.
 
     Padding is on the right, whatever the tokenizer's padding_side: positions count from the first token.
     """
-    text = tokenizer(
-        list(transcripts),
+    text = _read(
+        tokenizer,
+        transcripts,
         padding=True,
         padding_side="right",
         truncation=True,
@@ -53,7 +62,7 @@ def fault_of_text(tokenizer, transcripts: Sequence[str]) -> Iterator[Fault | Non
     limit, unknown = most_tokens(tokenizer), tokenizer.unk_token_id
     for first in range(0, len(transcripts), _TEXTS):
         texts = list(transcripts[first : first + _TEXTS])
-        found = tokenizer(texts, return_special_tokens_mask=True, verbose=False)
+        found = _read(tokenizer, texts, return_special_tokens_mask=True, verbose=False)
         for text, ids, special in zip(texts, found["input_ids"], found["special_tokens_mask"]):
             if all(special):
                 message = f"the teacher's tokenizer finds no token in {ascii(text[:40])}; expected the words that are"
@@ -70,7 +79,7 @@ def fault_of_text(tokenizer, transcripts: Sequence[str]) -> Iterator[Fault | Non
 
 def check_tokens(tokenizer, transcripts: Sequence[str]) -> None:
     """Raise UserError if the tokenizer knows almost none of the words of these texts."""
-    tokens = [token for text in transcripts for token in tokenizer(text, add_special_tokens=False)["input_ids"]]
+    tokens = [token for ids in _read(tokenizer, transcripts, add_special_tokens=False)["input_ids"] for token in ids]
     unknown = sum(token == tokenizer.unk_token_id for token in tokens)
     if unknown > _UNKNOWN * len(tokens) or not tokens:
         raise UserError(
@@ -94,7 +103,7 @@ def warn_of_case(tokenizer, transcripts: Sequence[str]) -> None:
     """Say so if the tokenizer cuts these texts into more pieces than the same texts in lower case."""
 
     def pieces(texts):
-        return sum(len(tokens) for tokens in tokenizer(list(texts), add_special_tokens=False)["input_ids"])
+        return sum(len(tokens) for tokens in _read(tokenizer, texts, add_special_tokens=False)["input_ids"])
 
     found, lower = pieces(transcripts), pieces(text.lower() for text in transcripts)
     if lower < (1 - _SAVED) * found:

@@ -15,7 +15,7 @@ from pad.align.run import align_one  # noqa: E402
 from pad.distill.config import DistillConfig  # noqa: E402
 from pad.distill.run import distill  # noqa: E402
 from pad.errors import UserError  # noqa: E402
-from pad.tokenization import fault_of_text  # noqa: E402
+from pad.tokenization import fault_of_text, tokenize  # noqa: E402
 
 EMPTY = ("\u200b", "\u0301", "\0", "\ufeff")
 
@@ -70,3 +70,14 @@ def test_alignment_refuses_a_long_one(settings, tmp_path):
     options = dict(audio=str(tmp_path / "a.wav"), transcript="good " * 600, output=str(tmp_path / "x"))
     with pytest.raises(UserError, match="^transcript: 602 tokens in 'good .* the teacher reads 512"):
         align_one(AlignConfig(**settings, **options))
+
+
+def test_names_of_special_tokens_are_text(tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(save_teacher(tmp_path / "teacher"))
+    for text in ("[PAD]", "[SEP] [SEP]", "[MASK]"):
+        (fault,) = fault_of_text(tokenizer, [text])
+        assert fault.reason == "no known token in transcript"  # nor does this vocabulary have brackets
+    texts, mask = tokenize(tokenizer, ["good [SEP] night", "good night"])
+    spelled, plain = (tokenizer.convert_ids_to_tokens(row) for row in texts["input_ids"].tolist())
+    assert spelled == ["[CLS]", "good", "[UNK]", "[UNK]", "[UNK]", "night", "[SEP]"]
+    assert plain[:4] == ["[CLS]", "good", "night", "[SEP]"] and mask.sum(1).tolist() == [5, 2]
