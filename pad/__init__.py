@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pad.priors.recorder import record_significance
 
-__all__ = ["__version__", "record_significance"]
+    __version__: str
 
-try:
-    __version__ = version("pad-kernels")
-except PackageNotFoundError:  # a checkout that is not installed
-    __version__ = "unknown"
+__all__ = ["__version__", "record_significance"]
 
 
 def __getattr__(name: str):
-    # Imported when asked for: the command line must start without transformers to say what to install.
+    # Imported when asked for: the command line must start without transformers to say what to install, and soon.
+    if name == "__version__":
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            return version("pad-kernels")
+        except PackageNotFoundError:  # a checkout that is not installed
+            return "unknown"
     if name == "record_significance":
         from pad.priors.recorder import record_significance
 

@@ -9,6 +9,7 @@ import os
 import re
 import resource
 import select
+import shutil
 import signal
 import sys
 import threading
@@ -42,6 +43,7 @@ def _info(config: InfoConfig) -> None:
 INFO = Command("info", InfoConfig, "train", _info)
 COMMANDS = (DISTILL, EVALUATE, ALIGN, DEMO, INFO)
 
+_NARROWEST = 40  # columns; in narrower terminals the help would never end
 _MOST_DIGITS = 2**18  # a command line holds no more; what is too large is then said as of any number
 _SECONDS_TO_END = 1.0
 _LONGEST_REASON = 1000  # characters; a path alone may have thousands
@@ -97,13 +99,15 @@ def _purpose(command: Command) -> str:
 def _take_config(arguments: list[str]) -> tuple[str | None, list[str]]:
     """The file after --config and the other arguments; ends the program for --version."""
     parser = argparse.ArgumentParser("pad", add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("--config")
+    parser.add_argument("--config", action="append", default=[])
     parser.add_argument("--version", action="version", version=f"pad {__version__}")
     try:
         found, rest = parser.parse_known_args(arguments)
     except argparse.ArgumentError as error:
         raise UserError("config: expected a file after --config") from error
-    return found.config, rest
+    if len(found.config) > 1:
+        raise UserError(f"config: expected --config once, got {len(found.config)} files: {', '.join(found.config)}")
+    return next(iter(found.config), None), rest
 
 
 def _named(arguments: list[str]) -> Command | None:
@@ -125,6 +129,14 @@ def _check_words(options: type[Options], values: dict, arguments: list[str]) -> 
         found.check_words(unknown)
 
 
+def _check_folder() -> None:
+    """Raise UserError if the current folder is gone; torch would end the process at its first product."""
+    try:
+        os.getcwd()
+    except FileNotFoundError as error:
+        raise UserError("the current folder is gone; expected one that exists") from error
+
+
 def _run(command: Command, config: Settings) -> None:
     config.check()
     if command is not INFO:
@@ -144,10 +156,15 @@ class _Terminated(BaseException):
 
 @contextmanager
 def _ends_orderly() -> Iterator[None]:
-    """Let signals that ask for an end raise an exception, and let no character that a terminal lacks end a command."""
+    """Let signals that ask for an end raise an exception, and let nothing that a terminal lacks end a command."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the shell: >&-
+            setattr(sys, name, open(os.devnull, "w"))
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+    if shutil.get_terminal_size().columns < _NARROWEST:
+        os.environ["COLUMNS"] = str(_NARROWEST)
     # Pictures are only written to files, whatever a notebook around has set for itself.
     os.environ["MPLBACKEND"] = "agg"
 
@@ -184,6 +201,7 @@ def main(arguments: list[str] | None = None) -> int:
     command = _named(arguments)
     try:
         with _ends_orderly():
+            _check_folder()
             command, config = _parse(arguments)
             _run(command, config)
             sys.stdout.flush()

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "pad"
 ROOMS = {
     "pad": ("errors", "versions", "processes", "progress", "files", "digests", "settings", "tokenization",
             "loading_checks", "models", "students", "data", "priors", "step", "align", "distill", "evaluate", "demo",
-            "cli"),
+            "cli", "__main__"),
     "pad_kernels": ("inputs", "torch_internals", "installation", "checks", "weights", "registration", "backends",
                     "ops", "autograd", "loss", "info"),
 }  # fmt: skip

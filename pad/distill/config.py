@@ -25,8 +25,7 @@ class _Required(Settings):
     teacher: str
     """text encoder of the same width, such as BERT: a transformers checkpoint folder or hub name"""
     data: str
-    """transcribed speech: a folder, a manifest (.tsv, .jsonl), librispeech:SPLIT:FOLDER, librilight:10h:FOLDER or
-    huggingface:NAME:SPLIT (docs/training.md)"""
+    """transcribed speech: a folder, a manifest (.tsv, .jsonl), or a corpus by its name (docs/training.md)"""
     output: str
     """new folder for checkpoints, settings and the distilled student"""
 
