@@ -48,24 +48,43 @@ def whole_file(path: Path, *, cache: bool = False) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
+def whole_folder(path: Path, *, replaces: bool = True) -> Iterator[Path]:
     """A new folder to fill, which replaces the folder `path` at the end of the context; after an error nothing stays.
 
     What a killed process has left of it is put right by the next one. The umask says who may read it and the files in
     it. One process at a time may write it.
+    replaces: False raises UserError where anything but an empty folder is in its place.
     """
+    if not replaces:
+        _expect_free(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     restore_folder(path)
+    with partial_folder(path) as partial:
+        yield partial
+        if not replaces:
+            _expect_free(path)
+        replace_folder(partial, path)
+
+
+def _expect_free(path: Path) -> None:
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise UserError(f"output: {path} holds something else; choose another folder")
+
+
+@contextmanager
+def partial_folder(path: Path) -> Iterator[Path]:
+    """A new folder beside `path` for what shall lie there; what is left of it at the end of the context goes.
+
+    So does what a killed process has left. One process at a time may write to `path`.
+    """
     partial = path.with_name(f".{path.name}.partial")
     if partial.exists():
         shutil.rmtree(partial)
     partial.mkdir()
     try:
         yield partial
-        replace_folder(partial, path)
-    except BaseException:
+    finally:
         shutil.rmtree(partial, ignore_errors=True)
-        raise
 
 
 def restore_folder(path: Path) -> None:
@@ -79,7 +98,7 @@ def restore_folder(path: Path) -> None:
 
 
 def replace_folder(new: Path, path: Path) -> None:
-    """Let a folder, once it is on disk, take the place of `path`; after an error that one is there as it was.
+    """Let a folder, once it is on disk, take the place of the folder `path`; after an error that is there as it was.
 
     The umask says who may read it and the files in it.
     """
@@ -93,6 +112,8 @@ def replace_folder(new: Path, path: Path) -> None:
                 os.fsync(opened.fileno())
     sync_folder(new)
     before = _before(path)
+    if path.exists() and not path.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
     if path.exists():
         path.rename(before)
     try:
@@ -121,14 +142,16 @@ def refusing_output(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def only_run(folder: Path) -> Iterator[None]:
+def only_run(folder: Path, *, replaces: bool = False) -> Iterator[None]:
     """Make an output folder if need be, and keep all other runs from writing to it in the context.
 
     Raises UserError where another run is at work there. The lock ends with its process, however that ends.
+    replaces: the run lets another folder take its place: the lock lies beside it, and it is not made.
     """
-    lock = FileLock(folder / LOCK_FILE)
+    lock_file = folder.with_name(f".{folder.name}{LOCK_FILE}") if replaces else folder / LOCK_FILE
+    lock = FileLock(lock_file)
     with refusing_output(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+        lock_file.parent.mkdir(parents=True, exist_ok=True)
         try:
             lock.acquire(timeout=_LONGEST_LEFT_OVER)
         except Timeout:
@@ -141,7 +164,7 @@ def only_run(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        (folder / LOCK_FILE).unlink(missing_ok=True)
+        lock_file.unlink(missing_ok=True)
         lock.release()
 
 

@@ -116,6 +116,28 @@ def test_a_folder_that_cannot_be_replaced_stays(tmp_path, calls, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["old"]
 
 
+def test_a_folder_may_be_told_to_replace_nothing(tmp_path):
+    folder = tmp_path / "student"
+    folder.mkdir()
+    with whole_folder(folder, replaces=False) as partial:
+        (partial / "a").write_text("first")
+    with pytest.raises(UserError, match="output: .*student holds something else; choose another folder"):
+        with whole_folder(folder, replaces=False):
+            pytest.fail("it is said at the beginning")
+    folder.joinpath("a").unlink()
+    with pytest.raises(UserError, match="holds something else"), whole_folder(folder, replaces=False):
+        (folder / "mine").write_text("")  # meanwhile
+    assert [path.name for path in folder.iterdir()] == ["mine"]
+    assert [path.name for path in tmp_path.iterdir()] == ["student"]
+
+
+def test_a_folder_does_not_take_the_place_of_a_file(tmp_path):
+    (tmp_path / "student").write_text("mine")
+    with pytest.raises(NotADirectoryError, match="student"), whole_folder(tmp_path / "student"):
+        pass
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("student", "mine")]
+
+
 def test_the_umask_says_who_may_read(tmp_path):
     before = os.umask(0o027)
     try:
@@ -145,6 +167,11 @@ def test_one_run_at_a_time_writes_to_a_folder(tmp_path, monkeypatch):
     with only_run(folder):
         shutil.rmtree(folder)
     assert not folder.exists()
+    with only_run(folder, replaces=True):
+        with pytest.raises(UserError, match="another run is writing to .*a; choose"), only_run(folder, replaces=True):
+            pass
+        assert not folder.exists()
+    assert not list(folder.parent.glob(".*"))
 
 
 def test_a_killed_run_holds_no_folder(tmp_path):
