@@ -120,7 +120,11 @@ def test_mistakes(models, speech, tmp_path, capsys):  # noqa: F811
         ([*wide, "--linear-map", str(tmp_path / "words.tsv")], "words.tsv is not one that distill has saved"),
         ([*wide, "--linear-map", str(tmp_path / "mean.safetensors")], "saved: it has no tensor 'weight'"),
         (["--audio", audio, "--transcript", " "], "transcript: it is empty"),
-        (["--audio", audio, "--transcript", "good", "--output", str(tmp_path / "y")], "output: cannot write to "),
+        (["--audio", audio, "--transcript", "good", "--output", str(tmp_path / "y")], "y.png exists; choose another"),
+        (
+            ["--audio", audio, "--transcript", "good", "--output", str(tmp_path / "y"), "--overwrite"],
+            "output: cannot write to ",
+        ),
         (
             ["--audio", audio, "--transcript", "good", "--output", str(tmp_path / ("n" * 254))],
             "output: cannot write to",
@@ -277,6 +281,51 @@ def test_a_transcript_without_tokens_is_refused(tiny, tmp_path, capsys, text):
     last = capsys.readouterr().err.splitlines()[-1]
     assert f"error: transcript: the teacher's tokenizer finds no token in {ascii(text.strip())}; expected" in last
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name, option", [("photo.png", "photo"), ("photo.svg", "photo.png"), ("photo.svg", "photo")])
+def test_a_picture_that_is_there_is_overwritten_only_if_asked(tiny, tmp_path, capsys, monkeypatch, name, option):
+    (tmp_path / name).write_text("mine")
+    arguments = ["align", *of(tiny, "--student", "--teacher", "--preset"), "--transcript", "good"]
+    arguments += ["--audio", str(Path(tiny["--data"]) / "0.wav"), "--output", str(tmp_path / option)]
+    with monkeypatch.context() as patch:
+        patch.setattr("pad.align.run.load_student", lambda *args: pytest.fail("it is said at the beginning"))
+        assert main(arguments) == 2
+    assert f"output: {tmp_path / name} exists; choose another path, or --overwrite" in capsys.readouterr().err
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["mine"]
+    assert main([*arguments, "--overwrite"]) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["photo.png", "photo.svg"]
+    assert b"mine" not in (tmp_path / name).read_bytes()[:4]
+
+
+def test_a_picture_that_another_process_draws_meanwhile_is_kept(tiny, tmp_path, capsys, monkeypatch):
+    def another(*given):
+        (tmp_path / "a.svg").write_text("theirs")
+        return align_utterance(*given)
+
+    monkeypatch.setattr("pad.align.run.align_utterance", another)
+    arguments = ["align", *of(tiny, "--student", "--teacher", "--preset"), "--transcript", "good"]
+    arguments += ["--audio", str(Path(tiny["--data"]) / "0.wav"), "--output", str(tmp_path / "a")]
+    assert main(arguments) == 2
+    assert "a.svg exists; choose another path" in capsys.readouterr().err
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["theirs"]
+
+
+def test_processes_may_draw_one_picture_at_once(tmp_path, monkeypatch):
+    frames = torch.randn(60, 32, generator=torch.Generator().manual_seed(0))
+    spoken = SpokenText(torch.zeros(19_000).numpy(), 16000, LAYOUT, tokens=[])
+    figure = draw(aligned(frames, torch.zeros(0, 32), None, None, PRESETS["tlocal"], spoken))
+    drawn, plainly = [], figure.savefig
+
+    def savefig(file, **options):
+        if not drawn:  # the first is overtaken by another one
+            drawn.append(1)
+            save(figure, tmp_path / "a", shared=True)
+        plainly(file, **options)
+
+    monkeypatch.setattr(figure, "savefig", savefig)
+    save(figure, tmp_path / "a", shared=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "a.svg"]
 
 
 def test_pictures_of_a_first_utterance_without_tokens(tiny, tmp_path):

@@ -43,6 +43,8 @@ class AlignConfig(ObjectiveSettings, _Required):
     """give the teacher the transcript in lower case, as in pad distill"""
     output: str = "alignment"
     """path of the pictures, without the endings .png and .svg"""
+    overwrite: bool = False
+    """replace pictures that are there"""
 
     def check(self) -> None:
         """Raise UserError that names a setting whose value makes no sense."""

@@ -169,14 +169,17 @@ def _small(axes) -> None:
     axes.xaxis.label.set_size(8)
 
 
+def picture_files(path: Path) -> list[Path]:
+    """PATH.png and PATH.svg."""
+    return [path.with_name(f"{path.name}.{ending}") for ending in ("png", "svg")]
+
+
 @_as_it_stands
-def save(figure: Figure, path: Path) -> list[Path]:
-    """Write PATH.png and PATH.svg, each whole."""
-    written = []
-    for ending, canvas in (("png", FigureCanvasAgg), ("svg", FigureCanvasSVG)):
-        target = path.with_name(f"{path.name}.{ending}")
+def save(figure: Figure, path: Path, *, shared: bool = False) -> list[Path]:
+    """Write PATH.png and PATH.svg, each whole. shared: other processes may write them too."""
+    files = picture_files(path)
+    for target, canvas in zip(files, (FigureCanvasAgg, FigureCanvasSVG)):
         canvas(figure)
-        with whole_file(target) as file:
-            figure.savefig(file, dpi=130, format=ending)
-        written.append(target)
-    return written
+        with whole_file(target, cache=shared) as file:
+            figure.savefig(file, dpi=130, format=target.suffix[1:])
+    return files

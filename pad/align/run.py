@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from pad.align.config import AlignConfig
-from pad.align.picture import draw, save
+from pad.align.picture import draw, picture_files, save
 from pad.align.utterance import align_utterance
 from pad.data import read_audio
 from pad.data.manifests import read_lines
@@ -34,7 +34,9 @@ def align_one(config: AlignConfig) -> list[Path]:
     config.expect("preset", goal.level != "global", "a preset of the token or span level")
     config.expect("audio", Path(config.audio).is_file(), "an audio file that exists")
     output = Path(config.output)
+    output = output.with_suffix("") if output.suffix in (".png", ".svg") else output
     with refusing_output(output):
+        _check_pictures(config, output)
         try_folder(output.parent)
     transcript = _transcript(config)
     words = None if config.words is None else _words(Path(config.words))
@@ -62,7 +64,15 @@ def align_one(config: AlignConfig) -> list[Path]:
     times = None if words is None else list(words.values())
     utterance = align_utterance(student.encoder, collator, teacher, goal, samples, transcript, times, linear_map)
     with refusing_output(output):
-        return save(draw(utterance), output.with_suffix("") if output.suffix in (".png", ".svg") else output)
+        _check_pictures(config, output)  # again: another process may have drawn them since
+        return save(draw(utterance), output, shared=True)
+
+
+def _check_pictures(config: AlignConfig, output: Path) -> None:
+    """Raise UserError for a picture that is there and may not be overwritten."""
+    for path in picture_files(output):
+        if path.exists() and not config.overwrite:
+            raise UserError(f"output: {path} exists; choose another path, or --overwrite to replace it")
 
 
 def _linear_map(path: str | None, of_student: int, of_teacher: int) -> torch.Tensor | None:
