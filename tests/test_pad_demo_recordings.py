@@ -1,7 +1,9 @@
 """Real recordings with word times: what is read, what is refused, and how prompts become text."""
 
+import io
 import json
 import subprocess
+import tarfile
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ import soxr
 pytest.importorskip("transformers")
 
 from pad.cli import main  # noqa: E402
-from pad.demo import prompts, recordings  # noqa: E402
+from pad.demo import librivox, prompts, recordings  # noqa: E402
 from pad.demo.config import DemoConfig  # noqa: E402
 from pad.errors import UserError  # noqa: E402
 from pad.processes import python_command  # noqa: E402
@@ -105,6 +107,47 @@ def test_a_failed_download_is_one_line(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="apt-get download no-such-package-of-debian failed"):
         prompts.fetch(tmp_path / "prompts")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def downloads(monkeypatch):
+    """Of a package with one recording; returns the commands that were run."""
+    commands = []
+
+    def run(command, **options):
+        commands.append(command)
+        with tarfile.open(f"{command[command.index('--dest') + 1]}/pocketsphinx-5.tar.gz", "w:gz") as archive:
+            for name in ("transcription", "other"):
+                archive.addfile(tarfile.TarInfo(f"pocketsphinx-5/test/data/librivox/{name}"), io.BytesIO())
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(librivox.subprocess, "run", run)
+    monkeypatch.setattr(librivox, "load", lambda folder: [])
+    return commands
+
+
+def test_recordings_replace_nothing(tmp_path, monkeypatch, downloads):
+    monkeypatch.setattr(prompts, "_unpack_packages", lambda folder: pytest.fail("it is said at the beginning"))
+    for source in (librivox, prompts):
+        folder = tmp_path / source.NAME
+        folder.mkdir()
+        (folder / "mine.wav").write_text("mine")
+        with pytest.raises(UserError, match=f"output: .*{source.NAME} holds something else; choose another folder"):
+            source.fetch(folder)
+        with pytest.raises(SystemExit, match="^recordings: output: .* holds something else; choose another folder$"):
+            recordings.main([str(tmp_path)])
+        assert [path.name for path in folder.iterdir()] == ["mine.wav"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["librivox", "prompts"] and not downloads
+
+
+def test_what_a_killed_download_has_left_goes(tmp_path, downloads):
+    (tmp_path / "librivox").mkdir()
+    (tmp_path / ".librivox.partial" / "tmp").mkdir(parents=True)
+    librivox.fetch(tmp_path / "librivox")
+    assert sorted(path.name for path in (tmp_path / "librivox").iterdir()) == ["librivox.jsonl", "transcription"]
+    assert [path.name for path in tmp_path.iterdir()] == ["librivox"]
+    librivox.fetch(tmp_path / "librivox")
+    assert len(downloads) == 1
 
 
 def test_prompts_have_word_times(tmp_path):

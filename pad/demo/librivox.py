@@ -24,7 +24,10 @@ _INSIDE = re.compile(r"pocketsphinx-[^/]+/test/data/librivox/([^/]+\.wav|sense[^
 
 
 def fetch(folder: Path) -> Path:
-    """Download the recordings to `folder` unless they are there; raises UserError if pip cannot get them."""
+    """Download the recordings to `folder` unless they are there.
+
+    Raises UserError if pip cannot get them, or something else is in the folder.
+    """
     if not (folder / "transcription").is_file():
         _download(folder)
     listing = folder / f"{NAME}.jsonl"
@@ -42,8 +45,7 @@ def fetch(folder: Path) -> Path:
 
 
 def _download(folder: Path) -> None:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+    with whole_folder(folder, replaces=False) as partial, tempfile.TemporaryDirectory(dir=partial) as scratch:
         options = ["--quiet", "--no-deps", "--no-binary", "pocketsphinx", "--dest", scratch]
         command = python_command("pip", "download", *options, "pocketsphinx")
         done = subprocess.run(command, capture_output=True, text=True)
@@ -51,7 +53,7 @@ def _download(folder: Path) -> None:
         if done.returncode != 0 or not archives:
             last_line = (done.stderr.strip().splitlines() or ["no message"])[-1]
             raise UserError(f"{NAME}: pip could not fetch the source package of pocketsphinx: {last_line}")
-        with whole_folder(folder) as partial, tarfile.open(archives[0]) as archive:
+        with tarfile.open(archives[0]) as archive:
             for member in archive:
                 match = _INSIDE.fullmatch(member.name)
                 content = archive.extractfile(member) if match and member.isfile() else None

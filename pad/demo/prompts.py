@@ -30,13 +30,15 @@ _NUMBERS = (
 
 
 def fetch(folder: Path) -> Path:
-    """Download and align the prompts to `folder` unless they are there; raises UserError where that is impossible."""
+    """Download and align the prompts to `folder` unless they are there.
+
+    Raises UserError where that is impossible, or something else is in the folder.
+    """
     if (folder / f"{NAME}.jsonl").is_file():
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+    with whole_folder(folder, replaces=False) as partial, tempfile.TemporaryDirectory(dir=partial) as scratch:
         _unpack_packages(Path(scratch))
-        convert(Path(scratch), folder)
+        convert(Path(scratch), partial)
     return folder
 
 
@@ -57,7 +59,7 @@ def _run(command: list[str], folder: Path) -> None:
 
 
 def convert(packages: Path, folder: Path) -> int:
-    """Write the prompts of unpacked packages as 16 kHz wav files and `prompts.jsonl`; returns their number.
+    """Write the prompts of unpacked packages to a folder as 16 kHz wav files and `prompts.jsonl`; returns their number.
 
     A prompt is left out if it is not plain speech, has a word that is not in the dictionary, or cannot be aligned.
     """
@@ -67,22 +69,21 @@ def convert(packages: Path, folder: Path) -> int:
         raise UserError(f"prompts: {packages} lacks files of {' and '.join(PACKAGES)}; expected the unpacked packages")
     lines = gzip.decompress(listing.read_bytes()).decode("utf-8", errors="replace").splitlines()
     aligner, rows = _Aligner(), []
-    with whole_folder(folder) as partial:
-        for line in lines:
-            match = re.match(r"([\w/-]+):\s*([^\[(]+)$", line)
-            if match is None:
-                continue
-            audio, text = one_of_them.parent / f"{match[1]}.g722", spoken(match[2])
-            if not audio.is_file() or not aligner.knows(text):
-                continue
-            samples = _decode(audio)
-            words = aligner.align(samples, text)
-            if words:
-                name = f"{match[1].replace('/', '_')}.wav"
-                soundfile.write(partial / name, samples, _RATE, "PCM_16")
-                rows.append({"audio": name, "text": text, "words": words})
-        (partial / f"{NAME}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        (partial / "ATTRIBUTION").write_text(ATTRIBUTION + "\n")
+    for line in lines:
+        match = re.match(r"([\w/-]+):\s*([^\[(]+)$", line)
+        if match is None:
+            continue
+        audio, text = one_of_them.parent / f"{match[1]}.g722", spoken(match[2])
+        if not audio.is_file() or not aligner.knows(text):
+            continue
+        samples = _decode(audio)
+        words = aligner.align(samples, text)
+        if words:
+            name = f"{match[1].replace('/', '_')}.wav"
+            soundfile.write(folder / name, samples, _RATE, "PCM_16")
+            rows.append({"audio": name, "text": text, "words": words})
+    (folder / f"{NAME}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "ATTRIBUTION").write_text(ATTRIBUTION + "\n")
     return len(rows)
 
 

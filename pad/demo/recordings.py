@@ -17,6 +17,7 @@ from pad.data.report import Report
 from pad.demo import librivox, prompts
 from pad.demo.corpus import SpokenSentence, SpokenWord
 from pad.errors import UserError, missing_package
+from pad.files import only_run
 
 DEFAULT = Path("runs/recordings")
 FEWEST_WORDS = 3
@@ -26,7 +27,8 @@ _TOLERANCE = 0.1  # s: an aligner's frames may end after the audio
 def fetch(folder: Path) -> Path:
     """Download both sources to `folder`, unless they are there; raises UserError where that is impossible."""
     for source in (librivox, prompts):
-        print(source.fetch(folder / source.NAME))
+        with only_run(folder / source.NAME, replaces=True):
+            print(source.fetch(folder / source.NAME))
         print(source.ATTRIBUTION)
     return folder
 
