@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
+import os
 import random
 import subprocess
 import threading
@@ -127,6 +129,8 @@ def _run_speaker(requests: list[dict], output: Path, progress, stop: threading.E
             progress(int(line) - done)
             done = int(line)
         progress(len(requests) - done)
+    if speaker.returncode == os.EX_IOERR:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(output))
     if speaker.returncode != 0:
         raise RuntimeError(f"speech synthesis failed: the speaker ended with code {speaker.returncode}")
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -84,7 +85,10 @@ class Speaker:
 
 
 def main() -> None:
-    """Read a list of {text, voice, rate, pitch, pitch_range}, write OUTPUT.npy (samples) and OUTPUT.json."""
+    """Read a list of {text, voice, rate, pitch, pitch_range}, write OUTPUT.npy (samples) and OUTPUT.json.
+
+    The exit code is os.EX_IOERR where there is no room for them.
+    """
     output = Path(sys.argv[1])
     speaker = Speaker()
     samples, utterances = [], []
@@ -94,8 +98,12 @@ def main() -> None:
         utterances.append({"length": len(waveform), "words": words})
         if number % 50 == 49:
             print(number + 1, flush=True)
-    np.save(output.with_suffix(".npy"), np.concatenate(samples))
-    output.with_suffix(".json").write_text(json.dumps({"sample_rate": speaker.sample_rate, "utterances": utterances}))
+    said = {"sample_rate": speaker.sample_rate, "utterances": utterances}
+    try:
+        np.save(output.with_suffix(".npy"), np.concatenate(samples))
+        output.with_suffix(".json").write_text(json.dumps(said))
+    except OSError:  # numpy does not keep the reason
+        sys.exit(os.EX_IOERR)
 
 
 if __name__ == "__main__":

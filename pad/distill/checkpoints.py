@@ -73,8 +73,8 @@ def _is_of_full_disk(error: Exception) -> bool:
         return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     if isinstance(error, SafetensorError):
         return any(reason in str(error) for reason in ("No space left", "quota", "File too large"))
-    # torch.save does not say why it could not write its file.
-    return "PytorchStreamWriter failed" in str(error) or "unexpected pos" in str(error)
+    # torch.save and libsndfile do not say why they could not write.
+    return any(reason in str(error) for reason in ("PytorchStreamWriter failed", "unexpected pos", "System error."))
 
 
 class StopOnSignal(TrainerCallback):
