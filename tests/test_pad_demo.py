@@ -83,49 +83,6 @@ def test_linear_probe_tells_separable_classes_apart_and_noise_not():
     assert linear_probe(*((noise[half], labels[half]) for half in halves))["accuracy"] < 0.5
 
 
-def test_output_of_somebody_else_is_kept(tmp_path, capsys):
-    (tmp_path / "precious").write_text("mine")
-    assert main(["demo", "--quick", "--output", str(tmp_path)]) == 2
-    assert "choose another folder" in capsys.readouterr().err
-    assert (tmp_path / "precious").read_text() == "mine"
-
-
-@pytest.mark.parametrize("kind", ["the working folder", "a link", "a new folder"])
-def test_a_demo_takes_the_place_of_an_earlier_one(tmp_path, monkeypatch, kind):
-    class Quick:
-        def __init__(self, recipe, name, place, results, recordings):
-            self.results = results
-
-        def run(self):
-            (self.results / "student").mkdir()
-            return {}
-
-    monkeypatch.setattr(run, "_Demo", Quick)
-    monkeypatch.setattr(run, "summary", lambda report, folder: str(folder))
-    monkeypatch.setattr(run, "packaged_file", lambda: None)
-    folder = tmp_path / "runs" / "demo"
-    output = str(folder)
-    if kind != "a new folder":
-        folder.mkdir(parents=True)
-        (folder / "report.json").write_text("{}")
-        (folder / "of the earlier one").write_text("")
-    if kind == "the working folder":
-        monkeypatch.chdir(folder)
-        output = "."
-    if kind == "a link":
-        (tmp_path / "link").symlink_to(folder)
-        output = str(tmp_path / "link")
-    run.run_demo(DemoConfig(output=output, scratch=True))
-    assert sorted(path.name for path in folder.iterdir()) == ["report.json", "student"]
-    assert [path.name for path in folder.parent.iterdir()] == ["demo"]
-
-
-def test_a_mount_point_is_no_output(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(run.os.path, "ismount", lambda path: str(path) == str(tmp_path))
-    assert main(["demo", "--quick", "--output", str(tmp_path)]) == 2
-    assert "is a mount point, which cannot be replaced; choose a folder in it" in capsys.readouterr().err
-
-
 STUDENTS = ("undistilled", "distilled", "shuffled", "random")
 
 

