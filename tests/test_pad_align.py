@@ -18,7 +18,7 @@ from test_pad_distill import losses, models, run, speech  # noqa: E402, F401
 from transformers import BertTokenizer, SqueezeBertConfig, SqueezeBertModel  # noqa: E402
 
 from pad import record_significance  # noqa: E402
-from pad.align.picture import _anchors, draw, save  # noqa: E402
+from pad.align.picture import draw, save  # noqa: E402
 from pad.align.utterance import SpokenText, align_utterance, aligned  # noqa: E402
 from pad.cli import main  # noqa: E402
 from pad.data import read_audio  # noqa: E402
@@ -135,14 +135,14 @@ def test_mistakes(models, speech, tmp_path, capsys):  # noqa: F811
         ),
         (
             ["--audio", audio, "--transcript", "good", "--preset", "early-slocal-soft"],
-            "layers below 2, which is how many",
+            "layers of the student, which has 2",
         ),
         (["--audio", audio, "--transcript", "good", "--teacher-layer", "3"], "from -3 to 2, got 3"),
         (["--audio", audio, "--transcript", "good", "--output", ""], "output: expected a path or a name, got ''"),
         (["--audio", audio, "--transcript", "good", "--output", "."], "output: expected the path of a file"),
         (["--audio", audio, "--transcript", "good", "--output", f"{audio}/x"], "output: cannot write to "),
         (["--audio", audio, "--transcript", "good", "--temperature", "1e-40"], "a finite number from 1e-38 on"),
-        (["--audio", audio, "--transcript", "good", "--prior-layers", "0", "2"], "layers below 2, which is how many"),
+        (["--audio", audio, "--transcript", "good", "--prior-layers", "0", "2"], "layers of the student, which has 2"),
         (["--audio", audio, "--transcript", "good", "--prior-exponent", "0"], "prior_exponent: expected a number"),
         (
             ["--audio", audio, "--transcript", "good", "--preset", "tlocal", "--prior-layers", "0"],
@@ -235,7 +235,7 @@ def test_anchors_are_where_the_prior_is_highest():
         text.repeat_interleave(10, dim=0), text, prior / prior.sum(), torch.full((6,), 1 / 6), PRESETS["pad-slocal"],
         SpokenText(torch.zeros(19_000).numpy(), 16000, LAYOUT, tokens=list("abcdef")),
     )  # fmt: skip
-    assert _anchors(found) == sorted(prior.topk(6).indices.tolist())
+    assert found.anchors == sorted(prior.topk(6).indices.tolist())
 
 
 def test_only_some_of_many_tokens_are_named():

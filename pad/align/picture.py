@@ -103,20 +103,9 @@ def _draw_speech_prior(axes, utterance: AlignedUtterance, prior: torch.Tensor) -
     _small(axes)
     if utterance.objective.level != "span":
         return [uniform]
-    places = _anchors(utterance)
-    anchors = axes.plot(centers[places], values[places], "o", color=_BLUE, markersize=3.5, label="span anchors")
+    at = utterance.anchors
+    anchors = axes.plot(centers[at], values[at], "o", color=_BLUE, markersize=3.5, label="span anchors")
     return [uniform, *anchors]
-
-
-def _anchors(utterance: AlignedUtterance) -> list[int]:
-    """The anchor frames of the spans; a span at an edge is clipped there, so its anchor is not its middle."""
-    if not utterance.tokens:
-        return []
-    scales = utterance.objective.scales
-    width = max(1, math.floor(scales[0] * len(utterance.centers) / len(utterance.tokens) + 0.5))
-    pairs = zip(utterance.start[:: len(scales)].tolist(), utterance.end[:: len(scales)].tolist())
-    first = [start if start > 0 else end - width for start, end in pairs if end > start]
-    return sorted({min(max(place + width // 2, 0), len(utterance.centers) - 1) for place in first})
 
 
 def _draw_text_prior(axes, prior: torch.Tensor) -> None:

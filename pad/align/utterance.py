@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from pad_kernels import align, alignment_matrix
 
 # For the matrix that is drawn for a hard objective, whose own matrix has one entry per token.
 SOFT_TEMPERATURE = 0.1
+_ONE_FRAME = 1e-9  # a scale that makes every span as short as spans are
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,8 @@ class AlignedUtterance:
 
     samples [T]; centers [M] and hop: the times of the frames; tokens: N labels; speech_prior [M], text_prior [N], each
     None if the objective does not use it; start, end [U] int: the frames of each unit, a frame each at the token
-    level; matrix [N, U]: soft alignment; unit [N]: the unit with which the objective aligns each token; words: (start,
-    end, word) or None.
+    level; anchors: the frames that spans lie around; matrix [N, U]: soft alignment; unit [N]: the unit with which the
+    objective aligns each token; words: (start, end, word) or None.
     """
 
     samples: np.ndarray
@@ -50,6 +51,7 @@ class AlignedUtterance:
     text_prior: torch.Tensor | None
     start: torch.Tensor
     end: torch.Tensor
+    anchors: list[int]
     matrix: torch.Tensor
     unit: torch.Tensor
     loss: float
@@ -120,7 +122,10 @@ def aligned(
     text_prior = text_prior.detach().cpu() if objective.text_prior and text_prior is not None else None
     frames = len(speech)
     recorded, weights = (None if values is None else values[None] for values in (speech_prior, text_prior))
-    spans, prior = objective.units(recorded, torch.ones(1, frames, dtype=torch.bool), len(text))
+    everything = recorded, torch.ones(1, frames, dtype=torch.bool), len(text)
+    spans, prior = objective.units(*everything)
+    narrow, _ = replace(objective, scales=(_ONE_FRAME,)).units(*everything)
+    anchors = [] if narrow is None else narrow.start[narrow.end > narrow.start].tolist()
     start = torch.arange(frames) if spans is None else spans.start[0].long()
     end = start + 1 if spans is None else spans.end[0].long()
     hard = align(speech[None], text[None], spans, speech_prior=prior, temperature=objective.temperature)
@@ -131,5 +136,5 @@ def aligned(
     rate, layout = spoken.sampling_rate, spoken.layout
     return AlignedUtterance(
         spoken.samples, rate, layout.centers(frames) / rate, layout.hop / rate, spoken.tokens,
-        speech_prior, text_prior, start, end, matrix[0], hard.unit[0], float(loss), objective, spoken.words,
+        speech_prior, text_prior, start, end, anchors, matrix[0], hard.unit[0], float(loss), objective, spoken.words,
     )  # fmt: skip
