@@ -21,7 +21,7 @@ from pad.demo.corpus import SAMPLING_RATE, SpokenSentence, speak
 from pad.demo.packaged import packaged_file, save_checkpoint, teacher_folder
 from pad.demo.recordings import load, with_enough_words
 from pad.demo.sentences import commands, free_sentences
-from pad.evaluate.words import word_embeddings
+from pad.demo.words import word_embeddings
 from pad.models import load_teacher
 from pad.step.teacher import Teacher, tokenize
 from pad.students import FrontEnd, load_student

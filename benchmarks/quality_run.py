@@ -19,11 +19,11 @@ from benchmarks.quality_objective import Aligned, loss, priors, recorded_layers
 from benchmarks.quality_recipe import Recipe, split_of
 from pad.demo.corpus import SAMPLING_RATE
 from pad.demo.intervals import Counts
+from pad.demo.probe import linear_probe, mean_states
 from pad.demo.scores import found_intents, found_sentences, found_words
 from pad.demo.sentences import INTENTS
 from pad.demo.student import random_copy
-from pad.evaluate.probe import linear_probe, mean_states
-from pad.evaluate.words import Encoded
+from pad.demo.words import Encoded
 from pad.step.collate import LengthBucketSampler
 from pad.students import load_student
 

@@ -22,10 +22,10 @@ from pad.demo.config import DemoRecipe
 from pad.demo.corpus import SAMPLING_RATE
 from pad.demo.evaluator import Evaluator, build_corpus
 from pad.demo.packaged import teacher_folder
+from pad.demo.probe import mean_states
 from pad.demo.run import distill_on, warm_up_on
 from pad.demo.student import new_student
-from pad.evaluate.probe import mean_states
-from pad.evaluate.words import encode, unit_hit_rate, word_hit_rate
+from pad.demo.words import encode, unit_hit_rate, word_hit_rate
 from pad.models import load_teacher, width
 from pad.step.collate import Collator, SpeechTextDataset
 from pad.step.objective import PRESETS, objective

@@ -22,11 +22,11 @@ from pad.demo.config import DemoConfig, DemoRecipe  # noqa: E402
 from pad.demo.corpus import speak, word_times  # noqa: E402
 from pad.demo.evaluator import Scores  # noqa: E402
 from pad.demo.intervals import Counts  # noqa: E402
+from pad.demo.probe import linear_probe  # noqa: E402
 from pad.demo.report import figures, measures, summary  # noqa: E402
 from pad.demo.sentences import INTENTS, all_commands, commands, free_sentences, holds_command  # noqa: E402
 from pad.demo.student import new_student, random_copy  # noqa: E402
-from pad.evaluate.probe import linear_probe  # noqa: E402
-from pad.evaluate.words import Encoded, word_hit_rate  # noqa: E402
+from pad.demo.words import Encoded, word_hit_rate  # noqa: E402
 from pad.step.objective import objective  # noqa: E402
 
 

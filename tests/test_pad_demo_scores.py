@@ -8,9 +8,9 @@ pytest.importorskip("transformers")
 
 from pad.demo.corpus import word_times  # noqa: E402
 from pad.demo.intervals import Counts, interval  # noqa: E402
+from pad.demo.probe import linear_probe  # noqa: E402
 from pad.demo.scores import found_intents, found_sentences, found_words  # noqa: E402
-from pad.evaluate.probe import linear_probe  # noqa: E402
-from pad.evaluate.words import Encoded  # noqa: E402
+from pad.demo.words import Encoded  # noqa: E402
 
 
 def heard(frames):

@@ -20,11 +20,11 @@ from transformers import AutoModel, Wav2Vec2Config, WhisperForConditionalGenerat
 
 from pad.cli import main  # noqa: E402
 from pad.data import load_utterances  # noqa: E402
+from pad.demo.words import encode  # noqa: E402
 from pad.errors import UserError  # noqa: E402
 from pad.evaluate.config import EvaluateConfig  # noqa: E402
 from pad.evaluate.encoder import Encoder  # noqa: E402
 from pad.evaluate.run import evaluate  # noqa: E402
-from pad.evaluate.words import encode  # noqa: E402
 from pad.models import load_teacher  # noqa: E402
 from pad.step.collate import Collator, SpeechTextDataset  # noqa: E402
 from pad.students import load_student  # noqa: E402

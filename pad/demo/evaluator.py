@@ -11,10 +11,10 @@ import torch
 from pad.demo.config import DemoRecipe
 from pad.demo.corpus import SAMPLING_RATE, SpokenSentence, speak
 from pad.demo.intervals import Counts
+from pad.demo.probe import linear_probe, mean_states
 from pad.demo.scores import found_intents, found_sentences, found_words
 from pad.demo.sentences import INTENTS, commands, free_sentences
-from pad.evaluate.probe import linear_probe, mean_states
-from pad.evaluate.words import Encoded, encode, word_embeddings
+from pad.demo.words import Encoded, encode, word_embeddings
 from pad.step.collate import Collator, SpeechTextDataset
 from pad.step.objective import Objective
 from pad.step.teacher import Teacher

@@ -9,11 +9,11 @@ import torch
 from torch.nn import functional
 
 from pad.demo.intervals import Counts
-from pad.evaluate.words import Encoded, word_hits
+from pad.demo.words import Encoded, word_hits
 
 
 def found_words(encoded: Sequence[Encoded], words: Sequence, embeddings: Sequence[torch.Tensor]) -> Counts:
-    """Words whose most similar frame lies within their time; arguments as for `pad.evaluate.words.word_hits`."""
+    """Words whose most similar frame lies within their time; arguments as for `pad.demo.words.word_hits`."""
     trials, hits, chance = word_hits(encoded, words, embeddings).numpy().T
     return Counts(hits, trials, chance)
 

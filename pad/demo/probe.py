@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch.nn import functional
 
-from pad.evaluate.words import Encoded
+from pad.demo.words import Encoded
 
 
 def mean_states(encoded: Sequence[Encoded]) -> torch.Tensor:
