@@ -30,12 +30,16 @@ class Entry:
 
 @dataclass(frozen=True)
 class Utterance:
-    """Audio and its transcript; duration in seconds; listed at `where` (file:line), "" if nowhere."""
+    """Audio and its transcript; duration in seconds; listed at `where` (file:line), "" if nowhere.
+
+    size: of the audio file in bytes, None if it is not a file of its own.
+    """
 
     audio: Path | AudioSource
     transcript: str
     duration: float
     where: str = ""
+    size: int | None = None
 
 
 def listed(message: str, item: Entry | Utterance) -> str:

@@ -79,7 +79,8 @@ def _check(entry: Entry, min_samples: int, sampling_rate: int) -> Utterance:
         shortest = min_samples / sampling_rate
         message = f"{entry.audio}: {duration:.3f} s of audio is shorter than one frame of the student, {shortest:.3f} s"
         raise BadSample(listed(message, entry), "too short")
-    return Utterance(entry.audio, entry.transcript, duration, entry.where)
+    size = entry.audio.stat().st_size if isinstance(entry.audio, Path) else None
+    return Utterance(entry.audio, entry.transcript, duration, entry.where, size)
 
 
 def _in_threads(work: Callable, items: Iterable) -> Iterator:

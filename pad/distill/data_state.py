@@ -28,7 +28,7 @@ def load_data_state(folder: Path, dataset: SpeechTextDataset, processes: int) ->
     if state["digest"] != _digest(dataset):
         raise UserError(
             f"resume: expected the data that the run began with, {state['utterances']} utterances, got {len(dataset)}"
-            + (" of other transcripts, durations or order" if state["utterances"] == len(dataset) else "")
+            + (" of other transcripts, durations, file sizes or order" if state["utterances"] == len(dataset) else "")
         )
     if state["processes"] != processes:
         raise UserError(
@@ -49,5 +49,5 @@ def unreadable_anywhere(dataset: SpeechTextDataset, device: torch.device) -> lis
 
 def _digest(dataset: SpeechTextDataset) -> str:
     # Not the paths: a corpus may move.
-    items = [(item.duration, transcript) for item, transcript in zip(dataset.utterances, dataset.transcripts)]
+    items = [(item.duration, item.size, text) for item, text in zip(dataset.utterances, dataset.transcripts)]
     return digest_of_items(items)
