@@ -125,6 +125,10 @@ def check_output(
 
 
 def _check_folder(output: Path, resume: bool) -> None:
+    try:
+        str(output).encode()
+    except UnicodeEncodeError:  # safetensors could not read what is saved there
+        raise UserError(f"output: expected a name in UTF-8, got {shown(str(output))}") from None
     if output.exists() and not output.is_dir():
         raise UserError(f"output: {output} is a file, expected a folder")
     if holds_output(output):
