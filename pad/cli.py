@@ -24,7 +24,7 @@ from pad import __version__
 from pad.align.command import ALIGN
 from pad.demo.command import DEMO
 from pad.distill.command import DISTILL
-from pad.errors import Diverged, Stopped, UserError, missing_package
+from pad.errors import Diverged, Stopped, UserError, missing_package, naming_output
 from pad.evaluate.command import EVALUATE
 from pad.settings import Command, Options, Settings, read_settings, required
 
@@ -191,6 +191,15 @@ def _ran_out_of_memory(error: BaseException) -> bool:
     return type(error).__name__ == "OutOfMemoryError" or any(reason in str(error) for reason in reasons)
 
 
+def _reason_of_system(error: RuntimeError) -> str | None:
+    """What the system lacked or did, in a line; None for an error that is not the system's."""
+    line = str(error).partition("\n")[0].rstrip(". ")
+    if _ran_out_of_memory(error):
+        return f"out of memory: {line}"
+    # Of torch's loader, not of what a worker has raised itself.
+    return f"{line}; --resume goes on" if line.startswith(("DataLoader worker (pid", "Too many open files")) else None
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run a `pad` command and return its exit code.
 
@@ -204,7 +213,8 @@ def main(arguments: list[str] | None = None) -> int:
             _check_folder()
             command, config = _parse(arguments)
             _run(command, config)
-            sys.stdout.flush()
+            with naming_output():
+                print(end="", flush=True)
     except UserError as error:
         reason = re.sub(r"\s+", " ", str(error))
         return _fail(command, f"error: {reason}", 2)
@@ -222,9 +232,10 @@ def main(arguments: list[str] | None = None) -> int:
     except MemoryError:
         return _fail(command, "error: out of memory", 1)
     except RuntimeError as error:
-        if not _ran_out_of_memory(error):
+        lack = _reason_of_system(error)
+        if lack is None:
             raise
-        return _fail(command, f"error: out of memory: {str(error).splitlines()[0]}", 1)
+        return _fail(command, f"error: {lack}", 1)
     except KeyboardInterrupt:
         return _fail(command, "stopped", 130)
     except _Terminated as stopped:
@@ -242,17 +253,23 @@ def _after_broken_pipe(command: Command | None, error: BrokenPipeError) -> int:
         waiting.register(output, 0)
         if not any(event & select.POLLERR for _, event in waiting.poll(0)):
             return _fail(command, f"error: {error}", 1)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), output)  # for what is flushed at the end
+        _discard(output)
     except (OSError, ValueError):
         pass
     return 128 + signal.SIGPIPE
+
+
+def _discard(output: int) -> None:
+    """What the interpreter could not flush at its end would change the exit code."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), output)
 
 
 def _fail(command: Command | None, reason: str, code: int) -> int:
     if len(reason) > _LONGEST_REASON:
         half = _LONGEST_REASON // 2
         reason = f"{reason[:half]} ... {reason[-half:]}"
-    print(f"pad{f' {command.name}' if command else ''}: {reason}", file=sys.stderr)
+    with suppress(OSError):  # of a terminal that is gone
+        print(f"pad{f' {command.name}' if command else ''}: {reason}", file=sys.stderr)
     return code
 
 
@@ -262,9 +279,11 @@ def run() -> None:
     The interpreter alone would wait for the threads of a command that was stopped, as long as they take.
     """
     code = main()
+    try:
+        print(end="", flush=True)
+    except OSError:
+        _discard(sys.stdout.fileno())
     if code > 128:
-        with suppress(OSError):
-            sys.stdout.flush()
         ending = threading.Timer(_SECONDS_TO_END, os._exit, [code])
         ending.daemon = True
         ending.start()

@@ -2,6 +2,8 @@
 
 import reprlib
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class UserError(ValueError):
@@ -22,6 +24,17 @@ class Stopped(Exception):
     def __init__(self, step: int, number: int):
         super().__init__(f"stopped at step {step} by {signal.Signals(number).name}; --resume goes on from there")
         self.number = number
+
+
+@contextmanager
+def naming_output() -> Iterator[None]:
+    """Let the system's refusal of what is printed in the context say so: it could be that of any file."""
+    try:
+        yield
+    except BrokenPipeError:  # that nobody reads on is no error
+        raise
+    except OSError as error:
+        raise OSError(f"standard output could not be written: {error.strerror or error}") from error
 
 
 def missing_package(error: ImportError, extra: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from multiprocessing.queues import Queue
 from pathlib import Path
 
 from pad.errors import UserError, shown
@@ -28,6 +29,18 @@ def _number_in_environment(name: str, default: int) -> int:
         return int(value) if value else default
     except ValueError:
         raise UserError(f"{name}: expected a whole number in the environment, got {shown(value)}") from None
+
+
+def end_if_stuck() -> None:
+    """In a worker of a DataLoader: end it where it cannot send a batch; the loader would wait for that without end."""
+    # Of the threads that send, the one that hands out open files and the one of the queue.
+    sys.excepthook = lambda kind, error, trace: _end_worker(error)
+    Queue._on_queue_feeder_error = staticmethod(_end_worker)  # type: ignore[attr-defined]
+
+
+def _end_worker(error: BaseException, batch: object = None) -> None:
+    print(f"a worker process could not send a batch: {error}", file=sys.stderr, flush=True)
+    os._exit(1)
 
 
 def python_command(module: str, *arguments: str) -> list[str]:

@@ -7,13 +7,15 @@ from contextlib import contextmanager
 
 from tqdm import tqdm
 
+from pad.errors import naming_output
 from pad.processes import first_process
 
 
 def say(line: str) -> None:
     """Print a line, in the first process only."""
     if first_process():
-        print(line, flush=True)
+        with naming_output():
+            print(line, flush=True)
 
 
 @contextmanager

@@ -241,6 +241,19 @@ def test_a_reader_that_stops_early():
     assert info.returncode == 128 + signal.SIGPIPE
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+@pytest.mark.parametrize("printing", ["with saving_to(Path('.')): say('done')", "print('done')"])
+def test_standard_output_that_is_full_is_named(printing):
+    code = "from pathlib import Path; from pad import cli; from pad.distill.checkpoints import saving_to; "
+    code += f"from pad.progress import say\ndef work(command, config):\n {printing}\n"
+    code += "cli._run, cli._parse = work, lambda arguments: (cli.INFO, None)\ncli.run()"
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-c", code, "info"], stdout=full, stderr=subprocess.PIPE, text=True,
+                              env=os.environ | {"PYTHONUNBUFFERED": ""})  # fmt: skip
+    expected = "pad info: error: standard output could not be written: No space left on device\n"
+    assert (done.returncode, done.stderr) == (1, expected)
+
+
 def test_a_terminal_without_unicode_and_a_notebook_around(tmp_path):
     plain = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"}
     code = "import sys; from pad import cli; cli._ends_orderly().__enter__(); print('\\u201c\\xe9\\ud800'); "

@@ -6,11 +6,12 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset, Sampler, get_worker_info
 
 from pad.data import BadSample, Report, Utterance, read_audio
 from pad.data.entry import listed
 from pad.errors import UserError
+from pad.processes import end_if_stuck
 from pad.students import FrontEnd
 from pad.tokenization import tokenize
 
@@ -128,6 +129,8 @@ class Collator:
         self.front_end, self.tokenizer = front_end, tokenizer
 
     def __call__(self, items: Sequence[dict | None]) -> dict:
+        if get_worker_info() is not None:
+            end_if_stuck()
         sound = [item for item in items if item is not None]
         if sound:
             return self._pad(sound)
