@@ -22,6 +22,11 @@ from pad.distill.manifest import damage, numbered
 from pad.files import nearest
 from pad.progress import say
 
+# In the errors of safetensors and torch.save; of the last three torch and libsndfile do not say why they could not write.
+_REASONS_OF_FULL_DISK = (
+    "No space left", "quota", "File too large", "PytorchStreamWriter failed", "unexpected pos", "System error."
+)  # fmt: skip
+
 
 def last_whole_checkpoint(folder: Path, tell=lambda line: None) -> Path | None:
     """The newest checkpoint of a run that is as it was saved; tell: called with a line on each newer one."""
@@ -71,14 +76,14 @@ def saving_to(output: Path) -> Iterator[None]:
 def _is_of_full_disk(error: Exception) -> bool:
     if isinstance(error, OSError):
         return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    if isinstance(error, SafetensorError):
-        return any(reason in str(error) for reason in ("No space left", "quota", "File too large"))
-    # torch.save and libsndfile do not say why they could not write.
-    return any(reason in str(error) for reason in ("PytorchStreamWriter failed", "unexpected pos", "System error."))
+    return any(reason in str(error) for reason in _REASONS_OF_FULL_DISK)
 
 
 class StopOnSignal(TrainerCallback):
-    """On SIGTERM or the first Ctrl-C, finish the step, save a checkpoint and stop. The second Ctrl-C stops at once."""
+    """On SIGTERM, SIGHUP or the first Ctrl-C, finish the step, save a checkpoint and stop.
+
+    The second Ctrl-C or SIGTERM stops at once. A SIGHUP that is ignored, as under nohup, stays ignored.
+    """
 
     def __init__(self):
         self.number = 0
@@ -86,12 +91,14 @@ class StopOnSignal(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._before[number] = signal.signal(number, self._note)
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                    self._before[number] = signal.signal(number, self._note)
 
     def _note(self, number, frame):
         self.number = number
-        signal.signal(number, self._before[number])
+        if number != signal.SIGHUP:  # both the system and a shell send it when a connection ends
+            signal.signal(number, self._before[number])
 
     def on_step_end(self, args, state, control, **kwargs):
         if args.world_size > 1:
