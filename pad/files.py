@@ -18,6 +18,7 @@ from filelock import FileLock, Timeout
 from pad.errors import UserError
 
 LOCK_FILE = ".lock"
+PARTIAL = ".*.partial"  # what a kill leaves of a file or folder that was being written
 # The workers of a run that was killed hold its lock until they notice.
 _LONGEST_LEFT_OVER = 10.0  # seconds
 
@@ -170,8 +171,7 @@ def only_run(folder: Path, *, replaces: bool = False) -> Iterator[None]:
 
 def holds_output(folder: Path) -> bool:
     """Whether there is anything in a folder but what a run leaves that was killed before it had written a file."""
-    left = LOCK_FILE, ".*.partial"
-    return folder.exists() and not all(any(map(path.match, left)) for path in folder.iterdir())
+    return folder.exists() and not all(any(map(path.match, (LOCK_FILE, PARTIAL))) for path in folder.iterdir())
 
 
 def nearest(path: Path) -> Path:

@@ -74,6 +74,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(
     models, speech, finished, copied, capsys, name, kind
 ):
     checkpoints = copied / "checkpoints"
+    shutil.rmtree(copied / "student")  # with it the run would be finished
     DAMAGES[kind](checkpoints / "checkpoint-4" / name)
     (checkpoints / "checkpoint-3" / MANIFEST).unlink()  # as a kill during its save leaves it
     assert run(models, speech, copied, *STEPS, "--resume") == 0
@@ -117,6 +118,7 @@ def test_a_limit_on_file_sizes(models, speech, copied, file_size_limit, capsys, 
     """Smaller than the weights, and between the weights and the optimizer's state."""
     shutil.rmtree(copied / "checkpoints" / "checkpoint-4")
     limit = int(share * (copied / "student" / "model.safetensors").stat().st_size)
+    shutil.rmtree(copied / "student")
     file_size_limit(limit)
     assert run(models, speech, copied, *STEPS, "--resume") == 1
     last = capsys.readouterr().err.splitlines()[-1]

@@ -17,8 +17,8 @@ from safetensors import SafetensorError
 from torch import distributed
 from transformers import TrainerCallback
 
-from pad.distill.config import DistillConfig
-from pad.distill.manifest import damage, numbered
+from pad.distill.manifest import damage, numbered, sealed
+from pad.errors import UserError
 from pad.files import nearest
 from pad.progress import say
 
@@ -34,7 +34,7 @@ def last_whole_checkpoint(folder: Path, tell=lambda line: None) -> Path | None:
         reason = damage(path)
         if reason is None:
             return path
-        tell(f"resume: the checkpoint {path} is not whole: {reason}; the one before it is taken")
+        tell(f"resume: the checkpoint {path} is not whole: {reason}; it is passed over")
     return None
 
 
@@ -45,16 +45,20 @@ def after_divergence(folder: Path) -> str:
     return f"{left}; a smaller learning rate may help"
 
 
-def checkpoint_to_resume(config: DistillConfig) -> str | None:
-    """The last whole checkpoint of a run that is resumed; None to start from step 0."""
-    if not config.resume:
-        return None
-    folder = Path(config.output) / "checkpoints"
+def checkpoint_to_resume(folder: Path) -> Path | None:
+    """The last whole checkpoint of a run that is resumed; None to start from step 0, as there is none.
+
+    Raises UserError where there are some, but all are damaged: the run would remove them.
+    """
     last = last_whole_checkpoint(folder, say)
-    if last is None:
-        say(f"resume: no checkpoint in {folder} yet; starting from step 0")
-        return None
-    return str(last)
+    if last is not None:
+        return last
+    damaged = sealed(folder)
+    if damaged:
+        names = ", ".join(path.name for path in damaged)
+        raise UserError(f"resume: no checkpoint in {folder} is whole; move {names} away to start again from step 0")
+    say(f"resume: no checkpoint in {folder} yet; starting from step 0")
+    return None
 
 
 @contextmanager

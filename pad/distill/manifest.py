@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from pad.errors import UserError
 from pad.files import sync_folder, write_json
 
 MANIFEST = "manifest.json"
@@ -29,13 +30,26 @@ def seal(folder: Path) -> None:
 
 
 def damage(folder: Path) -> str | None:
-    """What is wrong with a checkpoint, None if it is as it was saved."""
+    """What is wrong with a checkpoint, None if it is as it was saved.
+
+    Raises UserError where the system does not let it be read: it may be whole.
+    """
+    try:
+        return _damage(folder)
+    except OSError as error:
+        raise UserError(
+            f"resume: cannot read {error.filename or folder}: {error.strerror or error}; make the checkpoint readable, "
+            "or move it away to go on without it"
+        ) from error
+
+
+def _damage(folder: Path) -> str | None:
     try:
         listed = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
         stated = {name: (entry["size"], entry["sha256"]) for name, entry in listed.items()}
     except FileNotFoundError:
         return f"it has no {MANIFEST}, which is written last"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return f"its {MANIFEST} is damaged"
     for name, (size, digest) in stated.items():
         path = folder / name
@@ -44,15 +58,21 @@ def damage(folder: Path) -> str | None:
                 return f"{name} has {path.stat().st_size} bytes, not {size}"
             if _digest(path) != digest:
                 return f"{name} has changed since it was saved"
-        except OSError as error:
-            return f"{name} cannot be read: {error.strerror}"
+        except FileNotFoundError:
+            return f"{name} is missing"
     return None
 
 
 def numbered(folder: Path) -> list[tuple[int, Path]]:
     """The checkpoints below a folder with their steps, whole or not, the oldest first."""
-    found = ((re.fullmatch(r"checkpoint-(\d+)", path.name), path) for path in folder.glob("checkpoint-*"))
+    paths = folder.iterdir() if folder.is_dir() else ()  # glob would say nothing of a folder that cannot be read
+    found = ((re.fullmatch(r"checkpoint-(\d+)", path.name), path) for path in paths)
     return sorted((int(match[1]), path) for match, path in found if match)
+
+
+def sealed(folder: Path) -> list[Path]:
+    """The checkpoints below a folder that were saved to their end, whatever has become of them, the oldest first."""
+    return [path for _, path in numbered(folder) if (path / MANIFEST).exists()]
 
 
 def rotate(folder: Path, keep: int, step: int, *, remove_later: bool) -> None:

@@ -16,9 +16,9 @@ from pad.step.teacher import Teacher
 
 
 class AlignmentPictures(TrainerCallback):
-    """Draws one utterance every few steps: to pictures/step-N.png and .svg, and to tensorboard if Trainer logs there.
+    """Draws one utterance every few steps: to step-N.png and .svg, and to tensorboard if Trainer logs there.
 
-    samples [T] at the student's rate, transcript: the utterance; folder: where `pictures` is made. Training is not
+    samples [T] at the student's rate, transcript: the utterance; folder: where the pictures are saved. Training is not
     affected: random state, mode and gradients are left as they were.
     """
 
@@ -42,7 +42,7 @@ class AlignmentPictures(TrainerCallback):
                 student, self.collator, self.teacher, self.objective, self.samples, self.transcript
             )
         figure = draw(utterance)
-        save(figure, self.folder / "pictures" / f"step-{state.global_step}")
+        save(figure, self.folder / f"step-{state.global_step}")
         for callback in self.trainer.callback_handler.callbacks:
             if isinstance(callback, TensorBoardCallback) and callback.tb_writer is not None:
                 callback.tb_writer.add_figure("alignment", figure, state.global_step, close=False)

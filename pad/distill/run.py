@@ -2,44 +2,66 @@
 
 from __future__ import annotations
 
-import shutil
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save
-from torch import Tensor, distributed
-from transformers import PretrainedConfig, set_seed
+from torch import Tensor, distributed, nn
+from transformers import PretrainedConfig, TrainingArguments, set_seed
 
 from pad.data import BadSample, Report, Utterance, load_utterances
-from pad.digests import check_digests, digest_of_tensors, save_digests
-from pad.distill.checkpoints import (
-    StopOnSignal,
-    after_divergence,
-    checkpoint_to_resume,
-    last_whole_checkpoint,
-    saving_to,
-)
+from pad.digests import DIGESTS_FILE, check_digests, digest_of_tensors
+from pad.distill.checkpoints import StopOnSignal, after_divergence, checkpoint_to_resume, saving_to
 from pad.distill.config import FREE_ON_RESUME, DistillConfig
 from pad.distill.data_state import load_data_state
 from pad.distill.divergence import check_finite
 from pad.distill.manifest import rotate
+from pad.distill.output import (
+    CHECKPOINTS,
+    PICTURES,
+    STUDENT,
+    TEACHER_MEAN,
+    VERSIONS_FILE,
+    Record,
+    has_student,
+    left_as_found,
+    record_versions,
+)
 from pad.distill.progress import show_progress
 from pad.distill.trainer import DistillationTrainer, StudentWithMap, training_arguments, try_models
 from pad.errors import Diverged, Stopped, UserError
-from pad.files import holds_output, only_run, whole_file, write_json
+from pad.files import only_run, whole_file, write_json
 from pad.models import check_teacher_layer, check_widths, load_teacher, width
 from pad.processes import first_process
 from pad.progress import counting, say
 from pad.settings import SETTINGS_FILE, check_output
 from pad.step.collate import Collator, SpeechTextDataset
+from pad.step.objective import Objective
 from pad.step.teacher import Teacher
 from pad.students import FrontEnd, Student, load_student
 from pad.tokenization import check_tokens, fault_of_text, lower_case, warn_of_case
-from pad.versions import versions
 
 _ABSENT = object()
 _TRANSCRIPTS_LOOKED_AT = 200
+
+
+@dataclass
+class _Run:
+    """What a run works with, loaded and checked."""
+
+    config: DistillConfig
+    arguments: TrainingArguments
+    student: Student
+    teacher_model: nn.Module
+    teacher: Teacher
+    model: nn.Module  # what is trained: the student's encoder, or with its linear map
+    goal: Objective
+    collator: Collator
+    dataset: SpeechTextDataset
+    digests: dict[str, str]
+    record: Record
 
 
 def distill(config: DistillConfig) -> Path:
@@ -49,11 +71,36 @@ def distill(config: DistillConfig) -> Path:
     Stopped after a signal.
     """
     config.check()
-    goal = config.objective()
+    output, main = Path(config.output), first_process()
+    _is_finished(config, makes_folder=main)
+    run = _prepare(config)
+    with only_run(output) if main else nullcontext():
+        if distributed.is_initialized():
+            distributed.barrier()
+        # Again: another run may have begun or ended there since.
+        if _is_finished(config):
+            check_digests(output, run.digests)
+            say(f"resume: the run in {output} is finished; its student stays as it is")
+            return output / STUDENT
+        checkpoint = checkpoint_to_resume(output / CHECKPOINTS) if config.resume else None
+        if checkpoint is not None:
+            check_digests(output, run.digests)
+            load_data_state(checkpoint, run.dataset, run.arguments.world_size)
+        _save_results(run, _train(run, checkpoint))
+    run.teacher.write_cache()
+    return output / STUDENT
+
+
+def _is_finished(config: DistillConfig, makes_folder: bool = True) -> bool:
+    """Whether the run has saved its student; UserError unless a run can write to its output folder."""
     output = Path(config.output)
-    folder, main = output / "student", first_process()
-    check_output(config, output, config.resume, FREE_ON_RESUME, makes_folder=main)
-    arguments = training_arguments(config, str(output / "checkpoints"))
+    check_output(config, output, config.resume, FREE_ON_RESUME, makes_folder=makes_folder)
+    return has_student(output)
+
+
+def _prepare(config: DistillConfig) -> _Run:
+    goal, output = config.objective(), Path(config.output)
+    arguments = training_arguments(config, str(output / CHECKPOINTS))
     _refuse_data_parallel(arguments.n_gpu)
     set_seed(config.seed)
     student = load_student(config.student, config.pad_to_max_length)
@@ -76,76 +123,75 @@ def distill(config: DistillConfig) -> Path:
     whole = student.encoder if student.whole is None else student.whole
     digests = {name: digest_of_tensors(each.state_dict()) for name, each in (("student", whole),
                ("teacher", teacher_model))}  # fmt: skip
-    with only_run(output) if main else nullcontext():
-        if distributed.is_initialized():
-            distributed.barrier()
-        # Again: another run may have begun or ended there since.
-        check_output(config, output, config.resume, FREE_ON_RESUME)
-        checkpoint = checkpoint_to_resume(config)
-        if config.resume and checkpoint is None and folder.is_dir():
-            say(f"resume: the run in {output} is finished, its checkpoints are gone; its student stays as it is")
-            return folder
-        if checkpoint is not None:
-            check_digests(output, digests)
-            load_data_state(Path(checkpoint), dataset, arguments.world_size)
-        with stable_training(student, config.freeze_feature_encoder), saving_to(output), _left_as_found(output):
-            if main:  # before anything else: a folder with settings can be resumed
-                config.save(output / SETTINGS_FILE)
-                write_json(output / "versions.json", versions())
-                save_digests(output, digests)
-            trainer = DistillationTrainer(
-                model=model,
-                args=arguments,
-                data_collator=collator,
-                train_dataset=dataset,
-                processing_class=student.front_end.extractor,
-                teacher=teacher,
-                objective=goal,
-                lengths=[item.duration for item in utterances],
-            )
-            say(f"{len(utterances)} utterances, {sum(item.duration for item in utterances) / 3600:.2f} h of speech")
-            teacher_model.to(trainer.args.device)
-            if config.center_teacher:
-                mean = teacher.center(dataset.transcripts, trainer.args.device)
-                if main:
-                    _save_tensor("mean", mean, output / "teacher_mean.safetensors")
-            bar = show_progress(trainer, "distilling")
-            if config.pictures_every:
-                trainer.add_callback(
-                    _pictures(trainer, dataset, collator, teacher, goal, config.pictures_every, output)
-                )
-            stop = StopOnSignal()
-            trainer.add_callback(stop)
-            if checkpoint is not None and main:
-                _rotate_left(Path(checkpoint), config.keep_checkpoints)
-            try:
-                trainer.train(resume_from_checkpoint=checkpoint)
-                check_finite(model, trainer.args, trainer.state.global_step)
-            except Diverged as error:
-                if main:
-                    write_json(output / "log.json", trainer.state.log_history)
-                raise Diverged(f"{error}; {after_divergence(output / 'checkpoints')}") from error
-            finally:
-                bar.close()
-                stop.restore()
-        if stop.number:
-            raise Stopped(trainer.state.global_step, stop.number)
-        if not trainer.step_losses:
-            step = trainer.state.global_step
-            say(f"resume: the run in {output} was finished at step {step}; its student is saved again")
-        state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
-        dataset.leave_out(trainer.unreadable())
-        if main:
-            dataset.report_unreadable()
-            with saving_to(output):
-                _save(student, folder, state)
-                if trainer.step_losses or not (output / "log.json").exists():
-                    write_json(output / "log.json", trainer.state.log_history)
-                report.save(output / "left_out.json")
-            if report.total:
-                print(report)
-    teacher.write_cache()
-    return folder
+    return _Run(
+        config, arguments, student, teacher_model, teacher, model, goal, collator, dataset, digests, Record(output)
+    )
+
+
+def _train(run: _Run, checkpoint: Path | None) -> DistillationTrainer:
+    """Train to the last step; raises Stopped after a signal."""
+    config, output, main = run.config, run.record.output, first_process()
+    utterances = run.dataset.utterances
+    with stable_training(run.student, config.freeze_feature_encoder), saving_to(output), left_as_found(output):
+        if main:  # before anything else: a folder with settings can be resumed
+            run.record.keep(SETTINGS_FILE, config.save)
+            run.record.keep(VERSIONS_FILE, record_versions)
+            run.record.keep(DIGESTS_FILE, lambda path: write_json(path, run.digests))
+        trainer = DistillationTrainer(
+            model=run.model,
+            args=run.arguments,
+            data_collator=run.collator,
+            train_dataset=run.dataset,
+            processing_class=run.student.front_end.extractor,
+            teacher=run.teacher,
+            objective=run.goal,
+            lengths=[item.duration for item in utterances],
+        )
+        say(f"{len(utterances)} utterances, {sum(item.duration for item in utterances) / 3600:.2f} h of speech")
+        run.teacher_model.to(trainer.args.device)
+        if config.center_teacher:
+            mean = run.teacher.center(run.dataset.transcripts, trainer.args.device)
+            if main:
+                run.record.keep(TEACHER_MEAN, lambda path: _save_tensor("mean", mean, path))
+        bar, stop = show_progress(trainer, "distilling"), StopOnSignal()
+        if config.pictures_every:
+            trainer.add_callback(_pictures(trainer, run))
+        trainer.add_callback(stop)
+        trainer.add_callback(run.record)
+        if checkpoint is not None and main:
+            _rotate_left(checkpoint, config.keep_checkpoints)
+        try:
+            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+            check_finite(run.model, trainer.args, trainer.state.global_step)
+        except Diverged as error:
+            if main:
+                write_json(output / "log.json", trainer.state.log_history)
+            raise Diverged(f"{error}; {after_divergence(output / CHECKPOINTS)}") from error
+        finally:
+            bar.close()
+            stop.restore()
+    if stop.number:
+        raise Stopped(trainer.state.global_step, stop.number)
+    return trainer
+
+
+def _save_results(run: _Run, trainer: DistillationTrainer) -> None:
+    output, report = run.record.output, run.dataset.report
+    if not trainer.step_losses:
+        say(f"resume: the run in {output} was finished at step {trainer.state.global_step}; its student is saved again")
+    state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    run.dataset.leave_out(trainer.unreadable())
+    if not first_process():
+        return
+    run.dataset.report_unreadable()
+    with saving_to(output):
+        run.record.complete()
+        if trainer.step_losses or not (output / "log.json").exists():
+            write_json(output / "log.json", trainer.state.log_history)
+        report.save(output / "left_out.json")
+        _save(run.student, output, state)
+    if report.total:
+        say(str(report))
 
 
 def _refuse_data_parallel(gpus: int) -> None:
@@ -205,40 +251,32 @@ def _save_memory(encoder) -> None:
     enable({"use_reentrant": False})
 
 
-def _pictures(trainer, dataset, collator, teacher, goal, every_steps: int, output: Path):
+def _pictures(trainer: DistillationTrainer, run: _Run):
     """Pictures of the first utterance that can be read."""
     from pad.distill.pictures import AlignmentPictures
 
-    item = next(item for item in (dataset[number] for number in range(len(dataset))) if item is not None)
-    return AlignmentPictures(trainer, collator, teacher, goal, item["samples"], item["transcript"], every_steps, output)
+    items = (run.dataset[number] for number in range(len(run.dataset)))
+    item = next(item for item in items if item is not None)
+    return AlignmentPictures(
+        trainer, run.collator, run.teacher, run.goal, item["samples"], item["transcript"], run.config.pictures_every,
+        run.record.output / PICTURES,
+    )  # fmt: skip
 
 
-def _save(student: Student, folder: Path, state: dict) -> None:
-    """Save the student and, next to it, the linear map if the state has one."""
+def _save(student: Student, output: Path, state: dict) -> None:
+    """Save the linear map if the state has one, and last the student: by it a run is finished."""
     if "map.weight" in state:
-        _save_tensor("weight", state["map.weight"], folder.with_name("map.safetensors"))
+        _save_tensor("weight", state["map.weight"], output / "map.safetensors")
         state = {name.removeprefix("student."): value for name, value in state.items() if name.startswith("student.")}
-    student.save(folder, state)
+    if has_student(output):  # its name was free when the run began
+        say(f"{output / STUDENT} was made by somebody else meanwhile; it stays as it is")
+    else:
+        student.save(output / STUDENT, state)
 
 
 def _save_tensor(name: str, tensor: Tensor, path: Path) -> None:
     with whole_file(path) as file:
         file.write(save({name: tensor.cpu().contiguous()}))
-
-
-@contextmanager
-def _left_as_found(output: Path):
-    """Remove the output of a new run if a UserError ends it before its first checkpoint.
-
-    An example is an audio file whose header can be read and whose samples cannot.
-    """
-    new = not holds_output(output)
-    try:
-        yield
-    except UserError:
-        if new and first_process() and last_whole_checkpoint(output / "checkpoints") is None:
-            shutil.rmtree(output, ignore_errors=True)
-        raise
 
 
 @contextmanager

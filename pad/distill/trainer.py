@@ -16,7 +16,7 @@ from transformers.integrations.integration_utils import get_available_reporting_
 from pad.distill.config import DistillConfig
 from pad.distill.data_state import save_data_state, unreadable_anywhere
 from pad.distill.divergence import StopWhenDiverged, check_finite
-from pad.distill.manifest import rotate, seal
+from pad.distill.manifest import MANIFEST, rotate, seal
 from pad.errors import UserError
 from pad.files import follow_umask
 from pad.models import width
@@ -81,6 +81,13 @@ class DistillationTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset=None):
         return self.sampler
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None) -> None:
+        if not (Path(resume_from_checkpoint) / MANIFEST).is_file():
+            raise UserError(
+                f"resume: {resume_from_checkpoint} was removed meanwhile; expected no other run in its folder"
+            )
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _run_epoch(self, *args, **kwargs):
         # A finished run that is resumed would take one step more.

@@ -22,7 +22,8 @@ def half(forks, command, tmp_path_factory):
     done = forks.run(*command(folder / "whole"))
     assert done.code == 0, done.errors
     shutil.copytree(folder / "whole", folder / "run")
-    shutil.rmtree(folder / "run" / "checkpoints" / "checkpoint-3")
+    for name in ("checkpoints/checkpoint-3", "student"):
+        shutil.rmtree(folder / "run" / name)
     return folder / "run", folder / "whole"
 
 
