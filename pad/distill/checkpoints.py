@@ -22,7 +22,7 @@ from pad.errors import UserError
 from pad.files import nearest
 from pad.progress import say
 
-# In the errors of safetensors and torch.save; of the last three torch and libsndfile do not say why they could not write.
+# In errors of safetensors, torch.save and libsndfile; the last three do not say why nothing could be written.
 _REASONS_OF_FULL_DISK = (
     "No space left", "quota", "File too large", "PytorchStreamWriter failed", "unexpected pos", "System error."
 )  # fmt: skip

@@ -34,7 +34,7 @@ def has_student(output: Path) -> bool:
     folder = output / STUDENT
     if not (folder.exists() or folder.is_symlink()):
         return False
-    if (folder / "config.json").is_file() and (folder / "model.safetensors").is_file():
+    if (folder / "config.json").is_file() and any(folder.glob("model*.safetensors")):
         return True
     raise UserError(f"output: {folder} is not a student that a run has saved; move it away, its name is needed")
 
