@@ -207,7 +207,7 @@ def test_drawn(paths, tmp_path, options, capsys):
     assert main([*common, "--audio", audio, *options]) == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["x.png", "x.svg"]
     soundfile.write(tmp_path / "long.wav", np.zeros(40000), 16000)
-    assert main([*common, "--audio", str(tmp_path / "long.wav"), "--transcript", "good"]) == 2
+    assert main([*common, "--overwrite", "--audio", str(tmp_path / "long.wav"), "--transcript", "good"]) == 2
     assert "long.wav: got 2.50 s, expected at most 2 s" in capsys.readouterr().err
 
 
