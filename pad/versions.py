@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 
 
@@ -16,6 +17,10 @@ def versions(*packages: str) -> dict[str, str]:
             found[package] = version(package)
         except PackageNotFoundError:
             found[package] = "not installed"
+    if find_spec("torch") is not None:
+        import torch
+
+        found["torch"] = torch.__version__  # with the build, as +cu132, which its metadata may lack
     found["git"] = git_revision(Path(__file__).resolve().parent)
     return found
 
