@@ -213,6 +213,8 @@ def test_padding_that_the_mask_counts_has_received_nothing(name, counted):
     """As with a mask of frames that was rounded up, or no mask at all."""
     model_type, options, kind, _ = CASES[name]
     model = make(model_type, options)
+    if model_type == "modernbert" and not families._attends_through_interface(model):
+        pytest.skip(f"modernbert of transformers {transformers.__version__} attends in a way of its own")
     inputs, mask = inputs_of(kind)
     if counted == "all positions":
         mask = None
