@@ -90,7 +90,7 @@ def commands(world: dict[str, str], out: str):
                 yield f"distill --{name}", option(distill, name, value)
     for name in ("preset", "anchors", "device", "precision", "on-error", "report-to"):
         for value in NOT_CHOICES:
-            if not (name == "anchors" and value == ""):
+            if not (name == "anchors" and value == "None"):  # as in the preset
                 yield f"distill --{name}", option(distill, name, value)
     for name in ("student", "teacher", "data"):
         for value in NO_FOLDERS:

@@ -39,14 +39,18 @@ def scale_of(highest):
     return (tl.maximum(127 - exponent, 1) << 23).to(tl.float32, bitcast=True)
 
 
+# The compiler of Triton 3.3 does not index a tuple that is compiled in, as those after it do.
+INDEXED_BY_VALUE = tl.constexpr(triton.__version__.startswith("3.3.") and not INTERPRETED)
+
+
 @triton.jit
 def store_spans(start, end, anchor, place, chosen, first, past, xi, frames, SCALES: tl.constexpr):
     """The spans of anchors: the one at `place` in order of time has units place * len(SCALES) and on."""
     for i in tl.static_range(len(SCALES)):
-        if INTERPRETED:
-            scale = tl.full([], SCALES[i], tl.float64)
+        if INDEXED_BY_VALUE:
+            scale = tl.full([], SCALES.value[i], tl.float64)
         else:
-            scale = tl.full([], SCALES.value[i], tl.float64)  # Triton 3.3 does not index a constexpr
+            scale = tl.full([], SCALES[i], tl.float64)
         width = tl.floor(scale * xi + 0.5)
         # One beyond twice the frames covers them all.
         width = tl.minimum(tl.maximum(width, 1.0), 2.0 * frames + 1.0).to(tl.int32)
