@@ -10,7 +10,6 @@
 
 #include "significance.h"
 #include "tensor.h"
-#include "weights.h"
 
 namespace pad {
 
@@ -22,11 +21,6 @@ template <class T>
 T* pointer(Address address) {
   return reinterpret_cast<T*>(address);
 }
-
-// PriorBounds, for Python.
-using Bounds = std::tuple<double, double, double>;
-
-inline Bounds bounds_of(const PriorBounds& priors) { return {priors.lowest, priors.highest, priors.lowest_peak}; }
 
 class Arguments {
  public:

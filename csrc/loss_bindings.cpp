@@ -172,6 +172,11 @@ UpstreamGradient read_upstream(Arguments& from) {
   return {from.pointer<void>("grad"), from.value<int64_t>("grad_stride"), from.value<double>("grad_scale")};
 }
 
+// PriorBounds, for Python.
+using Bounds = std::tuple<double, double, double>;
+
+Bounds bounds_of(const PriorBounds& priors) { return {priors.lowest, priors.highest, priors.lowest_peak}; }
+
 // grad_scale, and the bounds of the priors of speech and of text.
 using Found = std::tuple<double, Bounds, Bounds>;
 

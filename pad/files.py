@@ -143,13 +143,13 @@ def refusing_output(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def only_run(folder: Path, *, replaces: bool = False) -> Iterator[None]:
+def only_run(folder: Path, *, beside: bool = False) -> Iterator[None]:
     """Make an output folder if need be, and keep all other runs from writing to it in the context.
 
     Raises UserError where another run is at work there. The lock ends with its process, however that ends.
-    replaces: the run lets another folder take its place: the lock lies beside it, and it is not made.
+    beside: the lock lies beside the folder, which is not made: another is to take its place.
     """
-    lock_file = folder.with_name(f".{folder.name}{LOCK_FILE}") if replaces else folder / LOCK_FILE
+    lock_file = folder.with_name(f".{folder.name}{LOCK_FILE}") if beside else folder / LOCK_FILE
     lock = FileLock(lock_file)
     with refusing_output(folder):
         lock_file.parent.mkdir(parents=True, exist_ok=True)

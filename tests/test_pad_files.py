@@ -167,8 +167,8 @@ def test_one_run_at_a_time_writes_to_a_folder(tmp_path, monkeypatch):
     with only_run(folder):
         shutil.rmtree(folder)
     assert not folder.exists()
-    with only_run(folder, replaces=True):
-        with pytest.raises(UserError, match="another run is writing to .*a; choose"), only_run(folder, replaces=True):
+    with only_run(folder, beside=True):
+        with pytest.raises(UserError, match="another run is writing to .*a; choose"), only_run(folder, beside=True):
             pass
         assert not folder.exists()
     assert not list(folder.parent.glob(".*"))

@@ -25,7 +25,7 @@ def demo_folder(folder: Path, name: str) -> Iterator[Path]:
     or at the end, where the new demo is kept beside it. No other demo writes there meanwhile.
     """
     _expect_replaceable(folder, name)
-    with _parents_made(folder), only_run(folder, replaces=True):
+    with _parents_made(folder), only_run(folder, beside=True):
         _expect_replaceable(folder, name)  # again: another demo may have ended since
         restore_folder(folder)
         if (folder / REPORT).is_file():

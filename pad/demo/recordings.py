@@ -27,7 +27,7 @@ _TOLERANCE = 0.1  # s: an aligner's frames may end after the audio
 def fetch(folder: Path) -> Path:
     """Download both sources to `folder`, unless they are there; raises UserError where that is impossible."""
     for source in (librivox, prompts):
-        with only_run(folder / source.NAME, replaces=True):
+        with only_run(folder / source.NAME, beside=True):
             print(source.fetch(folder / source.NAME))
         print(source.ATTRIBUTION)
     return folder

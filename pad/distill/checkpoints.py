@@ -5,12 +5,9 @@ from __future__ import annotations
 import errno
 import resource
 import shutil
-import signal
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -21,6 +18,7 @@ from pad.distill.manifest import damage, numbered, sealed
 from pad.errors import UserError
 from pad.files import nearest
 from pad.progress import say
+from pad.signals import NotedSignals
 
 # In errors of safetensors, torch.save and libsndfile; the last three do not say why nothing could be written.
 _REASONS_OF_FULL_DISK = (
@@ -83,26 +81,11 @@ def _is_of_full_disk(error: Exception) -> bool:
     return any(reason in str(error) for reason in _REASONS_OF_FULL_DISK)
 
 
-class StopOnSignal(TrainerCallback):
-    """On SIGTERM, SIGHUP or the first Ctrl-C, finish the step, save a checkpoint and stop.
-
-    The second Ctrl-C or SIGTERM stops at once. A SIGHUP that is ignored, as under nohup, stays ignored.
-    """
-
-    def __init__(self):
-        self.number = 0
-        self._before: dict[int, Any] = {}
+class StopOnSignal(NotedSignals, TrainerCallback):
+    """On a signal that asks for an end, finish the step, save a checkpoint and stop."""
 
     def on_train_begin(self, args, state, control, **kwargs):
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-                if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
-                    self._before[number] = signal.signal(number, self._note)
-
-    def _note(self, number, frame):
-        self.number = number
-        if number != signal.SIGHUP:  # both the system and a shell send it when a connection ends
-            signal.signal(number, self._before[number])
+        self.begin()
 
     def on_step_end(self, args, state, control, **kwargs):
         if args.world_size > 1:
@@ -115,9 +98,3 @@ class StopOnSignal(TrainerCallback):
 
     def on_train_end(self, args, state, control, **kwargs):
         self.restore()
-
-    def restore(self) -> None:
-        """Give the signals back to those who had them before, also after an error."""
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        self._before = {}

@@ -12,7 +12,7 @@ from torch import Tensor, distributed, nn
 from transformers import PretrainedConfig, TrainingArguments, set_seed
 
 from pad.data import BadSample, Report, Utterance, load_utterances
-from pad.digests import DIGESTS_FILE, check_digests, digest_of_tensors
+from pad.digests import DIGESTS_FILE, check_digests, digest_of_tensors, save_digests
 from pad.distill.checkpoints import StopOnSignal, after_divergence, checkpoint_to_resume, saving_to
 from pad.distill.config import FREE_ON_RESUME, DistillConfig
 from pad.distill.data_state import load_data_state
@@ -136,7 +136,7 @@ def _train(run: _Run, checkpoint: Path | None) -> DistillationTrainer:
         if main:  # before anything else: a folder with settings can be resumed
             run.record.keep(SETTINGS_FILE, config.save)
             run.record.keep(VERSIONS_FILE, record_versions)
-            run.record.keep(DIGESTS_FILE, lambda path: write_json(path, run.digests))
+            run.record.keep(DIGESTS_FILE, lambda path: save_digests(path.parent, run.digests))
         trainer = DistillationTrainer(
             model=run.model,
             args=run.arguments,

@@ -14,10 +14,10 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from pad.errors import Stopped
-from pad.evaluate.signals import NotedSignals
 from pad.evaluate.states import load_state, save_state
 from pad.evaluate.tasks import Split, Task
 from pad.progress import say
+from pad.signals import NotedSignals
 from pad.step.collate import LengthBucketSampler
 
 
