@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -89,6 +90,8 @@ def test_a_build_as_on_macos(tmp_path, monkeypatch, processor, architectures, in
         "CMAKE_SYSTEM_NAME": "Darwin", "CMAKE_SYSTEM_PROCESSOR": processor, "CMAKE_OSX_ARCHITECTURES": architectures,
         "CMAKE_CXX_COMPILER": "g++", "CMAKE_CXX_COMPILER_WORKS": "1", "PAD_KERNELS_CUDA": "0",
         "CMAKE_HAVE_LIBC_PTHREAD": "1", "Python_EXECUTABLE": sys.executable,
+        # For another system CMake would ask the first pythonX.Y-config on the PATH.
+        "Python_INCLUDE_DIR": sysconfig.get_path("include"),
     }  # fmt: skip
     command = [
         "cmake",

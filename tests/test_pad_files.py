@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from filelock import FileLock
@@ -30,7 +31,7 @@ from pad.files import (
 def calls(monkeypatch):
     """The order in which files and folders are synced and renamed."""
     made = []
-    fsync, replace = os.fsync, os.replace
+    fsync, replace = os.fsync, Path.replace
 
     def synced(descriptor):
         made.append("fsync folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "fsync file")
@@ -38,10 +39,10 @@ def calls(monkeypatch):
 
     def replaced(source, target):
         made.append("rename")
-        replace(source, target)
+        return replace(source, target)
 
     monkeypatch.setattr(os, "fsync", synced)
-    monkeypatch.setattr(os, "replace", replaced)
+    monkeypatch.setattr(Path, "replace", replaced)  # which in Python 3.10 keeps the os.replace of its import
     return made
 
 
