@@ -52,14 +52,14 @@ class Flat:
 class Speech:
     """Utterances of one kind and split.
 
-    features: log-mel [100 a second, 80] float16; tokens, token_prior: of the teacher [N, D], [N], for training; words:
+    features: log-mel [100 a second, 80] float16; tokens, text_prior: of the teacher [N, D], [N], for training; words:
     its word embeddings [words, D].
     """
 
     items: list[SpokenSentence]
     features: Flat
     tokens: Flat | None = None
-    token_prior: Flat | None = None
+    text_prior: Flat | None = None
     words: Flat | None = None
 
 
@@ -132,7 +132,7 @@ def _add_tokens(speech: Speech, teacher: Teacher, batch_size: int = 64) -> None:
         embeddings, prior = teacher(text["input_ids"], text["attention_mask"], mask)
         tokens += [row[real] for row, real in zip(embeddings, mask)]
         priors += [row[real] for row, real in zip(prior, mask)]
-    speech.tokens, speech.token_prior = Flat.of(tokens), Flat.of(priors)
+    speech.tokens, speech.text_prior = Flat.of(tokens), Flat.of(priors)
 
 
 def joined(first: Speech, second: Speech) -> Speech:
@@ -142,7 +142,7 @@ def joined(first: Speech, second: Speech) -> Speech:
             torch.cat([getattr(one, name).values for one in (first, second)]),
             torch.cat([getattr(first, name).ends, getattr(second, name).ends[1:] + getattr(first, name).ends[-1]]),
         )
-        for name in ("features", "tokens", "token_prior")
+        for name in ("features", "tokens", "text_prior")
     }
     return Speech([*first.items, *second.items], **parts)
 

@@ -91,7 +91,7 @@ class Bench:
                 prior = energy(features)
             counted = mask & voiced(features) if configuration.without_silence else mask
             text = [speech.tokens[texts[number]] for number in batch]
-            text_prior = pad_sequence([speech.token_prior[texts[number]] for number in batch], batch_first=True)
+            text_prior = pad_sequence([speech.text_prior[texts[number]] for number in batch], batch_first=True)
             lengths = torch.tensor([len(row) for row in text])
             text_mask = torch.arange(int(lengths.max())) < lengths[:, None]
             aligned = Aligned(

@@ -64,7 +64,7 @@ CallContext read_alignment(Arguments& from, pad::AlignmentArguments& op) {
   op.element = from.element("element");
   op.speech = from.rows("speech");
   op.text = from.rows("text");
-  op.frame_prior = from.pointer<void>("frame_prior");
+  op.frame_weights = from.pointer<void>("frame_weights");
   op.token_mask = from.pointer<uint8_t>("token_mask");
   op.start = from.pointer<int32_t>("start");
   op.end = from.pointer<int32_t>("end");
@@ -127,7 +127,7 @@ void select_spans(const py::kwargs& named) {
   op.frames = from.value<int64_t>("frames");
   op.max_anchors = from.value<int64_t>("max_anchors");
   op.scale_count = static_cast<int64_t>(scales.size());
-  op.frame_prior = from.pointer<void>("frame_prior");
+  op.frame_weights = from.pointer<void>("frame_weights");
   op.is_double = from.value<bool>("is_double");
   op.frame_mask = from.pointer<uint8_t>("frame_mask");
   op.num_tokens = from.pointer<int64_t>("num_tokens");

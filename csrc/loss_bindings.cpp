@@ -141,7 +141,7 @@ void read_alignment(const LossCall& call, const LocalMemory& memory, AlignmentAr
   op.element = call.element;
   op.speech = call.speech;
   op.text = call.text;
-  op.frame_prior = call.at<void>(memory.frame_weights);
+  op.frame_weights = call.at<void>(memory.frame_weights);
   op.token_mask = call.at<uint8_t>(memory.token_mask);
   op.start = call.sizes.chosen ? call.at<int32_t>(memory.start) : call.start;
   op.end = call.sizes.chosen ? call.at<int32_t>(memory.end) : call.end;

@@ -9,7 +9,7 @@ enum class Anchors : int { topk = 0, peaks = 1, stride = 2 };
 
 struct SpanArguments {
   int64_t batch, frames, max_anchors, scale_count;
-  const void* frame_prior;  // opmath [batch, frames]: float, or double where is_double
+  const void* frame_weights;  // opmath [batch, frames]: float, or double where is_double
   bool is_double;
   const uint8_t* frame_mask;   // [batch, frames]; on the CPU null: all are valid
   const int64_t* num_tokens;   // [batch]

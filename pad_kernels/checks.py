@@ -287,7 +287,7 @@ def factor(name: str, value: object, dtype: torch.dtype) -> float:
 
 
 def span_inputs(
-    frame_prior: Tensor,
+    frame_weights: Tensor,
     frame_mask: Tensor,
     num_tokens: Tensor | int,
     selection: SpanSelection,
@@ -296,7 +296,7 @@ def span_inputs(
     max_anchors: int | None = None,
 ) -> SpanInputs:
     """The inputs of select_spans, counts as one per utterance; `max_anchors` None: the largest count."""
-    batch, device = frame_prior.shape[0], frame_prior.device
+    batch, device = frame_weights.shape[0], frame_weights.device
     num_tokens = torch_internals.size_of_trace(num_tokens)
     name, wanted = "num_anchors", selection.num_anchors
     if wanted is None:
@@ -314,7 +314,7 @@ def span_inputs(
     if xi is not None:
         xi = per_utterance("xi", xi, batch, device, widest_dtype(device))
     return SpanInputs(
-        frame_prior, frame_mask, num_tokens, num_anchors, max_anchors, selection.scales, xi, selection.anchors
+        frame_weights, frame_mask, num_tokens, num_anchors, max_anchors, selection.scales, xi, selection.anchors
     )
 
 

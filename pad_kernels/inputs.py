@@ -45,7 +45,7 @@ class AlignmentInputs(NamedTuple):
 
     speech: Tensor  # [B, M, D]
     text: Tensor  # [B, N, D]
-    frame_prior: Tensor  # [B, M]; 0: takes no part; below 0: masked, so not counted in a span's mean prior either
+    frame_weights: Tensor  # [B, M]; 0: takes no part; below 0: masked, so not counted in a span's mean prior either
     token_mask: Tensor  # [B, N] bool
     start: Tensor | None  # [B, U] int32; None: the units are the frames
     end: Tensor | None
@@ -85,7 +85,7 @@ class Pooled(NamedTuple):
 class SpanInputs(NamedTuple):
     """What the spans are chosen from."""
 
-    frame_prior: Tensor  # [B, M], at least 0
+    frame_weights: Tensor  # [B, M], at least 0
     frame_mask: Tensor  # [B, M] bool
     num_tokens: Tensor  # [B] int64
     num_anchors: Tensor  # [B] int64
@@ -162,8 +162,8 @@ class LossRequest(NamedTuple):
 class LossWeights(NamedTuple):
     """What becomes of a `LossRequest`."""
 
-    frame_prior: Tensor  # [B, M] opmath, as in AlignmentInputs
-    token_prior: Tensor  # [B, N] opmath, sums to 1 over a row with a real token, else 0
+    frame_weights: Tensor  # [B, M] opmath, as in AlignmentInputs
+    token_weights: Tensor  # [B, N] opmath, sums to 1 over a row with a real token, else 0
     start: Tensor | None
     end: Tensor | None
 
@@ -173,8 +173,8 @@ class LossInputs(NamedTuple):
 
     speech: Tensor
     text: Tensor
-    frame_prior: Tensor
-    token_prior: Tensor
+    frame_weights: Tensor
+    token_weights: Tensor
     start: Tensor | None
     end: Tensor | None
     temperature: Temperature
@@ -182,7 +182,7 @@ class LossInputs(NamedTuple):
 
     def pooling(self) -> PoolingInputs:
         """The inputs of the global level's op."""
-        return PoolingInputs(self.speech, self.text, self.frame_prior, self.token_prior)
+        return PoolingInputs(self.speech, self.text, self.frame_weights, self.token_weights)
 
 
 class LossSaved(NamedTuple):

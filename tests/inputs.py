@@ -15,7 +15,7 @@ class Inputs(NamedTuple):
 
     speech: Tensor
     text: Tensor
-    frame_prior: Tensor
+    frame_weights: Tensor
     token_mask: Tensor
     start: Tensor | None
     end: Tensor | None

@@ -64,7 +64,7 @@ def check(inputs: Inputs, temperature: float, backend: str):
             assert relative_error(value, correct) <= bar, name
     taking_part = found[1] >= 0
     assert (found[0][~taking_part] == 0).all() and (found[2][~taking_part] == 0).all()
-    assert (found[3][inputs.frame_prior <= 0] == 0).all()
+    assert (found[3][inputs.frame_weights <= 0] == 0).all()
     assert (found[4][~inputs.token_mask] == 0).all()
 
 
@@ -201,7 +201,7 @@ def test_half_precision_is_no_worse_than_eager(backend, temperature, dtype):
     normalize = torch.nn.functional.normalize
     cosine = normalize(text, dim=-1) @ normalize(speech, dim=-1).mT
     if temperature:
-        logits = cosine / temperature + inputs.frame_prior.log()[:, None].to(dtype)
+        logits = cosine / temperature + inputs.frame_weights.log()[:, None].to(dtype)
         similarity = (logits.softmax(-1) * cosine).sum(-1)
     else:
         similarity = cosine.max(-1).values
@@ -326,7 +326,7 @@ def test_expanded_inputs(backend):
     moved = Inputs(*(None if x is None else x.expand(3, *x.shape[1:]) for x in inputs))
     check(moved, 0.1, backend)
     check(moved, 0.0, backend)
-    check(moved._replace(frame_prior=torch.full((1, 1), 0.5).expand(3, 40)), 0.1, backend)
+    check(moved._replace(frame_weights=torch.full((1, 1), 0.5).expand(3, 40)), 0.1, backend)
 
 
 def test_gradient_of_an_expanded_loss(backend):
@@ -379,8 +379,8 @@ def test_spans_beyond_the_frames_are_clipped(backend):
 @pytest.mark.parametrize("temperature", [0.0, 0.1])
 def test_matrix_agrees_with_align(backend, temperature):
     inputs = make_inputs(3, 40, 7, 16, kind="holes", units=12, seed=2)
-    masks = (inputs.frame_prior > 0, inputs.token_mask)
-    arguments = (*inputs[:2], inputs[4:], *masks, inputs.frame_prior, temperature)
+    masks = (inputs.frame_weights > 0, inputs.token_mask)
+    arguments = (*inputs[:2], inputs[4:], *masks, inputs.frame_weights, temperature)
     found = align(*arguments, backend=backend)
     matrix = alignment_matrix(*arguments, backend=backend)
     taking_part = found.unit >= 0
@@ -392,7 +392,7 @@ def test_matrix_agrees_with_align(backend, temperature):
 def test_scale_of_the_prior_shifts_the_normalizer_alone(backend):
     inputs = make_inputs(2, 40, 7, 16, kind="full")
     one = torch.ops.pad_kernels.alignment_forward(*inputs, 0.1, backend)
-    scaled = inputs._replace(frame_prior=inputs.frame_prior * 1000)
+    scaled = inputs._replace(frame_weights=inputs.frame_weights * 1000)
     other = torch.ops.pad_kernels.alignment_forward(*scaled, 0.1, backend)
     assert torch.allclose(one[0], other[0], atol=1e-6) and torch.equal(one[1], other[1])
     assert torch.allclose(one[2] + torch.tensor(1000.0).log(), other[2], atol=1e-5)

@@ -47,7 +47,7 @@ def batch_of(frames, tokens, width, batch, dtype=torch.bfloat16, seed=0):
     """The arguments of pad_loss: ragged, NaN in the padding, on the GPU."""
     inputs = on_gpu(make_inputs(*sized(batch, frames, tokens, width), dtype=dtype, seed=seed))
     prior = torch.rand(inputs.token_mask.shape, device=DEVICE) * inputs.token_mask
-    return inputs.speech, inputs.text, inputs.frame_prior > 0, inputs.token_mask, inputs.frame_prior, prior
+    return inputs.speech, inputs.text, inputs.frame_weights > 0, inputs.token_mask, inputs.frame_weights, prior
 
 
 def gradients_of(speech, text, *others, **options):

@@ -20,8 +20,8 @@ def pooled_distance(*arguments):
 def make(batch, frames, tokens, width, scale=1.0, **options):
     """speech, text and the weights of their rows, summing to anything."""
     inputs = make_inputs(batch, frames, tokens, width, **options)
-    token_weights = torch.linspace(0.5, 2, tokens, dtype=inputs.frame_prior.dtype) * inputs.token_mask
-    return inputs.speech, inputs.text, scale * inputs.frame_prior, scale * token_weights
+    token_weights = torch.linspace(0.5, 2, tokens, dtype=inputs.frame_weights.dtype) * inputs.token_mask
+    return inputs.speech, inputs.text, scale * inputs.frame_weights, scale * token_weights
 
 
 def check(speech, text, frame_weights, token_weights, backend):

@@ -40,7 +40,7 @@ def speech(seed, count=10, intents=(None,)):
     features = Flat.of([torch.randn(20 * words, 20, generator=generator).half() for words in counts])
     text = Flat.of([torch.randn(words, WIDTH, generator=generator) for words in counts])
     prior = Flat.of([torch.full((words,), 1 / words) for words in counts])
-    return Speech(items, features, tokens=text, token_prior=prior, words=text)
+    return Speech(items, features, tokens=text, text_prior=prior, words=text)
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +128,7 @@ def test_joined_speech_holds_both():
     first, second = speech(1), speech(2)
     both = joined(first, second)
     assert len(both.items) == 20 and torch.equal(both.features[3], first.features[3])
-    assert torch.equal(both.tokens[13], second.tokens[3]) and torch.equal(both.token_prior[19], second.token_prior[9])
+    assert torch.equal(both.tokens[13], second.tokens[3]) and torch.equal(both.text_prior[19], second.text_prior[9])
 
 
 def aligned(speech_prior=True):

@@ -24,7 +24,7 @@ def test_alignment(kind, units, temperature):
     inputs = make_inputs(4, 13, 6, 5, kind=kind, units=units, dtype=torch.float64, seed=3)
     found = reference.alignment(inputs.at(temperature))
     spans = None if units is None else (inputs.start, inputs.end)
-    real, prior = inputs.frame_prior >= 0, inputs.frame_prior.clamp(min=0)
+    real, prior = inputs.frame_weights >= 0, inputs.frame_weights.clamp(min=0)
     matrix = alignment_matrix(*inputs[:2], spans, real, inputs.token_mask, prior, temperature, "reference")
     for b in range(4):
         speech, text, prior, token_mask = (x[b].numpy() for x in inputs[:4])

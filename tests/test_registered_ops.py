@@ -14,7 +14,7 @@ def alignment_forward():
     return {
         "speech": torch.randn(2, 9, 8),
         "text": torch.randn(2, 4, 8),
-        "frame_prior": torch.rand(2, 9),
+        "frame_weights": torch.rand(2, 9),
         "token_mask": torch.ones(2, 4, dtype=BOOL),
         "start": torch.zeros(2, 5, dtype=INT32),
         "end": torch.full((2, 5), 3, dtype=INT32),
@@ -56,7 +56,7 @@ def significance():
 
 def select_spans():
     return {
-        "frame_prior": torch.rand(2, 9),
+        "frame_weights": torch.rand(2, 9),
         "frame_mask": torch.ones(2, 9, dtype=BOOL),
         "num_tokens": torch.tensor([3, 2]),
         "num_anchors": torch.tensor([3, 2]),

@@ -55,7 +55,7 @@ def repeated(draw, most_spans=0):
 
 def frame_contents(inputs: Inputs, b: int, hard: bool) -> list:
     """What has to be the same for two frames to tie."""
-    prior = (inputs.frame_prior[b] > 0).tolist() if hard else inputs.frame_prior[b].tolist()
+    prior = (inputs.frame_weights[b] > 0).tolist() if hard else inputs.frame_weights[b].tolist()
     frames = [tuple(frame) for frame in inputs.speech[b].double().nan_to_num(0).tolist()]
     return list(zip(frames, prior))
 
@@ -105,7 +105,7 @@ def test_spans_over_equal_frames(temperature, inputs):
 @given(st.data())
 def test_matrix_agrees_with_align(backend, data):
     inputs = data.draw(repeated(most_spans=data.draw(st.sampled_from([0, 40]))))
-    speech_mask, prior = inputs.frame_prior >= 0, inputs.frame_prior.clamp(min=0)
+    speech_mask, prior = inputs.frame_weights >= 0, inputs.frame_weights.clamp(min=0)
     spans = None if inputs.start is None else Spans(inputs.start, inputs.end)
     hard, soft = (
         (inputs.speech, inputs.text, spans, speech_mask, inputs.token_mask, prior, temperature)

@@ -275,7 +275,7 @@ def test_compile_the_matrix(spans):
 
     def matrix(temperature):
         return alignment_matrix(
-            inputs.speech, inputs.text, bounds, None, inputs.token_mask, inputs.frame_prior, temperature
+            inputs.speech, inputs.text, bounds, None, inputs.token_mask, inputs.frame_weights, temperature
         )
 
     torch.compiler.reset()

@@ -34,7 +34,7 @@ def check(inputs: Inputs, temperature: float):
             assert relative_error(value, correct) <= BAR[dtype], name
     taking_part = found[1] >= 0
     assert (found[0][~taking_part] == 0).all() and (found[2][~taking_part] == 0).all()
-    assert (found[3][inputs.frame_prior <= 0] == 0).all()
+    assert (found[3][inputs.frame_weights <= 0] == 0).all()
     assert (found[4][~inputs.token_mask] == 0).all()
 
 
@@ -231,7 +231,7 @@ def test_priors_of_any_scale(temperature):
     for scale in (1e-30, 1e30):
         for units in (None, 12):
             inputs = make_inputs(1, 40, 7, 16, kind="holes", units=units)
-            check(inputs._replace(frame_prior=inputs.frame_prior * scale), temperature)
+            check(inputs._replace(frame_weights=inputs.frame_weights * scale), temperature)
 
 
 @TEMPERATURES

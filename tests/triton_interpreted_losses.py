@@ -29,7 +29,7 @@ def loss_arguments(kind, dtype, priors, seed=0, width=24):
     speech_prior, text_prior = (torch.rand(3, length, generator=generator) for length in (45, 9))
     if kind == "zero_priors":
         speech_prior[:, ::3] = 0
-    masks = inputs.frame_prior > 0, inputs.token_mask
+    masks = inputs.frame_weights > 0, inputs.token_mask
     return inputs.speech, inputs.text, *masks, *((speech_prior, text_prior) if priors else (None, None))
 
 
@@ -101,7 +101,7 @@ def test_a_loss_is_differentiated_once(level):
 def test_what_a_loss_keeps_serves_others(level, reduction):
     """Batches of upstream gradients, which another way of the backward takes; hooks that move what was kept."""
     inputs = make_inputs(3, 20, 4, 16)
-    sides = inputs.frame_prior > 0, inputs.token_mask, inputs.frame_prior
+    sides = inputs.frame_weights > 0, inputs.token_mask, inputs.frame_weights
 
     def gradients(name, hooks=None, batched=False):
         speech, text = (x.clone().requires_grad_() for x in inputs[:2])

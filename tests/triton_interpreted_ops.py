@@ -91,7 +91,8 @@ def test_spans_over_more_frames_than_a_block(anchors, frames):
     prior = torch.rand(2, frames)
     prior[1] = (prior[1] * 5).floor()  # ties in every block
     inputs = inputs._replace(
-        frame_prior=prior * inputs.frame_mask, num_anchors=torch.tensor([30, frames // 2 if anchors != "peaks" else 9])
+        frame_weights=prior * inputs.frame_mask,
+        num_anchors=torch.tensor([30, frames // 2 if anchors != "peaks" else 9]),
     )
     for found, expected in zip(backend.select_spans(inputs), reference.select_spans(inputs)):
         assert torch.equal(found, expected)
@@ -130,7 +131,7 @@ def test_no_room_for_spans():
 def test_pooled_distance(dtype, kind):
     inputs = make_inputs(3, 90, 11, 72, kind=kind, dtype=dtype, seed=3)
     token_weights = torch.rand(3, 11, generator=torch.Generator().manual_seed(1)) * inputs.token_mask
-    pooling = PoolingInputs(inputs.speech, inputs.text, inputs.frame_prior.clamp(min=0), token_weights)
+    pooling = PoolingInputs(inputs.speech, inputs.text, inputs.frame_weights.clamp(min=0), token_weights)
     wide = PoolingInputs(*(x.double() for x in pooling))
     found, expected = backend.pooled_distance_forward(pooling), reference.pooled_distance_forward(wide)
     for value, correct in zip(found, expected):

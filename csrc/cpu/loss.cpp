@@ -67,7 +67,7 @@ void choose_spans(const LocalLossForward& a) {
   spans.frames = a.frames.length;
   spans.max_anchors = a.selection.max_anchors;
   spans.scale_count = a.selection.scale_count;
-  spans.frame_prior = a.frames.weights;
+  spans.frame_weights = a.frames.weights;
   spans.is_double = a.frames.is_double;
   spans.frame_mask = a.frames.mask;
   spans.num_tokens = tokens.data();

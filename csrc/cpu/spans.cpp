@@ -100,7 +100,7 @@ void select_utterance(const SpanArguments& a, int64_t b) {
   if (real.empty() || a.num_tokens[b] <= 0 || count <= 0) return;
 
   const double xi = a.xi ? a.xi[b] : static_cast<double>(real.size()) / static_cast<double>(a.num_tokens[b]);
-  const S* prior = static_cast<const S*>(a.frame_prior) + b * a.frames;
+  const S* prior = static_cast<const S*>(a.frame_weights) + b * a.frames;
   const std::vector<int64_t> anchors = a.anchors == Anchors::topk    ? topk(prior, real, count)
                                        : a.anchors == Anchors::peaks ? peaks(prior, real, count, xi, a.frames)
                                                                      : stride(real, count);

@@ -56,7 +56,7 @@ struct Utterance {
         text(static_cast<const T*>(arguments.text.data) + batch * arguments.text.batch_stride),
         speech_stride(arguments.speech.row_stride),
         text_stride(arguments.text.row_stride),
-        prior(static_cast<const S*>(arguments.frame_prior) + batch * arguments.frames),
+        prior(static_cast<const S*>(arguments.frame_weights) + batch * arguments.frames),
         token_mask(arguments.token_mask + batch * arguments.tokens),
         start(arguments.start ? arguments.start + batch * arguments.units : nullptr),
         end(arguments.end ? arguments.end + batch * arguments.units : nullptr) {}

@@ -18,7 +18,7 @@ UnitSource unit_source(const AlignmentArguments& a, Workspace& workspace) {
   units.count = static_cast<int>(a.units);
   if (!a.start) {
     units.rows = a.speech;
-    units.prior = static_cast<const float*>(a.frame_prior);
+    units.prior = static_cast<const float*>(a.frame_weights);
     units.width = static_cast<int>(a.width);
     units.aligned = rows_aligned<T>(a.speech.data, a.width, a.speech.row_stride, a.speech.batch_stride);
     return source;

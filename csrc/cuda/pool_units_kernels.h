@@ -28,7 +28,7 @@ __global__ void __launch_bounds__(THREADS, 3) pool_units_kernel(PoolParameters p
   const int64_t b = rest / p.group_blocks;
   if (group * NEIGHBORS >= count) return;
   const int column = (slab * 32 + lane) * VECTOR<T>, width = static_cast<int>(a.width);
-  const float* prior = static_cast<const float*>(a.frame_prior) + b * frames;
+  const float* prior = static_cast<const float*>(a.frame_weights) + b * frames;
   const T* speech = static_cast<const T*>(a.speech.data) + b * a.speech.batch_stride;
 
   int start[NEIGHBORS], end[NEIGHBORS], low = frames, high = 0;

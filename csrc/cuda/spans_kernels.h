@@ -58,7 +58,7 @@ class SpanSelection {
         a_(p.a),
         b_(b),
         scratch_(scratch),
-        prior_(static_cast<const S*>(p.a.frame_prior) + b * p.a.frames),
+        prior_(static_cast<const S*>(p.a.frame_weights) + b * p.a.frames),
         mask_(p.a.frame_mask + b * p.a.frames),
         state_(p.state + b * p.a.frames) {}
 

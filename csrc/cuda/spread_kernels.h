@@ -56,7 +56,7 @@ __global__ void __launch_bounds__(THREADS) spread_kernel(SpreadParameters p) {
   if (!fits) listed = count;
   const auto* gradients = static_cast<const PieceElement<T>*>(p.pieces.gradient) + b * count * p.pieces.pitch;
   for (int frame = first_frame + warp; frame < past_frame; frame += THREADS / 32) {
-    const float prior = static_cast<const float*>(a.frame_prior)[b * frames + frame];
+    const float prior = static_cast<const float*>(a.frame_weights)[b * frames + frame];
     T* out = static_cast<T*>(p.grad_speech) + (b * frames + frame) * width;
     for (int first = lane * VECTOR<T>; first - lane * VECTOR<T> < width; first += ROUND * 32 * VECTOR<T>) {
       float sum[ROUND][VECTOR<T>] = {};

@@ -99,17 +99,17 @@ class Backend:
 
     def loss_weights(self, request: LossRequest) -> LossWeights:
         """The weights of frames and tokens, and the spans: of masks and priors, or those given."""
-        frame_prior = self.position_weights(request.speech, masked=request.masked_frame_weight)
-        token_prior = self.position_weights(request.text, normalized=True)
+        frame_weights = self.position_weights(request.speech, masked=request.masked_frame_weight)
+        token_weights = self.position_weights(request.text, normalized=True)
         if request.spans is not None:
-            return LossWeights(frame_prior, token_prior, *request.spans)
+            return LossWeights(frame_weights, token_weights, *request.spans)
         if request.selection is None:
-            return LossWeights(frame_prior, token_prior, None, None)
-        return LossWeights(frame_prior, token_prior, *self.select_spans(_span_inputs(request, frame_prior)))
+            return LossWeights(frame_weights, token_weights, None, None)
+        return LossWeights(frame_weights, token_weights, *self.select_spans(_span_inputs(request, frame_weights)))
 
-    def token_loss(self, saved: Saved, token_prior: Tensor, reduction: str) -> tuple[Tensor, Tensor | float]:
+    def token_loss(self, saved: Saved, token_weights: Tensor, reduction: str) -> tuple[Tensor, Tensor | float]:
         """sum_j q_j (1 - similarity_j), reduced over the utterances in which a token has a unit; and `grad_scale`."""
-        distance = (token_prior * (1 - saved.similarity)).sum(1)
+        distance = (token_weights * (1 - saved.similarity)).sum(1)
         return _reduce(distance, (saved.unit >= 0).any(1), reduction)
 
     def pooled_loss(self, pooled: Pooled, reduction: str) -> tuple[Tensor, Tensor | float]:
@@ -120,12 +120,14 @@ class Backend:
 
     def loss_forward(self, request: LossRequest) -> tuple[Tensor, LossRecord]:
         """The loss of a level, and what its backward needs."""
-        frame_prior, token_prior, start, end = self.loss_weights(request)
+        frame_weights, token_weights, start, end = self.loss_weights(request)
         speech, text, options = request.speech.values, request.text.values, request.options
-        inputs = LossInputs(speech, text, frame_prior, token_prior, start, end, options.temperature, options.reduction)
+        inputs = LossInputs(
+            speech, text, frame_weights, token_weights, start, end, options.temperature, options.reduction
+        )
         forward = self.global_loss_forward if options.level == "global" else self.local_loss_forward
         loss, saved = forward(inputs)
-        return loss, record_of_ops(speech, text, options, (frame_prior, token_prior, start, end), saved)
+        return loss, record_of_ops(speech, text, options, (frame_weights, token_weights, start, end), saved)
 
     def loss_backward(self, grad: Tensor, record: LossRecord, needed: Needed) -> Gradients:
         """Gradients of speech and text, each empty unless needed; `grad` is that of the reduced loss."""
@@ -140,9 +142,9 @@ class Backend:
 
     def local_loss_forward(self, inputs: LossInputs) -> tuple[Tensor, LossSaved]:
         """The loss of the token and span levels."""
-        token_mask = inputs.token_prior > 0
+        token_mask = inputs.token_weights > 0
         saved = self.alignment_forward(_alignment_inputs(inputs, token_mask))
-        loss, grad_scale = self.token_loss(saved, inputs.token_prior, inputs.reduction)
+        loss, grad_scale = self.token_loss(saved, inputs.token_weights, inputs.reduction)
         return loss, LossSaved((token_mask, *saved), grad_scale)
 
     def local_loss_backward(self, grad: Tensor, inputs: LossInputs, saved: LossSaved, needed: Needed) -> Gradients:
@@ -150,9 +152,9 @@ class Backend:
         token_mask, similarity, unit, log_normalizer = saved.tensors
         assert similarity is not None and unit is not None and log_normalizer is not None
         if token_mask is None:
-            token_mask = inputs.token_prior > 0
+            token_mask = inputs.token_weights > 0
         grad = grad * -saved.grad_scale
-        grad_similarity = inputs.token_prior * (grad[:, None] if grad.dim() else grad)
+        grad_similarity = inputs.token_weights * (grad[:, None] if grad.dim() else grad)
         aligned = Saved(similarity, unit, log_normalizer)
         return self.alignment_backward(grad_similarity, _alignment_inputs(inputs, token_mask), aligned, needed)
 
@@ -196,21 +198,21 @@ def record_of_ops(
 
 
 def _from_record(record: LossRecord) -> tuple[LossInputs, LossSaved]:
-    speech, text, options, (frame_prior, token_prior, start, end, scale, *kept), form = record
-    assert frame_prior is not None and token_prior is not None
-    inputs = LossInputs(speech, text, frame_prior, token_prior, start, end, options.temperature, options.reduction)
+    speech, text, options, (frame_weights, token_weights, start, end, scale, *kept), form = record
+    assert frame_weights is not None and token_weights is not None
+    inputs = LossInputs(speech, text, frame_weights, token_weights, start, end, options.temperature, options.reduction)
     grad_scale = form.grad_scale if scale is None else scale
     return inputs, LossSaved(tuple(kept), grad_scale)
 
 
-def _span_inputs(request: LossRequest, frame_prior: Tensor) -> SpanInputs:
+def _span_inputs(request: LossRequest, frame_weights: Tensor) -> SpanInputs:
     frame_mask, text_mask, selection = request.speech.mask, request.text.mask, request.selection
     assert selection is not None
     if frame_mask is None:
-        frame_mask = torch.ones(frame_prior.shape, dtype=torch.bool, device=frame_prior.device)
+        frame_mask = torch.ones(frame_weights.shape, dtype=torch.bool, device=frame_weights.device)
     tokens = request.text.values.shape[1]
     return checks.span_inputs(
-        frame_prior,
+        frame_weights,
         frame_mask,
         tokens if text_mask is None else text_mask.sum(1),
         selection,
@@ -220,7 +222,7 @@ def _span_inputs(request: LossRequest, frame_prior: Tensor) -> SpanInputs:
 
 def _alignment_inputs(inputs: LossInputs, token_mask: Tensor) -> AlignmentInputs:
     return AlignmentInputs(
-        inputs.speech, inputs.text, inputs.frame_prior, token_mask, inputs.start, inputs.end, inputs.temperature
+        inputs.speech, inputs.text, inputs.frame_weights, token_mask, inputs.start, inputs.end, inputs.temperature
     )
 
 

@@ -51,11 +51,11 @@ def _gpu_unsupported_reason(index: int | None) -> str | None:
 
 def _as_read(inputs: AlignmentInputs) -> AlignmentInputs:
     """The inputs as the library reads them. The caller holds them for as long as it runs: their memory is in use."""
-    speech, text, frame_prior, token_mask, start, end, temperature = inputs
+    speech, text, frame_weights, token_mask, start, end, temperature = inputs
     return AlignmentInputs(
         rows(speech),
         rows(text),
-        packed(frame_prior, opmath_dtype(speech.dtype)),
+        packed(frame_weights, opmath_dtype(speech.dtype)),
         packed(token_mask, torch.bool),
         None if start is None else packed(start, torch.int32),
         None if end is None else packed(end, torch.int32),
@@ -64,7 +64,7 @@ def _as_read(inputs: AlignmentInputs) -> AlignmentInputs:
 
 
 def _alignment_arguments(inputs: AlignmentInputs) -> dict[str, Any]:
-    speech, text, frame_prior, token_mask, start, end, temperature = inputs
+    speech, text, frame_weights, token_mask, start, end, temperature = inputs
     batch, frames, width = speech.shape
     return {
         "batch": batch,
@@ -75,7 +75,7 @@ def _alignment_arguments(inputs: AlignmentInputs) -> dict[str, Any]:
         "element": ELEMENTS[speech.dtype],
         "speech": strided(speech),
         "text": strided(text),
-        "frame_prior": frame_prior.data_ptr(),
+        "frame_weights": frame_weights.data_ptr(),
         "token_mask": token_mask.data_ptr(),
         "start": 0 if start is None else start.data_ptr(),
         "end": 0 if end is None else end.data_ptr(),
@@ -195,21 +195,21 @@ class NativeBackend(WholeLosses):
 
     def select_spans(self, inputs: SpanInputs) -> tuple[Tensor, Tensor]:
         """csrc/spans.h: start and end of each utterance's spans."""
-        batch, frames = inputs.frame_prior.shape
-        frame_prior = packed(inputs.frame_prior, opmath_dtype(inputs.frame_prior.dtype))
+        batch, frames = inputs.frame_weights.shape
+        frame_weights = packed(inputs.frame_weights, opmath_dtype(inputs.frame_weights.dtype))
         frame_mask = inputs.frame_mask.contiguous()
         num_tokens, num_anchors = inputs.num_tokens.contiguous(), inputs.num_anchors.contiguous()
         xi = None if inputs.xi is None else inputs.xi.contiguous()
         shape = (batch, inputs.max_anchors * len(inputs.scales))
-        start = torch.empty(shape, dtype=torch.int32, device=frame_prior.device)
+        start = torch.empty(shape, dtype=torch.int32, device=frame_weights.device)
         end = torch.empty_like(start)
-        with execution_context(frame_prior.device) as context:
+        with execution_context(frame_weights.device) as context:
             NATIVE.select_spans(
                 batch=batch,
                 frames=frames,
                 max_anchors=inputs.max_anchors,
-                frame_prior=frame_prior.data_ptr(),
-                is_double=frame_prior.dtype == torch.float64,
+                frame_weights=frame_weights.data_ptr(),
+                is_double=frame_weights.dtype == torch.float64,
                 frame_mask=frame_mask.data_ptr(),
                 num_tokens=num_tokens.data_ptr(),
                 num_anchors=num_anchors.data_ptr(),

@@ -42,12 +42,12 @@ def _norm(values: Tensor) -> Tensor:
     return norm.clamp(min=EPS)
 
 
-def pool_spans(speech: Tensor, frame_prior: Tensor, start: Tensor, end: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def pool_spans(speech: Tensor, frame_weights: Tensor, start: Tensor, end: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Units sum p s / sum p [B, U, D] of the spans, priors mean p [B, U], and weights p / sum p [B, U, M]."""
     frame = torch.arange(speech.shape[1], device=speech.device)
     inside = (frame >= start[..., None]) & (frame < end[..., None])
-    real = inside & (frame_prior >= 0)[:, None, :]  # below 0: masked
-    weights = real * frame_prior[:, None, :]
+    real = inside & (frame_weights >= 0)[:, None, :]  # below 0: masked
+    weights = real * frame_weights[:, None, :]
     total = weights.sum(2)
     weights = weights / torch.where(total > 0, total, 1)[..., None]
     # 0 times a NaN is none: frames that no span has take no part.
@@ -57,10 +57,10 @@ def pool_spans(speech: Tensor, frame_prior: Tensor, start: Tensor, end: Tensor) 
 
 def _units(inputs: AlignmentInputs) -> tuple[Tensor, Tensor, Tensor | None]:
     """Units [B, U, D], their priors [B, U], and for spans the weights of their frames [B, U, M]."""
-    speech = _select(inputs.speech, inputs.frame_prior > 0)
+    speech = _select(inputs.speech, inputs.frame_weights > 0)
     if inputs.start is None or inputs.end is None:
-        return speech, inputs.frame_prior, None
-    return pool_spans(speech, inputs.frame_prior, inputs.start, inputs.end)
+        return speech, inputs.frame_weights, None
+    return pool_spans(speech, inputs.frame_weights, inputs.start, inputs.end)
 
 
 def _soft_logits(cosine: Tensor, prior: Tensor, valid: Tensor, temperature: Temperature) -> Tensor:
@@ -79,7 +79,9 @@ def _valid_tokens(token_mask: Tensor, unit_prior: Tensor) -> Tensor:
 
 def _of_first_equal(scores: Tensor, inputs: AlignmentInputs, units: Tensor, unit_prior: Tensor) -> Tensor:
     """Scores [B, N, U] as of the first of the units that equal each one: they tie, however a product rounds."""
-    first = first_equal_unit(inputs._replace(speech=_select(inputs.speech, inputs.frame_prior > 0)), units, unit_prior)
+    first = first_equal_unit(
+        inputs._replace(speech=_select(inputs.speech, inputs.frame_weights > 0)), units, unit_prior
+    )
     return scores.gather(2, first[:, None, :].expand_as(scores))
 
 
@@ -150,7 +152,7 @@ def _alignment_backward(grad_similarity: Tensor, inputs: AlignmentInputs, saved:
     if needed.speech:
         grad = _through_norm(grad_cosine.mT @ tokens, units, unit_norm)
         grad = grad if weights is None else weights.mT @ grad
-        grad_speech = torch.where((inputs.frame_prior > 0)[..., None], grad, 0)
+        grad_speech = torch.where((inputs.frame_weights > 0)[..., None], grad, 0)
         grad_speech = grad_speech.to(inputs.speech.dtype).contiguous()
     return grad_speech, grad_text
 
@@ -182,11 +184,11 @@ def _significance(query: Tensor, key: Tensor, mask: Tensor | None, scale: float,
 
 def _anchors(inputs: SpanInputs, count: Tensor, xi: Tensor) -> Tensor:
     """Anchor frames [B, max_anchors] in order of time, the number of frames M where there is none."""
-    frame_prior, frame_mask, max_anchors = inputs.frame_prior, inputs.frame_mask, inputs.max_anchors
-    frames = frame_prior.shape[1]
-    place = torch.arange(max_anchors, device=frame_prior.device)
+    frame_weights, frame_mask, max_anchors = inputs.frame_weights, inputs.frame_mask, inputs.max_anchors
+    frames = frame_weights.shape[1]
+    place = torch.arange(max_anchors, device=frame_weights.device)
     wanted = place < count[:, None]
-    prior = torch.where(frame_mask, frame_prior, 0)
+    prior = torch.where(frame_mask, frame_weights, 0)
     if inputs.anchors == "stride":
         real_first = (~frame_mask).to(torch.uint8).argsort(dim=1, stable=True)
         rank = (2 * place + 1) * frame_mask.sum(1, keepdim=True) // (2 * count[:, None]).clamp(min=1)
@@ -237,11 +239,11 @@ class ReferenceBackend(Backend):
 
     def select_spans(self, inputs: SpanInputs) -> tuple[Tensor, Tensor]:
         """Start and end [B, max_anchors * len(scales)] int32 of the spans around each anchor frame."""
-        device = inputs.frame_prior.device
+        device = inputs.frame_weights.device
         if widest_dtype(device) != torch.float64:  # widths round as on other devices: on the CPU
             start, end = self.select_spans(
                 inputs._replace(
-                    frame_prior=inputs.frame_prior.cpu(),
+                    frame_weights=inputs.frame_weights.cpu(),
                     frame_mask=inputs.frame_mask.cpu(),
                     num_tokens=inputs.num_tokens.cpu(),
                     num_anchors=inputs.num_anchors.cpu(),
@@ -250,7 +252,7 @@ class ReferenceBackend(Backend):
             )
             return start.to(device), end.to(device)
         frame_mask, num_tokens, max_anchors = inputs.frame_mask, inputs.num_tokens, inputs.max_anchors
-        batch, frames = inputs.frame_prior.shape
+        batch, frames = inputs.frame_weights.shape
         if batch == 0 or frames == 0 or max_anchors == 0:
             shape = (batch, max_anchors * len(inputs.scales))
             empty = torch.zeros(shape, dtype=torch.int32, device=frame_mask.device)

@@ -63,10 +63,10 @@ def _largest(errors: Iterable[float]) -> float:
 def _alignment_cases(device: torch.device, dtype: torch.dtype) -> list[AlignmentInputs]:
     """Frames and spans, soft and hard, ragged."""
     speech, text = (x.to(device, dtype) for x in (_random(2, 70, 64), _random(2, 17, 64) + 1))
-    frame_prior = ((torch.arange(70) < torch.tensor([[70], [41]])).float() / 70).to(device)
+    frame_weights = ((torch.arange(70) < torch.tensor([[70], [41]])).float() / 70).to(device)
     token_mask = (torch.arange(17) < torch.tensor([[17], [9]])).to(device)
     start = torch.arange(0, 66, 3, dtype=torch.int32).expand(2, -1).to(device)
-    frames = AlignmentInputs(speech, text, frame_prior, token_mask, None, None, 0.1)
+    frames = AlignmentInputs(speech, text, frame_weights, token_mask, None, None, 0.1)
     spans = frames._replace(start=start, end=start + 5)
     return [inputs._replace(temperature=temperature) for inputs in (frames, spans) for temperature in (0.1, 0.0)]
 
@@ -76,8 +76,8 @@ def _alignment(backend: Backend, device: torch.device, dtype: torch.dtype) -> fl
     grad = _random(2, 17).float().to(device)
     errors = []
     for inputs in _alignment_cases(device, dtype):
-        speech, text, frame_prior, token_mask, start, end, temperature = inputs
-        wide = inputs._replace(speech=speech.double(), text=text.double(), frame_prior=frame_prior.double())
+        speech, text, frame_weights, token_mask, start, end, temperature = inputs
+        wide = inputs._replace(speech=speech.double(), text=text.double(), frame_weights=frame_weights.double())
         saved, truth = backend.alignment_forward(inputs), REFERENCE.alignment_forward(wide)
         if temperature == 0:
             truth = truth._replace(unit=saved.unit)

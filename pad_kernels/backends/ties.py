@@ -38,10 +38,10 @@ def _bits(values: Tensor, prior: Tensor) -> Tensor:
     return torch.cat((values, *columns), 2).detach().add_(0.0).view(torch.int64)
 
 
-def _contents(speech: Tensor, frame_prior: Tensor, start: Tensor, end: Tensor) -> Tensor:
+def _contents(speech: Tensor, frame_weights: Tensor, start: Tensor, end: Tensor) -> Tensor:
     """The frames of each span [B, U, M] by the lowest index of an equal one, -1 past its end."""
     frames = speech.shape[1]
-    frame = first_equal(_bits(speech, frame_prior))
+    frame = first_equal(_bits(speech, frame_weights))
     place = start.clamp(0, frames)[..., None] + torch.arange(frames, device=speech.device)
     inside = place < end.clamp(0, frames)[..., None]
     frame = frame[:, None, :].expand_as(place).gather(2, torch.where(inside, place, 0))
@@ -51,7 +51,7 @@ def _contents(speech: Tensor, frame_prior: Tensor, start: Tensor, end: Tensor) -
 def first_equal_unit(inputs: AlignmentInputs, units: Tensor, unit_prior: Tensor) -> Tensor:
     """For each unit the lowest index of one with the same frames and priors, or the same value and prior, [B, U]."""
     if inputs.start is not None and inputs.end is not None:
-        first = first_equal(_contents(inputs.speech, inputs.frame_prior, inputs.start, inputs.end))
+        first = first_equal(_contents(inputs.speech, inputs.frame_weights, inputs.start, inputs.end))
         units = units[torch.arange(len(units), device=units.device)[:, None], first]
         unit_prior = unit_prior.gather(1, first)
     return first_equal(_bits(units, unit_prior))

@@ -34,7 +34,7 @@ class Alignment(NamedTuple):
     log_normalizer: Tensor
 
 
-_INPUTS = "Tensor speech, Tensor text, Tensor frame_prior, Tensor token_mask, Tensor? start, Tensor? end"
+_INPUTS = "Tensor speech, Tensor text, Tensor frame_weights, Tensor token_mask, Tensor? start, Tensor? end"
 # scheduled_temperature: goes before `temperature`; a trace can serve every value of a tensor, but not of a number.
 _FORWARD = (
     f"({_INPUTS}, float temperature, str backend, Tensor? scheduled_temperature=None) -> (Tensor, Tensor, Tensor)"
@@ -57,10 +57,10 @@ def _with_temperature(inputs: AlignmentInputs, scheduled: Tensor | None) -> Alig
 
 def _check_forward(inputs: AlignmentInputs) -> None:
     """The inputs of alignment_forward. Spans that reach beyond the frames are clipped by every backend."""
-    speech, text, frame_prior, token_mask, start, end, _ = inputs
+    speech, text, frame_weights, token_mask, start, end, _ = inputs
     checks.op_sides(speech, text)
     device = speech.device
-    checks.floating("frame_prior", frame_prior, speech.shape[:2], device)
+    checks.floating("frame_weights", frame_weights, speech.shape[:2], device)
     checks.exactly("token_mask", token_mask, torch.bool, text.shape[:2], device)
     if start is not None or end is not None:
         checks.spans((start, end), speech.shape[0], device)
@@ -85,7 +85,7 @@ def _check_backward(grad_similarity: Tensor, inputs: AlignmentInputs, saved: Sav
 def _forward(
     speech: Tensor,
     text: Tensor,
-    frame_prior: Tensor,
+    frame_weights: Tensor,
     token_mask: Tensor,
     start: Tensor | None,
     end: Tensor | None,
@@ -93,7 +93,7 @@ def _forward(
     backend: str,
     scheduled_temperature: Tensor | None = None,
 ) -> Saved:
-    inputs = AlignmentInputs(speech, text, frame_prior, token_mask, start, end, temperature)
+    inputs = AlignmentInputs(speech, text, frame_weights, token_mask, start, end, temperature)
     inputs = _with_temperature(inputs, scheduled_temperature)
     _check_forward(inputs)
     return _select("alignment_forward", backend, inputs).alignment_forward(inputs)
@@ -108,7 +108,7 @@ def _backward(
     grad_similarity: Tensor,
     speech: Tensor,
     text: Tensor,
-    frame_prior: Tensor,
+    frame_weights: Tensor,
     token_mask: Tensor,
     start: Tensor | None,
     end: Tensor | None,
@@ -121,7 +121,7 @@ def _backward(
     backend: str,
     scheduled_temperature: Tensor | None = None,
 ) -> Gradients:
-    inputs = AlignmentInputs(speech, text, frame_prior, token_mask, start, end, temperature)
+    inputs = AlignmentInputs(speech, text, frame_weights, token_mask, start, end, temperature)
     inputs = _with_temperature(inputs, scheduled_temperature)
     saved = Saved(similarity, unit, log_normalizer)
     _check_backward(grad_similarity, inputs, saved)
@@ -146,9 +146,9 @@ def _gradients(ctx: Any, grad_similarity: Tensor | None, *_: Any) -> tuple[Tenso
     if grad_similarity is None or not any(needed):
         return (None,) * 9
     *tensors, similarity, unit, log_normalizer, scheduled = ctx.saved_tensors
-    speech, text, frame_prior, token_mask, start, end = tensors
+    speech, text, frame_weights, token_mask, start, end = tensors
     temperature = ctx.temperature if scheduled is None else scheduled
-    inputs = AlignmentInputs(speech, text, frame_prior, token_mask, start, end, temperature)
+    inputs = AlignmentInputs(speech, text, frame_weights, token_mask, start, end, temperature)
     grads = call_backward(grad_similarity, inputs, Saved(similarity, unit, log_normalizer), needed, ctx.backend)
     return *(grad if wanted else None for grad, wanted in zip(grads, needed)), *(None,) * 7
 
@@ -206,8 +206,8 @@ def _checked(
         start, end = checks.spans_inside(start, end, frames, checks.spans_fit(start, end, frames))
     masked = 0.0 if start is None else MASKED_IN_SPANS
     checks.prior("speech_prior", speech_prior, speech.shape[:2], speech.device)
-    frame_prior = position_weights(Positions("speech_prior", speech, speech_mask, speech_prior), masked=masked)
-    return AlignmentInputs(speech, text, frame_prior, token_mask, start, end, checks.temperature(temperature))
+    frame_weights = position_weights(Positions("speech_prior", speech, speech_mask, speech_prior), masked=masked)
+    return AlignmentInputs(speech, text, frame_weights, token_mask, start, end, checks.temperature(temperature))
 
 
 def align(

@@ -19,16 +19,16 @@ class Spans(NamedTuple):
 
 
 def _run(inputs: SpanInputs, backend: str) -> tuple[Tensor, Tensor]:
-    prior = inputs.frame_prior
+    prior = inputs.frame_weights
     chosen = backends.select_backend("select_spans", backend, prior.device, prior.dtype)
     return chosen.select_spans(inputs)
 
 
 def _check(inputs: SpanInputs) -> None:
     """The inputs of select_spans. Counts beyond `max_anchors` are cut to it by every backend."""
-    prior, device = inputs.frame_prior, inputs.frame_prior.device
+    prior, device = inputs.frame_weights, inputs.frame_weights.device
     if not checks.is_strided(prior) or prior.dim() != 2 or prior.dtype not in FLOATING:
-        checks.wrong("frame_prior", prior, "a floating-point tensor of shape [batch, frames]")
+        checks.wrong("frame_weights", prior, "a floating-point tensor of shape [batch, frames]")
     batch = (prior.shape[0],)
     checks.exactly("frame_mask", inputs.frame_mask, torch.bool, prior.shape, device)
     checks.exactly("num_tokens", inputs.num_tokens, torch.int64, batch, device)
@@ -49,14 +49,14 @@ def _select_spans(*arguments: Any) -> tuple[Tensor, Tensor]:
 
 def _select_spans_fake(*arguments: Any) -> tuple[Tensor, Tensor]:
     inputs = SpanInputs(*arguments[:-1])
-    shape = (inputs.frame_prior.shape[0], inputs.max_anchors * len(inputs.scales))
-    start = inputs.frame_prior.new_empty(shape, dtype=torch.int32)
+    shape = (inputs.frame_weights.shape[0], inputs.max_anchors * len(inputs.scales))
+    start = inputs.frame_weights.new_empty(shape, dtype=torch.int32)
     return start, torch.empty_like(start)
 
 
 registration.define(
     "select_spans",
-    "(Tensor frame_prior, Tensor frame_mask, Tensor num_tokens, Tensor num_anchors, SymInt max_anchors, "
+    "(Tensor frame_weights, Tensor frame_mask, Tensor num_tokens, Tensor num_anchors, SymInt max_anchors, "
     "float[] scales, Tensor? xi, str anchors, str backend) -> (Tensor, Tensor)",
     _select_spans,
     _select_spans_fake,
@@ -119,12 +119,14 @@ def select_spans(
     if frame_mask is None:
         frame_mask = torch.ones(shape, dtype=torch.bool, device=device)
     if speech_prior is None:
-        anchors, frame_prior = "stride", frame_mask.to(torch.float32)
+        anchors, frame_weights = "stride", frame_mask.to(torch.float32)
     else:
         checks.prior("speech_prior", speech_prior, shape, device)
-        frame_prior = position_weights(Positions("speech_prior", speech_prior, frame_mask, speech_prior))
+        frame_weights = position_weights(Positions("speech_prior", speech_prior, frame_mask, speech_prior))
     selection = SpanSelection(num_anchors, checks.scales(scales), anchors)
-    inputs = checks.span_inputs(frame_prior, frame_mask, num_tokens, selection, xi=xi, max_anchors=max_anchors)
-    if torch_internals.can_bypass_dispatcher(frame_prior, frame_mask, inputs.num_tokens, inputs.num_anchors, inputs.xi):
+    inputs = checks.span_inputs(frame_weights, frame_mask, num_tokens, selection, xi=xi, max_anchors=max_anchors)
+    if torch_internals.can_bypass_dispatcher(
+        frame_weights, frame_mask, inputs.num_tokens, inputs.num_anchors, inputs.xi
+    ):
         return Spans(*_run(inputs, backend or ""))
     return Spans(*torch.ops.pad_kernels.select_spans(*inputs, backend or ""))

@@ -35,14 +35,16 @@ from pad_kernels.inputs import AlignmentInputs, Gradients, Needed, Saved, gradie
 
 @triton.jit
 def largest_gradient(
-    given, upstream, upstream_stride, grad_scale, weight, unit, utterance, tokens, TOKENS: tl.constexpr
+    given, upstream, upstream_stride, grad_scale, token_weights, unit, utterance, tokens, TOKENS: tl.constexpr
 ):
     """max over the tokens of |gradient|, by which float16 weights are scaled; 1 where all are 0."""
     largest = tl.zeros([TOKENS], tl.float32)
     for first in range(0, tokens, TOKENS):
         token = first + tl.arange(0, TOKENS)
         valid = tl.load(unit + utterance * tokens + token, mask=token < tokens, other=-1) >= 0
-        grad = token_gradients(given, upstream, upstream_stride, grad_scale, weight, utterance, token, tokens, valid)
+        grad = token_gradients(
+            given, upstream, upstream_stride, grad_scale, token_weights, utterance, token, tokens, valid
+        )
         largest = tl.maximum(largest, tl.abs(grad))
     found = tl.max(largest, 0)
     return tl.where(found > 0, found, 1.0)
@@ -56,9 +58,9 @@ def direction(rows, inverse):
 
 @triton.jit(do_not_specialize=["upstream_stride", "unit_count", "tokens", "unit_tiles"])
 def soft_weights_kernel(
-    given, upstream, upstream_stride, grad_scale, weight,
+    given, upstream, upstream_stride, grad_scale, token_weights,
     cosine, unit_prior, unit_inverse, text_inverse, similarity, unit, log_normalizer,
-    unit_weights, text_weights, unit_scale, unit_along, text_along,
+    unit_grad_weights, text_grad_weights, unit_scale, unit_along, text_along,
     unit_count, tokens, unit_tiles, token_pitch, unit_pitch, inverse_temperature,
     TOKENS: tl.constexpr, UNITS: tl.constexpr,
 ):  # fmt: skip
@@ -72,17 +74,17 @@ def soft_weights_kernel(
     place = utterance * unit_count + row
     first_unit = utterance * unit_count + unit_tile * UNITS
     cosine += first_unit * token_pitch
-    unit_weights += first_unit * token_pitch
+    unit_grad_weights += first_unit * token_pitch
     lane = tl.arange(0, UNITS)
     text_lane = tl.arange(0, TOKENS)
     prior = tl.load(unit_prior + place, mask=in_units, other=0.0)
     valid_unit = prior > 0
     inverse = tl.where(valid_unit, tl.load(unit_inverse + place, mask=in_units, other=0.0), 0.0)
-    kind: tl.constexpr = unit_weights.dtype.element_ty
+    kind: tl.constexpr = unit_grad_weights.dtype.element_ty
     largest = 1.0
     if kind == tl.float16:
         largest = largest_gradient(
-            given, upstream, upstream_stride, grad_scale, weight, unit, utterance, tokens, TOKENS
+            given, upstream, upstream_stride, grad_scale, token_weights, unit, utterance, tokens, TOKENS
         )
     along = tl.zeros([UNITS], tl.float32)
     aligned = tl.zeros([TOKENS], tl.int32)
@@ -91,7 +93,7 @@ def soft_weights_kernel(
         token = first + tl.arange(0, TOKENS)
         in_tile = token < tokens
         at = utterance * tokens + token
-        at_text = text_weights + (utterance * tokens + first) * unit_pitch
+        at_text = text_grad_weights + (utterance * tokens + first) * unit_pitch
         at_text += text_lane[:, None] * unit_pitch + row[None, :]
         in_text = in_tile[:, None] & (row < unit_pitch)[None, :]
         at_along = text_along + (utterance * unit_tiles + unit_tile) * tokens + token
@@ -99,7 +101,7 @@ def soft_weights_kernel(
             # All at once, without waiting for what says which of it counts; where nothing does it is not defined.
             valid = tl.load(unit + at, mask=in_tile, other=-1) >= 0
             grad = token_gradients(
-                given, upstream, upstream_stride, grad_scale, weight, utterance, token, tokens, in_tile
+                given, upstream, upstream_stride, grad_scale, token_weights, utterance, token, tokens, in_tile
             )
             mean = tl.load(similarity + at, mask=in_tile, other=0.0)
             normalizer = tl.load(log_normalizer + at, mask=in_tile, other=0.0)
@@ -123,7 +125,7 @@ def soft_weights_kernel(
                 of_unit = narrowed(found * (grad * text_scale)[None, :], kind)
                 text_norm = tl.where(text_scale > 0, 1 / text_scale, 0.0)
                 along += tl.sum(of_unit.to(tl.float32) * phi * text_norm[None, :], 1)
-            tl.store(unit_weights + at_both, of_unit, mask=in_both)
+            tl.store(unit_grad_weights + at_both, of_unit, mask=in_both)
             if kind == tl.float16:
                 of_text = narrowed(found, kind)
                 tl.store(at_along, tl.sum(of_text.to(tl.float32) * phi, 0), mask=in_tile)
@@ -143,7 +145,7 @@ def soft_weights_kernel(
 
 @triton.jit
 def add_weighted(
-    found, text_weights, rows, unit_row, unit_prior, unit_inverse, valid, column, unit_count, width, unit_pitch,
+    found, text_grad_weights, rows, unit_row, unit_prior, unit_inverse, valid, column, unit_count, width, unit_pitch,
     TOKENS: tl.constexpr, UNITS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """found + the rows of an utterance's units at some columns, weighted for each token of a tile."""
@@ -151,7 +153,7 @@ def add_weighted(
         row = first + tl.arange(0, UNITS)
         prior = tl.load(unit_prior + row, mask=row < unit_count, other=0.0)
         part = load_rows(rows, row, unit_row, prior > 0, column, width)
-        pointers = text_weights + tl.arange(0, TOKENS)[:, None] * unit_pitch + row[None, :]
+        pointers = text_grad_weights + tl.arange(0, TOKENS)[:, None] * unit_pitch + row[None, :]
         factor = tl.load(pointers, mask=valid[:, None] & (row < unit_pitch)[None, :], other=0.0)
         if part.dtype == tl.float16:
             part = direction(part, tl.load(unit_inverse + row, mask=prior > 0, other=0.0))
@@ -161,8 +163,8 @@ def add_weighted(
 
 @triton.jit(do_not_specialize=[*STRIDES_AND_SIZES, "upstream_stride", "along_tiles"])
 def soft_text_kernel(
-    given, upstream, upstream_stride, grad_scale, weight,
-    units, remainder, text, unit_prior, unit_inverse, text_inverse, unit, text_weights, text_along, grad_text,
+    given, upstream, upstream_stride, grad_scale, token_weights,
+    units, remainder, text, unit_prior, unit_inverse, text_inverse, unit, text_grad_weights, text_along, grad_text,
     unit_batch, unit_row, text_batch, text_row,
     unit_count, tokens, width, along_tiles, unit_pitch,
     TOKENS: tl.constexpr, UNITS: tl.constexpr, WIDTH: tl.constexpr, PRECISION: tl.constexpr,
@@ -180,26 +182,26 @@ def soft_text_kernel(
     column = step * WIDTH + tl.arange(0, WIDTH)
     in_tile = token < tokens
     at = utterance * tokens + token
-    text_weights += (utterance * tokens + first_token) * unit_pitch
+    text_grad_weights += (utterance * tokens + first_token) * unit_pitch
     valid = tl.load(unit + at, mask=in_tile, other=-1) >= 0
     found = tl.zeros([TOKENS, WIDTH], tl.float32)
     along = tl.zeros([TOKENS], tl.float32)
     if tl.max(valid.to(tl.int32), 0) > 0:
         found = add_weighted(
-            found, text_weights, units + utterance * unit_batch, unit_row, unit_prior + utterance * unit_count,
+            found, text_grad_weights, units + utterance * unit_batch, unit_row, unit_prior + utterance * unit_count,
             unit_inverse + utterance * unit_count, valid, column, unit_count, width, unit_pitch,
             TOKENS, UNITS, PRECISION,
         )  # fmt: skip
         # In float16 dividing by the norms rounds as much.
         if remainder is not None and units.dtype.element_ty != tl.float16:
             found = add_weighted(
-                found, text_weights, remainder + utterance * unit_batch, unit_row, unit_prior + utterance * unit_count,
-                unit_inverse + utterance * unit_count, valid, column, unit_count, width, unit_pitch,
-                TOKENS, UNITS, PRECISION,
+                found, text_grad_weights, remainder + utterance * unit_batch, unit_row,
+                unit_prior + utterance * unit_count, unit_inverse + utterance * unit_count, valid, column,
+                unit_count, width, unit_pitch, TOKENS, UNITS, PRECISION,
             )  # fmt: skip
         for tile in range(0, along_tiles):
             along += tl.load(text_along + (utterance * along_tiles + tile) * tokens + token, mask=valid, other=0.0)
-    grad = token_gradients(given, upstream, upstream_stride, grad_scale, weight, utterance, token, tokens, valid)
+    grad = token_gradients(given, upstream, upstream_stride, grad_scale, token_weights, utterance, token, tokens, valid)
     inverse = tl.load(text_inverse + at, mask=valid, other=0.0)
     own = load_rows(text + utterance * text_batch, token, text_row, valid, column, width).to(tl.float32)
     found = found * (grad * inverse)[:, None] - own * (grad * along * direction_weight(inverse))[:, None]
@@ -211,7 +213,7 @@ def soft_text_kernel(
 
 @triton.jit(do_not_specialize=[*STRIDES_AND_SIZES, "first_program"])
 def soft_unit_kernel(
-    units, remainder, text, unit_prior, text_inverse, unit, unit_weights, unit_scale, unit_along, unit_weight,
+    units, remainder, text, unit_prior, text_inverse, unit, unit_grad_weights, unit_scale, unit_along, inverse_total,
     grad_units, unit_batch, unit_row, text_batch, text_row, unit_count, tokens, width, token_pitch, first_program,
     TOKENS: tl.constexpr, UNITS: tl.constexpr, WIDTH: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -231,7 +233,7 @@ def soft_unit_kernel(
     place = utterance * unit_count + row
     valid_unit = tl.load(unit_prior + place, mask=in_units, other=0.0) > 0
     first_unit = utterance * unit_count + unit_tile * UNITS
-    unit_weights += first_unit * token_pitch
+    unit_grad_weights += first_unit * token_pitch
     grad_units += utterance * unit_count * width
     found = tl.zeros([UNITS, WIDTH], tl.float32)
     if tl.max(valid_unit.to(tl.int32), 0) > 0:
@@ -245,15 +247,15 @@ def soft_unit_kernel(
             at = utterance * tokens + token
             valid = tl.load(unit + at, mask=token < tokens, other=-1) >= 0
             part = load_rows(text + utterance * text_batch, token, text_row, valid, column, width)
-            pointers = unit_weights + lane[:, None] * token_pitch + token[None, :]
+            pointers = unit_grad_weights + lane[:, None] * token_pitch + token[None, :]
             factor = tl.load(pointers, mask=valid_unit[:, None] & (token < token_pitch)[None, :], other=0.0)
             if part.dtype == tl.float16:
                 part = direction(part, tl.load(text_inverse + at, mask=valid, other=0.0))
             found = product(factor, part, found, PRECISION)
         along = tl.load(unit_along + place, mask=valid_unit, other=0.0)
         scale = tl.load(unit_scale + place, mask=valid_unit, other=0.0)
-        if unit_weight is not None:
-            spread = tl.load(unit_weight + place, mask=valid_unit, other=0.0)
+        if inverse_total is not None:
+            spread = tl.load(inverse_total + place, mask=valid_unit, other=0.0)
             along *= spread
             scale *= spread
         found = found * scale[:, None] - own * along[:, None]
@@ -265,9 +267,9 @@ def soft_unit_kernel(
 
 @triton.jit(do_not_specialize=[*STRIDES_AND_SIZES, "upstream_stride", "along_tiles", "text_programs"])
 def soft_gradients_kernel(
-    given, upstream, upstream_stride, grad_scale, weight,
-    units, remainder, text, unit_prior, unit_inverse, text_inverse, unit, unit_weight,
-    unit_weights, text_weights, unit_scale, unit_along, text_along, grad_units, grad_text,
+    given, upstream, upstream_stride, grad_scale, token_weights,
+    units, remainder, text, unit_prior, unit_inverse, text_inverse, unit, inverse_total,
+    unit_grad_weights, text_grad_weights, unit_scale, unit_along, text_along, grad_units, grad_text,
     unit_batch, unit_row, text_batch, text_row, unit_count, tokens, width,
     along_tiles, token_pitch, unit_pitch, text_programs,
     TEXT_TOKENS: tl.constexpr, TEXT_UNITS: tl.constexpr, TEXT_WIDTH: tl.constexpr,
@@ -276,16 +278,16 @@ def soft_gradients_kernel(
     """Both gradients in one launch: the first `text_programs` programs are those of the tokens."""
     if tl.program_id(0) < text_programs:
         soft_text_kernel(
-            given, upstream, upstream_stride, grad_scale, weight,
-            units, remainder, text, unit_prior, unit_inverse, text_inverse, unit, text_weights, text_along, grad_text,
-            unit_batch, unit_row, text_batch, text_row, unit_count, tokens, width, along_tiles, unit_pitch,
+            given, upstream, upstream_stride, grad_scale, token_weights,
+            units, remainder, text, unit_prior, unit_inverse, text_inverse, unit, text_grad_weights, text_along,
+            grad_text, unit_batch, unit_row, text_batch, text_row, unit_count, tokens, width, along_tiles, unit_pitch,
             TEXT_TOKENS, TEXT_UNITS, TEXT_WIDTH, PRECISION,
         )  # fmt: skip
     else:
         soft_unit_kernel(
-            units, remainder, text, unit_prior, text_inverse, unit, unit_weights, unit_scale, unit_along, unit_weight,
-            grad_units, unit_batch, unit_row, text_batch, text_row, unit_count, tokens, width, token_pitch,
-            text_programs, UNIT_TOKENS, UNIT_UNITS, UNIT_WIDTH, PRECISION,
+            units, remainder, text, unit_prior, text_inverse, unit, unit_grad_weights, unit_scale, unit_along,
+            inverse_total, grad_units, unit_batch, unit_row, text_batch, text_row, unit_count, tokens, width,
+            token_pitch, text_programs, UNIT_TOKENS, UNIT_UNITS, UNIT_WIDTH, PRECISION,
         )  # fmt: skip
 
 
@@ -328,13 +330,13 @@ def fill_soft(grad, sides, scored, saved, temperature, grad_text, grad_units):
     unit_table = configurations.UNIT_GRADIENT_SPANS if of_spans else configurations.UNIT_GRADIENT
     along_tiles = ceil_div(count, blocks.units)
     token_pitch, unit_pitch = round_up(tokens, 16), round_up(count, 16)
-    unit_weights, text_weights, unit_scale, unit_along, text_along = allocate(
+    unit_grad_weights, text_grad_weights, unit_scale, unit_along, text_along = allocate(
         device, (text.dtype, batch, count, token_pitch), (text.dtype, batch, tokens, unit_pitch),
         (torch.float32, batch, count), (torch.float32, batch, count), (torch.float32, batch, along_tiles, tokens),
     )  # fmt: skip
     launch(
         soft_weights_kernel, device, batch * along_tiles, *grad, scored.cosine, scored.unit_prior, scored.unit_inverse,
-        scored.text_inverse, *saved, unit_weights, text_weights, unit_scale, unit_along, text_along,
+        scored.text_inverse, *saved, unit_grad_weights, text_grad_weights, unit_scale, unit_along, text_along,
         count, tokens, along_tiles, token_pitch, unit_pitch, 1 / temperature,
         TOKENS=blocks.tokens, UNITS=blocks.units,
         warps=blocks.warps, stages=blocks.stages, registers=blocks.registers,
@@ -348,7 +350,7 @@ def fill_soft(grad, sides, scored, saved, temperature, grad_text, grad_units):
         # Spans are few: one launch less is worth more than the shared memory that every program then holds.
         launch(
             soft_gradients_kernel, device, text_programs + unit_programs, *grad, *units, own, scored.unit_prior,
-            scored.unit_inverse, scored.text_inverse, unit, scored.unit_weight, unit_weights, text_weights,
+            scored.unit_inverse, scored.text_inverse, unit, scored.inverse_total, unit_grad_weights, text_grad_weights,
             unit_scale, unit_along, text_along, grad_units, grad_text, *strides, count, tokens, width,
             along_tiles, token_pitch, unit_pitch, text_programs,
             TEXT_TOKENS=of_text.tokens, TEXT_UNITS=of_text.units, TEXT_WIDTH=of_text.width,
@@ -359,7 +361,7 @@ def fill_soft(grad, sides, scored, saved, temperature, grad_text, grad_units):
     if grad_text is not None:
         launch(
             soft_text_kernel, device, text_programs, *grad, *units, own, scored.unit_prior, scored.unit_inverse,
-            scored.text_inverse, unit, text_weights, text_along, grad_text, *strides, count, tokens, width,
+            scored.text_inverse, unit, text_grad_weights, text_along, grad_text, *strides, count, tokens, width,
             along_tiles, unit_pitch,
             TOKENS=of_text.tokens, UNITS=of_text.units, WIDTH=of_text.width, PRECISION=PRECISION,
             warps=of_text.warps, stages=of_text.stages, registers=of_text.registers,
@@ -367,7 +369,7 @@ def fill_soft(grad, sides, scored, saved, temperature, grad_text, grad_units):
     if grad_units is not None:
         launch(
             soft_unit_kernel, device, unit_programs, *units, own, scored.unit_prior, scored.text_inverse, unit,
-            unit_weights, unit_scale, unit_along, scored.unit_weight, grad_units, *strides,
+            unit_grad_weights, unit_scale, unit_along, scored.inverse_total, grad_units, *strides,
             count, tokens, width, token_pitch, 0,
             TOKENS=of_units.tokens, UNITS=of_units.units, WIDTH=of_units.width, PRECISION=PRECISION,
             warps=of_units.warps, stages=of_units.stages, registers=of_units.registers,

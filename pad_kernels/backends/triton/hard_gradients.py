@@ -41,8 +41,8 @@ def is_chosen(unit, row, tokens, TOKENS: tl.constexpr):
 
 @triton.jit(do_not_specialize=[*STRIDES_AND_SIZES, "upstream_stride", "share"])
 def hard_kernel(
-    given, upstream, upstream_stride, grad_scale, weight,
-    units, remainder, text, unit_inverse, text_inverse, similarity, unit, unit_weight, grad_text, grad_units,
+    given, upstream, upstream_stride, grad_scale, token_weights,
+    units, remainder, text, unit_inverse, text_inverse, similarity, unit, inverse_total, grad_text, grad_units,
     unit_batch, unit_row, text_batch, text_row, unit_count, tokens, width, share,
     TOKENS: tl.constexpr, UNITS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
@@ -69,7 +69,7 @@ def hard_kernel(
                          mask=free[:, None] & (column < width)[None, :])  # fmt: skip
     chosen = tl.load(unit + token)
     valid = chosen >= 0
-    grad = token_gradients(given, upstream, upstream_stride, grad_scale, weight, utterance, token, tokens, valid)
+    grad = token_gradients(given, upstream, upstream_stride, grad_scale, token_weights, utterance, token, tokens, valid)
     cosine = tl.load(similarity + utterance * tokens + token, mask=valid, other=0.0)
     of_unit = tl.load(unit_inverse + utterance * unit_count + chosen, mask=valid, other=0.0)
     of_text = tl.load(text_inverse + utterance * tokens + token, mask=valid, other=0.0)
@@ -95,7 +95,7 @@ def hard_kernel(
                 other = token
                 while other < tokens:
                     other_grad = token_gradients(
-                        given, upstream, upstream_stride, grad_scale, weight, utterance, other, tokens, True
+                        given, upstream, upstream_stride, grad_scale, token_weights, utterance, other, tokens, True
                     )
                     part = tl.load(text + other.to(tl.int64) * text_row + column, mask=inside, other=0.0)
                     at = utterance * tokens + other
@@ -103,8 +103,8 @@ def hard_kernel(
                     along += other_grad * tl.load(similarity + at)
                     other = next_with(unit, chosen, other, tokens, TOKENS)
                 found = found * of_unit - own * (along * direction_weight(of_unit))
-                if unit_weight is not None:
-                    found *= tl.load(unit_weight + utterance * unit_count + chosen)
+                if inverse_total is not None:
+                    found *= tl.load(inverse_total + utterance * unit_count + chosen)
                 place = (utterance * unit_count + chosen) * width + column
                 tl.store(grad_units + place, narrowed(found, grad_units.dtype.element_ty), mask=inside)
 
@@ -116,7 +116,7 @@ def fill_hard(grad, sides, scored, saved, grad_text, grad_units):
     blocks = configurations.HARD
     launch(
         hard_kernel, text.device, batch * tokens, *grad, scored.units, scored.remainder, operand(text),
-        scored.unit_inverse, scored.text_inverse, saved.similarity, saved.unit, scored.unit_weight, grad_text,
+        scored.unit_inverse, scored.text_inverse, saved.similarity, saved.unit, scored.inverse_total, grad_text,
         grad_units, *scored.strides, *text.stride()[:2], count, tokens, width, ceil_div(count, tokens),
         TOKENS=blocks.tokens, UNITS=blocks.units, WIDTH=blocks.width,
         warps=blocks.warps, stages=blocks.stages, registers=blocks.registers,

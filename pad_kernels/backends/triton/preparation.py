@@ -273,7 +273,7 @@ def choice_of(request: LossRequest) -> Choice:
 
 def select_spans(inputs: SpanInputs):
     """Start and end [B, max_anchors * len(scales)] int32 of the spans around each anchor frame."""
-    prior, device = inputs.frame_prior, inputs.frame_prior.device
+    prior, device = inputs.frame_weights, inputs.frame_weights.device
     batch, frames = prior.shape
     choice = Choice(inputs.anchors, tuple(inputs.scales), inputs.max_anchors)
     shape = batch, choice.room * len(choice.scales)

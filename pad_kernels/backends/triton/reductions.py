@@ -93,7 +93,7 @@ def keep_no_state(state, in_tile, highest, total, weighted, best, TOKENS: tl.con
 
 @triton.jit
 def merge(
-    highest, total, weighted, best, token_weight, similarity, unit, log_normalizer,
+    highest, total, weighted, best, token_weights, similarity, unit, log_normalizer,
     distance, counts, finished, loss, grad_scale, utterance, batch, tokens, unit_tiles, reduction,
     HARD: tl.constexpr, TOKENS: tl.constexpr, TILES: tl.constexpr, BATCH: tl.constexpr,
 ):  # fmt: skip
@@ -105,7 +105,7 @@ def merge(
         token = token_first + tl.arange(0, TOKENS)
         in_tile = token < tokens
         row = utterance * tokens + token
-        weight = tl.load(token_weight + row, mask=in_tile, other=0).to(tl.float32)
+        weight = tl.load(token_weights + row, mask=in_tile, other=0).to(tl.float32)
         top = tl.full([TOKENS], -float("inf"), tl.float32)
         chosen = tl.full([TOKENS], NO_UNIT, tl.int32)
         sum = tl.zeros([TOKENS], tl.float32)

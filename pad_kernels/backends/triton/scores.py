@@ -43,8 +43,8 @@ class Sides(NamedTuple):
 
     speech: Tensor
     text: Tensor
-    frame_prior: Buffer
-    token_weight: Buffer  # of the loss, or a mask as bytes
+    frame_weights: Buffer
+    token_weights: Buffer  # of the loss, or a mask as bytes
     start: Buffer | None = None
     end: Buffer | None = None
     spans: int = 0  # of an utterance
@@ -62,7 +62,7 @@ class Scored(NamedTuple):
     remainder: Buffer | None  # of spans in half precision what rounding left over, laid out as the units
     strides: tuple[int, int]  # of an utterance, and of a unit
     unit_prior: Buffer
-    unit_weight: Buffer | None
+    inverse_total: Buffer | None  # one over the sum of a span's frame weights
     unit_inverse: Buffer
     text_inverse: Buffer
     cosine: Buffer | None
@@ -70,7 +70,7 @@ class Scored(NamedTuple):
 
 @triton.jit(do_not_specialize=[*STRIDES_AND_SIZES, "batch", "token_tiles", "unit_tiles", "reduction"])
 def score_kernel(
-    units, text, unit_prior, token_weight, unit_inverse, text_inverse, kept, highest, total, weighted, best,
+    units, text, unit_prior, token_weights, unit_inverse, text_inverse, kept, highest, total, weighted, best,
     similarity, unit_found, log_normalizer, distance, counts, finished, loss, grad_scale,
     unit_batch, unit_row, text_batch, text_row, batch, unit_count, tokens, width, token_pitch,
     token_tiles, unit_tiles, reduction, inverse_temperature, one,
@@ -91,7 +91,7 @@ def score_kernel(
     in_units = unit < unit_count
     prior = tl.load(unit_prior + utterance * unit_count + unit, mask=in_units, other=0.0)
     valid_unit = prior > 0
-    valid_token = tl.load(token_weight + utterance * tokens + token, mask=in_tile, other=0) > 0
+    valid_token = tl.load(token_weights + utterance * tokens + token, mask=in_tile, other=0) > 0
     units += utterance * unit_batch
     text += utterance * text_batch
     state = (utterance * unit_tiles + unit_tile) * tokens + token
@@ -132,7 +132,7 @@ def score_kernel(
     if similarity is not None:
         if is_last(finished + 1 + utterance, token_tiles * unit_tiles):
             merge(
-                highest, total, weighted, best, token_weight, similarity, unit_found, log_normalizer,
+                highest, total, weighted, best, token_weights, similarity, unit_found, log_normalizer,
                 distance, counts, finished, loss, grad_scale, utterance, batch, tokens, unit_tiles, reduction,
                 HARD, MERGED_TOKENS, TILES, BATCH,
             )  # fmt: skip
@@ -164,11 +164,11 @@ def kept_layout(sides: Sides, temperature, differentiable) -> Layout:
 
 def scored_in(memory: Tensor, room: Layout, sides: Sides) -> Scored:
     """What `score` has left in that memory."""
-    units, remainder, unit_prior, unit_weight, *others = room.buffers(memory)
+    units, remainder, unit_prior, inverse_total, *others = room.buffers(memory)
     if sides.start is None:
-        return Scored(operand(sides.speech), None, sides.speech.stride()[:2], sides.frame_prior, None, *others)
+        return Scored(operand(sides.speech), None, sides.speech.stride()[:2], sides.frame_weights, None, *others)
     width = sides.speech.shape[2]
-    return Scored(units, remainder, (sides.units * width, width), unit_prior, unit_weight, *others)
+    return Scored(units, remainder, (sides.units * width, width), unit_prior, inverse_total, *others)
 
 
 def score(sides: Sides, scored: Scored, temperature, outcome: Outcome, reduction="none"):
@@ -187,7 +187,7 @@ def score(sides: Sides, scored: Scored, temperature, outcome: Outcome, reduction
     token_tiles, unit_tiles = ceil_div(tokens, blocks.tokens), ceil_div(count, blocks.units)
     launch(
         score_kernel, device, batch * token_tiles * unit_tiles,
-        scored.units, operand(text), scored.unit_prior, sides.token_weight, scored.unit_inverse,
+        scored.units, operand(text), scored.unit_prior, sides.token_weights, scored.unit_inverse,
         scored.text_inverse, scored.cosine, *states(device, (batch, unit_tiles, tokens), hard), *outcome,
         *scored.strides, *text.stride()[:2],
         batch, count, tokens, width, round_up(tokens, 16), token_tiles, unit_tiles, *common, 1.0,
@@ -220,7 +220,7 @@ def is_empty(speech, text, start):
 def sides_of(inputs: AlignmentInputs) -> Sides:
     """The tensors as the kernels read them: what they are not already is copied."""
     return Sides(
-        rows(inputs.speech), rows(inputs.text), contiguous(inputs.frame_prior.to(torch.float32)),
+        rows(inputs.speech), rows(inputs.text), contiguous(inputs.frame_weights.to(torch.float32)),
         contiguous(inputs.token_mask, torch.uint8), contiguous(inputs.start), contiguous(inputs.end),
         0 if inputs.start is None else inputs.start.shape[1],
     )  # fmt: skip

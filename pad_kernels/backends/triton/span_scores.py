@@ -26,9 +26,9 @@ from pad_kernels.backends.triton.reductions import is_last, keep_no_state, keep_
 
 
 @triton.jit
-def span_weights(frame_prior, frame, frames, first, past):
+def span_weights(frame_weights, frame, frames, first, past):
     """Of units and frames the priors inside the spans and whether each counts as real there; the frames' priors."""
-    prior = tl.load(frame_prior + frame, mask=frame < frames, other=-1.0)
+    prior = tl.load(frame_weights + frame, mask=frame < frames, other=-1.0)
     inside = (frame[None, :] >= first[:, None]) & (frame[None, :] < past[:, None])
     weight = tl.where(inside & (prior > 0)[None, :], prior[None, :], 0.0)
     return weight, tl.where(inside & (prior >= 0)[None, :], 1.0, 0.0), prior
@@ -36,7 +36,7 @@ def span_weights(frame_prior, frame, frames, first, past):
 
 @triton.jit
 def pool(
-    speech, frame_prior, speech_row, first, past, low, high, column, width,
+    speech, frame_weights, speech_row, first, past, low, high, column, width,
     UNITS: tl.constexpr, FRAMES: tl.constexpr, WIDTH: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Spans that lie in [low, high) at some columns: sum p s / sum p, the mean prior, and 1 / sum p."""
@@ -49,7 +49,7 @@ def pool(
         totals = tl.zeros([UNITS, FRAMES], tl.float32)
         for begin in range(from_frame, high, FRAMES):
             frame = begin + tl.arange(0, FRAMES)
-            totals += span_weights(frame_prior, frame, high, first, past)[0]
+            totals += span_weights(frame_weights, frame, high, first, past)[0]
         total = tl.sum(totals, 1)
         divisor = tl.where(total > 0, total, 1.0)
     totals = tl.zeros([UNITS, FRAMES], tl.float32)
@@ -57,7 +57,7 @@ def pool(
     found = tl.zeros([UNITS, WIDTH], tl.float32)
     for begin in range(from_frame, high, FRAMES):
         frame = begin + tl.arange(0, FRAMES)
-        weight, counted, prior = span_weights(frame_prior, frame, high, first, past)
+        weight, counted, prior = span_weights(frame_weights, frame, high, first, past)
         totals += weight
         reals += counted
         values = load_rows(speech, frame, speech_row, (prior > 0) & (frame >= low), column, width)
@@ -82,8 +82,8 @@ def pool(
     ]
 )  # fmt: skip
 def span_score_kernel(
-    speech, text, frame_prior, token_weight, start, end,
-    pooled, remainder, unit_prior, unit_weight, unit_inverse, text_inverse, kept,
+    speech, text, frame_weights, token_weights, start, end,
+    pooled, remainder, unit_prior, inverse_total, unit_inverse, text_inverse, kept,
     dots, unit_squares, text_squares, highest, total, weighted, best,
     similarity, unit_found, log_normalizer, distance, counts, finished, loss, grad_scale,
     speech_batch, speech_row, text_batch, text_row, batch, frames, units, tokens, width, token_pitch,
@@ -111,7 +111,7 @@ def span_score_kernel(
     low = tl.min(tl.where(past > first, first, frames), 0)
     high = tl.max(past, 0)
     found, prior, inverse = pool(
-        speech + utterance * speech_batch, frame_prior + utterance * frames, speech_row, first, past, low, high,
+        speech + utterance * speech_batch, frame_weights + utterance * frames, speech_row, first, past, low, high,
         column, width, UNITS, FRAMES, WIDTH, PRECISION,
     )  # fmt: skip
     valid_unit = prior > 0
@@ -129,7 +129,7 @@ def span_score_kernel(
             tl.store(remainder + own, lower, mask=in_pooled)
     if step == 0:
         tl.store(unit_prior + utterance * units + unit, prior, mask=in_units)
-        tl.store(unit_weight + utterance * units + unit, inverse, mask=in_units)
+        tl.store(inverse_total + utterance * units + unit, inverse, mask=in_units)
     if takes_part:
         group = tile * steps + step
         tl.store(unit_squares + group * UNITS + lane, tl.sum(found * found, 1))
@@ -137,7 +137,7 @@ def span_score_kernel(
             tl.debug_barrier()
         for token_first in range(0, tokens, TOKENS):
             token = token_first + tl.arange(0, TOKENS)
-            valid_token = tl.load(token_weight + utterance * tokens + token, mask=token < tokens, other=0) > 0
+            valid_token = tl.load(token_weights + utterance * tokens + token, mask=token < tokens, other=0) > 0
             dot = tl.zeros([UNITS, TOKENS], tl.float32)
             squares = tl.zeros([TOKENS], tl.float32)
             if kind == tl.float32:
@@ -197,7 +197,7 @@ def span_score_kernel(
         if similarity is not None:
             if is_last(finished + 1 + utterance, unit_tiles):
                 merge(
-                    highest, total, weighted, best, token_weight, similarity, unit_found, log_normalizer,
+                    highest, total, weighted, best, token_weights, similarity, unit_found, log_normalizer,
                     distance, counts, finished, loss, grad_scale, utterance, batch, tokens, unit_tiles, reduction,
                     HARD, MERGED_TOKENS, TILES, BATCH,
                 )  # fmt: skip
@@ -217,8 +217,8 @@ def score_spans(sides, scored, outcome, common, constants):
     )  # fmt: skip
     launch(
         span_score_kernel, device, groups,
-        operand(speech), operand(text), sides.frame_prior, sides.token_weight, sides.start, sides.end,
-        scored.units, scored.remainder, scored.unit_prior, scored.unit_weight, scored.unit_inverse,
+        operand(speech), operand(text), sides.frame_weights, sides.token_weights, sides.start, sides.end,
+        scored.units, scored.remainder, scored.unit_prior, scored.inverse_total, scored.unit_inverse,
         scored.text_inverse, scored.cosine,
         dots, unit_squares, text_squares, *states(device, (batch, unit_tiles, tokens), constants["HARD"]), *outcome,
         *speech.stride()[:2], *text.stride()[:2], batch, frames, sides.units, tokens, width, pitch,

@@ -11,7 +11,7 @@ from pad_kernels.backends.triton.memory import operand
 
 @triton.jit(do_not_specialize=["frames", "units", "width", "frame_tiles", "steps"])
 def spread_kernel(
-    grad_units, frame_prior, start, end, out, frames, units, width, frame_tiles, steps,
+    grad_units, frame_weights, start, end, out, frames, units, width, frame_tiles, steps,
     FRAMES: tl.constexpr, UNITS: tl.constexpr, WIDTH: tl.constexpr, GROUP: tl.constexpr, SCAN: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -24,7 +24,7 @@ def spread_kernel(
     low = frame_tile * FRAMES
     frame = low + tl.arange(0, FRAMES)
     in_tile = frame < frames
-    prior = tl.load(frame_prior + utterance * frames + frame, mask=in_tile, other=0.0)
+    prior = tl.load(frame_weights + utterance * frames + frame, mask=in_tile, other=0.0)
     start += utterance * units
     end += utterance * units
     grad_units += utterance * units * width
@@ -60,7 +60,7 @@ def spread_to_frames(grad_units, sides, out):
     frame_tiles, steps = ceil_div(frames, blocks.tokens), ceil_div(width, blocks.width * blocks.group)
     launch(
         spread_kernel, out.device, batch * frame_tiles * steps,
-        grad_units, sides.frame_prior, sides.start, sides.end, operand(out), frames, sides.units, width, frame_tiles,
+        grad_units, sides.frame_weights, sides.start, sides.end, operand(out), frames, sides.units, width, frame_tiles,
         steps, FRAMES=blocks.tokens, UNITS=blocks.units, WIDTH=blocks.width, GROUP=blocks.group,
         SCAN=configurations.SCAN, PRECISION=PRECISION, warps=blocks.warps, stages=blocks.stages,
     )  # fmt: skip
