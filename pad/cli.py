@@ -24,9 +24,9 @@ from pad import __version__
 from pad.align.command import ALIGN
 from pad.demo.command import DEMO
 from pad.distill.command import DISTILL
-from pad.errors import Diverged, Stopped, UserError, missing_package, naming_output
+from pad.errors import Diverged, Stopped, UserError, missing_package, naming_output, shown
 from pad.evaluate.command import EVALUATE
-from pad.settings import Command, Options, Settings, read_settings, required
+from pad.settings import Command, Options, Settings, one_of, read_settings, required
 
 
 @dataclass
@@ -61,6 +61,9 @@ def _parse(arguments: list[str]) -> tuple[Command, Settings]:
     import tyro  # of the extra: the version is shown without it
 
     command = _named(arguments[:1])
+    if command is None and arguments and not arguments[0].startswith("-"):
+        names = [each.name for each in COMMANDS]
+        raise UserError(f"got the command {shown(arguments[0])}; expected {one_of(names)}")
     values: dict[str, Any] = {}
     if command is not None and path is not None:
         values = read_settings(command.settings, path)
@@ -126,7 +129,7 @@ def _check_words(options: type[Options], values: dict, arguments: list[str]) -> 
         found, unknown = tyro.cli(
             options, default=default, args=arguments, return_unknown_args=True, console_outputs=False, config=style
         )
-        found.check_words(unknown)
+        found.check_words(unknown, values)
 
 
 def _check_folder() -> None:

@@ -35,7 +35,7 @@ class Settings:
         for each in fields(self):
             value, choices = getattr(self, each.name), _choices(declared[each.name])
             if choices:
-                self.expect(each.name, value in choices, _one_of(choices))
+                self.expect(each.name, value in choices, one_of(choices))
             if isinstance(value, str):
                 self.expect(each.name, "\0" not in value, "a text without NUL characters")
                 if each.name in self.paths:
@@ -83,8 +83,11 @@ class Options(Settings):
         """The settings that these options stand for."""
         raise NotImplementedError
 
-    def check_words(self, unknown: list[str]) -> None:
-        """Raise UserError for a mistake in the options, or in the words that the parser did not understand."""
+    def check_words(self, unknown: list[str], saved: dict[str, Any]) -> None:
+        """Raise UserError for a mistake in the options, or in the words that the parser did not understand.
+
+        saved: the settings of --config FILE by name.
+        """
 
 
 @dataclass(frozen=True)
@@ -157,7 +160,7 @@ def read_settings(kind: type[Settings], path: str | Path) -> dict:
     try:
         values = _load_yaml(Path(os.path.expanduser(path)).read_text(encoding="utf-8"))
     except Exception as error:  # a YAML file can make its reader raise much more than YAML's own errors
-        reason = str(error) or type(error).__name__
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise UserError(f"config: cannot read {path}: {reason}") from error
     if not isinstance(values, dict):
         raise UserError(f"config: {path}: expected lines of the form 'name: value', got {type(values).__name__}")
@@ -209,7 +212,8 @@ def _choices(hint) -> tuple:
     return typing.get_args(hint) if typing.get_origin(hint) is typing.Literal else ()
 
 
-def _one_of(choices: Iterable) -> str:
+def one_of(choices: Iterable) -> str:
+    """The choices as messages list them, but for None."""
     *others, last = [str(choice) for choice in choices if choice is not None]
     return f"{', '.join(others)} or {last}" if others else last
 
@@ -223,7 +227,7 @@ def _of_type(value, hint, where: str):
         return _of_type(value, next(choice for choice in choices if choice is not type(None)), where)
     if origin is typing.Literal:
         if value not in choices:
-            raise UserError(f"{where}: expected {_one_of(choices)}, got {shown(value)}")
+            raise UserError(f"{where}: expected {one_of(choices)}, got {shown(value)}")
         return value
     if origin in (list, tuple):
         if not isinstance(value, list):

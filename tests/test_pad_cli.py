@@ -60,6 +60,11 @@ def test_a_mistake_in_the_options_points_to_the_help_of_its_command(capsys, comm
     assert f"pad {command[0]} --help" in capsys.readouterr().err
 
 
+def test_a_command_that_there_is_not(capsys):
+    expected = "pad: error: got the command 'distil'; expected distill, evaluate, align, demo or info"
+    assert one_line(capsys, main(["distil", "--student", "s"])) == expected
+
+
 def test_what_has_no_default_comes_first_in_the_help(capsys):
     for command, first in ("distill", "--student --teacher --data --output"), ("align", "--student --teacher --audio"):
         with pytest.raises(SystemExit):

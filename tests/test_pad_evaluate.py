@@ -250,3 +250,5 @@ def test_a_task_with_settings_from_a_file(tmp_path):
     assert cli._parse(["evaluate", "ic", *common])[1] == wanted
     assert cli._parse(["evaluate", "ic", *common, "--data", "other"])[1] == replace(wanted, ic="other")
     assert cli._parse(["evaluate", "er", *common, "--data", "other"])[1] == replace(wanted, er="other")
+    with pytest.raises(UserError, match="data: got 'other', and 'third' as --ic; expected one folder"):
+        cli._parse(["evaluate", "ic", *common, "--ic", "third", "--data", "other"])

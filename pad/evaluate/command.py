@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
+from typing import Any
 
-from pad.errors import UserError
+from pad.errors import UserError, shown
 from pad.evaluate.config import TASKS, EvaluateConfig
 from pad.settings import Command, Options
 
@@ -53,14 +54,20 @@ class EvaluateOptions(EvaluateConfig, Options):
             values[self.named] = self.data
         return EvaluateConfig(**values)
 
-    def check_words(self, unknown: list[str]) -> None:
-        """Raise UserError for a task without its folder, or a folder without its task."""
+    def check_words(self, unknown: list[str], saved: dict[str, Any]) -> None:
+        """Raise UserError for a task without its folder, or with two, or a folder without its task."""
         expected = f"expected `pad evaluate TASK --data FOLDER` with one of {', '.join(TASKS)}"
         if self.data is not None and self.named is None:
             word = next((repr(word) for word in unknown if not word.startswith("-")), "none")
             raise UserError(f"task: got {word}; {expected}")
         if self.named is not None and self.data is None and getattr(self, self.named) is None:
             raise UserError(f"data: --data is missing; {expected}")
+        if self.named is not None and self.data is not None:
+            folder = getattr(self, self.named)
+            if folder not in (None, self.data, saved.get(self.named)):  # --data replaces what --config FILE says
+                raise UserError(
+                    f"data: got {shown(self.data)}, and {shown(folder)} as --{self.named}; expected one folder"
+                )
 
 
 def _run(config: EvaluateConfig) -> None:

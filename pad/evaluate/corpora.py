@@ -46,7 +46,8 @@ def read_lines(path: Path, role: str) -> list[str]:
     try:
         return path.read_text(encoding="utf-8-sig").rstrip("\n").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{role}: cannot read {path}: {error}; expected the corpus in its original layout") from error
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"{role}: cannot read {path}: {reason}; expected the corpus in its original layout") from error
 
 
 def _read_commands(path: Path) -> list[tuple[str, dict[str, str]]]:
