@@ -105,6 +105,8 @@ def test_no_torchaudio(tmp_path):
 def test_download_with_torchaudio(torchaudio, tmp_path):
     with pytest.raises(UserError, match="is not a folder"):
         load_utterances(f"librispeech:dev-clean:{tmp_path}")
+    with pytest.raises(UserError, match="librispeech:train-clean-101 is unknown, expected splits of train-clean-100, "):
+        load_utterances(f"librispeech:train-clean-101:{tmp_path}")
     assert torchaudio == []
     new = tmp_path / "new"
     for data in (f"librispeech:dev-clean:{new}", f"librispeech:dev-clean:{new}", f"librilight:10min:{new}"):

@@ -267,3 +267,18 @@ def test_a_table_with_the_same_column_twice(tmp_path, header):
     (tmp_path / "m.tsv").write_text("audio\ttext\tsentence\tnote\tnote\na.wav\tgood\tbad\t1\t2\n")
     with pytest.raises(UserError, match=r"m\.tsv:2: text and sentence differ"):
         load_utterances(tmp_path / "m.tsv")
+
+
+@pytest.mark.parametrize("header", ["audio\ttranskript", "Wav\tText", "transcript\tspeaker\twav"])
+def test_a_table_whose_columns_have_other_names(tmp_path, header):
+    """The line is no utterance: it would be said to name a file that does not exist."""
+    (tmp_path / "m.tsv").write_text(f"{header}\na.wav\tgood\n")
+    names = ", ".join(header.lower().split("\t"))
+    with pytest.raises(UserError, match=rf"m\.tsv:1: got the columns {names}; expected one of audio, .* one of text, "):
+        load_utterances(tmp_path / "m.tsv")
+
+
+def test_a_table_without_names_whose_first_transcript_is_one(tmp_path):
+    write_audio(tmp_path / "a.wav").rename(tmp_path / "spoken")
+    (tmp_path / "m.tsv").write_text("spoken\ttext\n")
+    assert [item.transcript for item in load_utterances(tmp_path / "m.tsv")] == ["text"]

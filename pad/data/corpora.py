@@ -15,6 +15,9 @@ from pad.data.report import Report
 from pad.errors import UserError
 
 _SAMPLING_RATE = 16000
+_LIBRISPEECH = (
+    "train-clean-100", "train-clean-360", "train-other-500", "dev-clean", "dev-other", "test-clean", "test-other",
+)  # fmt: skip
 _LIBRILIGHT = {"10min": ("1h/0",), "1h": ("1h",), "10h": ("1h", "9h")}
 
 
@@ -55,6 +58,8 @@ def librispeech(splits: str, folder: Path, report: Report, download: bool = Fals
     entries = []
     for split in splits.split(","):
         places = [folder / "LibriSpeech" / split, folder / split]
+        if not download and split not in _LIBRISPEECH and not any(place.is_dir() for place in places):
+            raise UserError(f"data: librispeech:{split} is unknown, expected splits of {', '.join(_LIBRISPEECH)}")
         place = _present(places, "LIBRISPEECH", folder, download, url=split)
         entries += _entries(place, report)
     return entries

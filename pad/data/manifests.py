@@ -110,9 +110,13 @@ def _entry(record: dict, folder: Path, where: str) -> Entry:
     )
 
 
-def _header(cells: list[str], where: str) -> list[str] | None:
+def _header(cells: list[str], folder: Path, where: str) -> list[str] | None:
     names = [cell.lower() for cell in cells]
     if not ({*names} & {*AUDIO_NAMES} and {*names} & {*TEXT_NAMES}):
+        # A name of a column where no file has that name: the other column has a name that is not known.
+        if {*names} & {*_NAMES} and not Path(cells[0]).suffix and not (folder / cells[0]).is_file():
+            expected = f"one of {', '.join(AUDIO_NAMES)} and one of {', '.join(TEXT_NAMES)}"
+            raise UserError(f"{where}: got the columns {', '.join(names)}; expected {expected}")
         return None
     twice = next((name for name in names if name in _NAMES and names.count(name) > 1), None)
     if twice is not None:
@@ -133,7 +137,7 @@ def read_table(path: Path, report: Report) -> Iterator[Entry]:
     names: list[str] | None = None
     for position, (where, line) in enumerate(read_lines(path, report)):
         cells = _cells(line)
-        if position == 0 and (names := _header(cells, where)):
+        if position == 0 and (names := _header(cells, path.parent, where)):
             continue
         try:
             if len(cells) != len(names or ("audio", "text")):
