@@ -117,7 +117,7 @@ def test_mistakes(models, speech, tmp_path, capsys):  # noqa: F811
         (["--audio", audio, "--transcript", "good", "--words", str(tmp_path / "words.tsv")], "words.tsv:1: expected"),
         (wide, "64 and 96; choose two of one width, or give the map.safetensors"),
         ([*wide, "--linear-map", str(tmp_path / "map.safetensors")], "expected the shape (64, 96), got (96, 64)"),
-        ([*wide, "--linear-map", str(tmp_path / "words.tsv")], "words.tsv is not one that distill has saved"),
+        ([*wide, "--linear-map", str(tmp_path / "words.tsv")], "words.tsv is no file that pad distill has saved"),
         ([*wide, "--linear-map", str(tmp_path / "mean.safetensors")], "saved: it has no tensor 'weight'"),
         (["--audio", audio, "--transcript", " "], "transcript: it is empty"),
         (["--audio", audio, "--transcript", "good", "--output", str(tmp_path / "y")], "y.png exists; choose another"),

@@ -200,6 +200,14 @@ def test_a_student_without_the_layers_of_the_prior_is_distilled_without_one(caps
     assert said.startswith("Distilling without a prior: ") if layers == 2 else not said
 
 
+def test_a_student_of_another_width(tmp_path, capsys):
+    from student_models import save_whisper
+
+    student = save_whisper(tmp_path / "narrow")
+    assert main(["demo", "--quick", "--student", student, "--output", str(tmp_path / "demo")]) == 2
+    assert f"student: {student} has width 32, expected 384" in capsys.readouterr().err
+
+
 def test_a_student_and_scratch_are_one_too_many(capsys):
     assert main(["demo", "--scratch", "--student", "somewhere/whisper"]) == 2
     assert "student: expected no checkpoint together with --scratch" in capsys.readouterr().err

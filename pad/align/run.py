@@ -92,9 +92,9 @@ def _saved(setting: str, path: str, name: str, shape: tuple[int, ...]) -> torch.
     try:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{setting}: {path} is not one that distill has saved: {error}") from error
+        raise UserError(f"{setting}: {path} is no file that pad distill has saved: {error}") from error
     if name not in tensors:
-        raise UserError(f"{setting}: {path} is not one that distill has saved: it has no tensor {name!r}")
+        raise UserError(f"{setting}: {path} is no file that pad distill has saved: it has no tensor {name!r}")
     tensor = tensors[name]
     if tuple(tensor.shape) != shape:
         raise UserError(f"{setting}: expected the shape {shape}, got {tuple(tensor.shape)}")

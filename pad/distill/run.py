@@ -147,7 +147,8 @@ def _train(run: _Run, checkpoint: Path | None) -> DistillationTrainer:
             objective=run.goal,
             lengths=[item.duration for item in utterances],
         )
-        say(f"{len(utterances)} utterances, {sum(item.duration for item in utterances) / 3600:.2f} h of speech")
+        noun = "utterance" if len(utterances) == 1 else "utterances"
+        say(f"{len(utterances)} {noun}, {sum(item.duration for item in utterances) / 3600:.2f} h of speech")
         run.teacher_model.to(trainer.args.device)
         if config.center_teacher:
             mean = run.teacher.center(run.dataset.transcripts, trainer.args.device)
