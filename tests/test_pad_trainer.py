@@ -277,7 +277,7 @@ def test_mistakes_in_a_settings_file(tmp_path, capsys, text, message):
 def test_mistakes_on_the_command_line(tmp_path, capsys):
     assert main(["distill", "--config", str(tmp_path / "nowhere.yaml")]) == 2
     assert "cannot read" in capsys.readouterr().err
-    for arguments in (["distill", "--student", "x"], ["distil"], ["distill", "--batch-size", "many"]):
+    for arguments in (["distill", "--student", "x"], ["distill", "--batch-size", "many"]):
         with pytest.raises(SystemExit) as stop:
             main(arguments)
         assert stop.value.code == 2
