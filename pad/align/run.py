@@ -108,7 +108,8 @@ def _transcript(config: AlignConfig) -> str:
         try:
             transcript = " ".join(beside.read_text(encoding="utf-8-sig").split())
         except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"transcript: none is given, and {beside} cannot be read: {error}") from error
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise UserError(f"transcript: none is given, and {beside} cannot be read: {reason}") from error
     if not transcript:
         raise UserError("transcript: it is empty; expected the words that are spoken")
     return transcript
