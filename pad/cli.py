@@ -62,8 +62,7 @@ def _parse(arguments: list[str]) -> tuple[Command, Settings]:
 
     command = _named(arguments[:1])
     if command is None and arguments and not arguments[0].startswith("-"):
-        names = [each.name for each in COMMANDS]
-        raise UserError(f"got the command {shown(arguments[0])}; expected {one_of(names)}")
+        raise UserError(f"got the command {shown(arguments[0])}; expected {one_of(each.name for each in COMMANDS)}")
     values: dict[str, Any] = {}
     if command is not None and path is not None:
         values = read_settings(command.settings, path)

@@ -34,7 +34,7 @@ def naming_output() -> Iterator[None]:
     except BrokenPipeError:  # that nobody reads on is no error
         raise
     except OSError as error:
-        raise OSError(f"standard output could not be written: {error.strerror or error}") from error
+        raise OSError(f"standard output could not be written: {reason(error)}") from error
 
 
 def missing_package(error: ImportError, extra: str) -> str:
@@ -43,6 +43,11 @@ def missing_package(error: ImportError, extra: str) -> str:
     if isinstance(error, ModuleNotFoundError):
         what = f"the Python package {error.name!r} is missing; install it"
     return f"{what} with: pip install '.[{extra}]'"
+
+
+def reason(error: Exception) -> str:
+    """What went wrong, for a message that has the path already: an OSError's text would repeat it."""
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 def shown(value: object) -> str:

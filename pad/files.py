@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 from filelock import FileLock, Timeout
 
-from pad.errors import UserError
+from pad.errors import UserError, reason
 
 LOCK_FILE = ".lock"
 PARTIAL = ".*.partial"  # what a kill leaves of a file or folder that was being written
@@ -138,7 +138,7 @@ def refusing_output(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"output: cannot write to {folder}: {error.strerror or error}; expected a folder that can be "
+        raise UserError(f"output: cannot write to {folder}: {reason(error)}; expected a folder that can be "
                         "made and written") from error  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
-from pad.errors import UserError, shown
+from pad.errors import UserError, reason, shown
 from pad.files import holds_output, refusing_output, try_folder, write_text
 
 # In the output folder of every command that can resume.
@@ -160,8 +160,7 @@ def read_settings(kind: type[Settings], path: str | Path) -> dict:
     try:
         values = _load_yaml(Path(os.path.expanduser(path)).read_text(encoding="utf-8"))
     except Exception as error:  # a YAML file can make its reader raise much more than YAML's own errors
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise UserError(f"config: cannot read {path}: {reason}") from error
+        raise UserError(f"config: cannot read {path}: {reason(error)}") from error
     if not isinstance(values, dict):
         raise UserError(f"config: {path}: expected lines of the form 'name: value', got {type(values).__name__}")
     declared = typing.get_type_hints(kind)

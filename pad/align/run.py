@@ -15,7 +15,7 @@ from pad.align.utterance import align_utterance
 from pad.data import read_audio
 from pad.data.manifests import read_lines
 from pad.data.report import Report
-from pad.errors import UserError, shown
+from pad.errors import UserError, reason, shown
 from pad.files import refusing_output, try_folder
 from pad.models import check_teacher_layer, load_teacher, width
 from pad.step.collate import Collator
@@ -108,8 +108,7 @@ def _transcript(config: AlignConfig) -> str:
         try:
             transcript = " ".join(beside.read_text(encoding="utf-8-sig").split())
         except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else error
-            raise UserError(f"transcript: none is given, and {beside} cannot be read: {reason}") from error
+            raise UserError(f"transcript: none is given, and {beside} cannot be read: {reason(error)}") from error
     if not transcript:
         raise UserError("transcript: it is empty; expected the words that are spoken")
     return transcript

@@ -23,7 +23,7 @@ from pad.data.audio import AUDIO_SUFFIXES, OTHER_AUDIO_SUFFIXES
 from pad.data.entry import Entry
 from pad.data.manifests import read_lines, read_table
 from pad.data.report import BadSample, Report
-from pad.errors import UserError, shown
+from pad.errors import UserError, reason, shown
 
 
 def _is_audio(path: Path) -> bool:
@@ -118,7 +118,7 @@ def _files_below(folder: Path) -> tuple[list[Path], list[Path]]:
     """
 
     def refuse(error: OSError) -> None:
-        raise UserError(f"data: cannot read the folder {error.filename}: {error.strerror}") from error
+        raise UserError(f"data: cannot read the folder {error.filename}: {reason(error)}") from error
 
     files: list[Path] = []
     hidden: list[Path] = []

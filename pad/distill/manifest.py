@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from pad.errors import UserError
+from pad.errors import UserError, reason
 from pad.files import sync_folder, write_json
 
 MANIFEST = "manifest.json"
@@ -38,7 +38,7 @@ def damage(folder: Path) -> str | None:
         return _damage(folder)
     except OSError as error:
         raise UserError(
-            f"resume: cannot read {error.filename or folder}: {error.strerror or error}; make the checkpoint readable, "
+            f"resume: cannot read {error.filename or folder}: {reason(error)}; make the checkpoint readable, "
             "or move it away to go on without it"
         ) from error
 

@@ -14,7 +14,7 @@ import torch
 from tqdm import tqdm
 
 from pad.data.audio import check_audio, read_audio
-from pad.errors import UserError
+from pad.errors import UserError, reason
 
 INTENT_SLOTS = ("action", "object", "location")
 EMOTIONS = ("neutral", "happy", "sad", "angry")
@@ -46,8 +46,9 @@ def read_lines(path: Path, role: str) -> list[str]:
     try:
         return path.read_text(encoding="utf-8-sig").rstrip("\n").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise UserError(f"{role}: cannot read {path}: {reason}; expected the corpus in its original layout") from error
+        raise UserError(
+            f"{role}: cannot read {path}: {reason(error)}; expected the corpus in its original layout"
+        ) from error
 
 
 def _read_commands(path: Path) -> list[tuple[str, dict[str, str]]]:

@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from pad.digests import add_tensor
+from pad.errors import reason
 from pad.files import whole_file
 
 Entry = tuple[torch.Tensor, torch.Tensor | None]  # embeddings [N, D], prior [N]
@@ -197,7 +198,7 @@ class _Unwritten:
                 with whole_file(self.folder / f"{secrets.token_hex(8)}.safetensors") as file:
                     file.write(save(_tensors(of_a_kind)))
         except OSError as error:
-            raise OSError(f"teacher_cache: cannot write to {self.folder}: {error.strerror}") from error
+            raise OSError(f"teacher_cache: cannot write to {self.folder}: {reason(error)}") from error
 
 
 def _tensors(entries: dict[bytes, Entry]) -> dict[str, torch.Tensor]:
