@@ -15,7 +15,7 @@ struct AlignmentArguments {
   Rows speech;                // [batch, frames, width]
   Rows text;                  // [batch, tokens, width]
   const void* frame_weights;  // opmath [batch, frames]; 0: the frame is not valid; below 0: nor counts in the
-                              // mean of its span's priors
+                              // prior of its span, the mean of its frames' weights
   const uint8_t* token_mask;  // [batch, tokens]
   const int32_t* start;       // [batch, units], or null: the units are the frames
   const int32_t* end;

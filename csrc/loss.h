@@ -19,12 +19,12 @@ struct BatchLoss {
   void* loss;  // opmath [batch], or one number
 };
 
-// The distance of an utterance is sum_j weight_j (1 - similarity_j); it is valid if one of its tokens has a unit.
+// The distance of an utterance is sum_j token_weight_j (1 - similarity_j); it is valid if one of its tokens has a unit.
 struct TokenLoss : BatchLoss {
   int64_t tokens;
-  const void* similarity;  // opmath [batch, tokens]
-  const int64_t* unit;     // [batch, tokens], -1: none
-  const void* weights;     // opmath [batch, tokens]
+  const void* similarity;     // opmath [batch, tokens]
+  const int64_t* unit;        // [batch, tokens], -1: none
+  const void* token_weights;  // opmath [batch, tokens]
 };
 
 // The distances are those of pooled rows; an utterance is valid if both of its sides have a weight.

@@ -225,7 +225,7 @@ Found local_forward(Arguments& from, const LossCall& call) {
   op.loss.tokens = call.sizes.tokens;
   op.loss.similarity = op.alignment.similarity;
   op.loss.unit = op.alignment.unit;
-  op.loss.weights = op.tokens.weights;
+  op.loss.token_weights = op.tokens.weights;
   from.finish();
   return run(op, local_loss_forward);
 }

@@ -45,7 +45,7 @@ class AlignmentInputs(NamedTuple):
 
     speech: Tensor  # [B, M, D]
     text: Tensor  # [B, N, D]
-    frame_weights: Tensor  # [B, M]; 0: takes no part; below 0: masked, so not counted in a span's mean prior either
+    frame_weights: Tensor  # [B, M]; 0: takes no part; below 0: masked, so not counted in a span's prior either
     token_mask: Tensor  # [B, N] bool
     start: Tensor | None  # [B, U] int32; None: the units are the frames
     end: Tensor | None

@@ -63,13 +63,13 @@ def make_inputs(
     accumulator = torch.float64 if dtype == torch.float64 else torch.float32
     speech = torch.randn(batch, frames, width, generator=generator, dtype=torch.float64).to(dtype)
     text = torch.randn(batch, tokens, width, generator=generator, dtype=torch.float64).to(dtype)
-    prior = torch.rand(batch, frames, generator=generator) + 0.05
+    frame_weights = torch.rand(batch, frames, generator=generator) + 0.05
     # What the alignment of spans is told of a masked frame is -1.
-    prior = torch.where(make_mask(kind, batch, frames, generator), prior, 0 if units is None else -1)
+    frame_weights = torch.where(make_mask(kind, batch, frames, generator), frame_weights, 0 if units is None else -1)
     if kind == "zero_priors":
-        prior = prior * (torch.rand(batch, frames, generator=generator) < 0.6)
+        frame_weights = frame_weights * (torch.rand(batch, frames, generator=generator) < 0.6)
     token_mask = make_mask(kind, batch, tokens, generator)
-    speech[prior <= 0] = torch.nan
+    speech[frame_weights <= 0] = torch.nan
     text[~token_mask] = torch.nan
     start = end = None
     if units is not None:
@@ -78,7 +78,7 @@ def make_inputs(
         lengths = torch.randint(0, 12, (batch, units), generator=generator)
         end = torch.minimum(start + lengths, torch.tensor(frames)).int()
         start = start.int()
-    return Inputs(speech, text, prior.to(accumulator), token_mask, start, end)
+    return Inputs(speech, text, frame_weights.to(accumulator), token_mask, start, end)
 
 
 def misaligned(tensor: Tensor) -> Tensor:

@@ -14,25 +14,25 @@ def cosine(u, t):
     return float(u @ t) / (max(np.linalg.norm(u), EPS) * max(np.linalg.norm(t), EPS))
 
 
-def units_of(speech, prior, spans):
-    """(unit vector, prior) of each unit of one utterance; None where it takes no part. A prior below 0: masked."""
+def units_of(speech, frame_weights, spans):
+    """(vector, prior) of each unit of one utterance; None where it takes no part. A weight below 0: masked."""
     if spans is None:
-        return [(speech[i], prior[i]) if prior[i] > 0 else None for i in range(len(prior))]
+        return [(speech[i], frame_weights[i]) if frame_weights[i] > 0 else None for i in range(len(frame_weights))]
     units = []
     for start, end in spans:
-        inside = [i for i in range(start, end) if prior[i] > 0]
+        inside = [i for i in range(start, end) if frame_weights[i] > 0]
         if not inside:
             units.append(None)
             continue
-        total = sum(prior[i] for i in inside)
-        vector = sum(prior[i] * speech[i] for i in inside) / total
-        units.append((vector, total / sum(prior[i] >= 0 for i in range(start, end))))
+        total = sum(frame_weights[i] for i in inside)
+        vector = sum(frame_weights[i] * speech[i] for i in inside) / total
+        units.append((vector, total / sum(frame_weights[i] >= 0 for i in range(start, end))))
     return units
 
 
-def align_utterance(speech, text, prior, token_mask, spans, temperature):
+def align_utterance(speech, text, frame_weights, token_mask, spans, temperature):
     """similarity, unit, log_normalizer, matrix of one utterance."""
-    units = units_of(speech, prior, spans)
+    units = units_of(speech, frame_weights, spans)
     present = [k for k, unit in enumerate(units) if unit is not None]
     tokens = len(token_mask)
     similarity, log_normalizer = np.zeros(tokens), np.zeros(tokens)

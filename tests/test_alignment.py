@@ -41,10 +41,10 @@ def check_units(inputs, temperature, unit, expected, tolerance):
     if (unit == expected).all():
         return
     wide = inputs.double()
-    units, prior, _ = reference._units(wide.at(temperature))
+    units, unit_prior, _ = reference._units(wide.at(temperature))
     text = wide.text.nan_to_num(0)
     score = (text / reference._norm(text)) @ (units / reference._norm(units)).mT
-    score = score / temperature + prior.log()[:, None] if temperature else score
+    score = score / temperature + unit_prior.log()[:, None] if temperature else score
     gap = score.gather(2, expected.clamp(min=0)[..., None]) - score.gather(2, unit.clamp(min=0)[..., None])
     assert gap.nan_to_num(0).max() <= tolerance
 
@@ -233,10 +233,10 @@ def test_ties_go_to_the_lower_index(backend, units):
     if units:
         start = torch.arange(8, dtype=torch.int32)[None]
         end = start + 1
-    prior, mask = torch.full((1, 8), 0.125), torch.ones(1, 2, dtype=torch.bool)
+    frame_weights, mask = torch.full((1, 8), 0.125), torch.ones(1, 2, dtype=torch.bool)
     for temperature in (0.0, 0.5):
         _, unit, _ = torch.ops.pad_kernels.alignment_forward(
-            speech, text, prior, mask, start, end, temperature, backend
+            speech, text, frame_weights, mask, start, end, temperature, backend
         )
         assert unit.tolist() == [[3, 0]]
 

@@ -136,10 +136,10 @@ def test_mps_takes_the_reference():
 def test_spans_need_no_float64_on_mps(anchors):
     """With tensors that say they are on MPS, and hold nothing."""
     with FakeTensorMode(), WithoutFloat64():
-        prior, mask = torch.rand(2, 40, device="mps"), torch.ones(2, 40, dtype=torch.bool, device="mps")
+        frame_weights, mask = torch.rand(2, 40, device="mps"), torch.ones(2, 40, dtype=torch.bool, device="mps")
         counts = torch.full((2,), 6, device="mps")
         for xi in (None, torch.rand(2, device="mps")):
-            inputs = SpanInputs(prior, mask, counts, counts, 6, (0.5, 1.0, 2.0), xi, anchors)
+            inputs = SpanInputs(frame_weights, mask, counts, counts, 6, (0.5, 1.0, 2.0), xi, anchors)
             start, end = reference.BACKEND.select_spans(inputs)
             assert start.device.type == end.device.type == "mps" and start.shape == end.shape == (2, 18)
 
@@ -151,15 +151,15 @@ def test_the_reference_needs_no_float64(dtype, monkeypatch):
     monkeypatch.setattr(reference, "full_precision", lambda device: nullcontext())  # no autocast on that device
     with WithoutFloat64(), torch.device("meta"), torch.no_grad():
         speech, text = torch.randn(2, 40, 16, dtype=dtype), torch.randn(2, 6, 16, dtype=dtype)
-        prior, weights, start = torch.rand(2, 40), torch.rand(2, 6), torch.zeros(2, 18, dtype=torch.int32)
+        frame_weights, token_weights, start = torch.rand(2, 40), torch.rand(2, 6), torch.zeros(2, 18, dtype=torch.int32)
         for temperature in (0.0, 0.1):
             for bounds in ((None, None), (start, start)):
-                inputs = AlignmentInputs(speech, text, prior, weights > 0, *bounds, temperature)
+                inputs = AlignmentInputs(speech, text, frame_weights, token_weights > 0, *bounds, temperature)
                 saved = run.alignment_forward(inputs)
-                gradients = run.alignment_backward(weights, inputs, saved, Needed(True, True))
+                gradients = run.alignment_backward(token_weights, inputs, saved, Needed(True, True))
                 assert [gradient.shape for gradient in gradients[:2]] == [speech.shape, text.shape]
-        pooling = PoolingInputs(speech, text, prior, weights)
+        pooling = PoolingInputs(speech, text, frame_weights, token_weights)
         saved = run.pooled_distance_forward(pooling)
         run.pooled_distance_backward(torch.ones(2), pooling, saved, Needed(True, True))
         heads = torch.randn(2, 2, 40, 16, dtype=dtype)
-        assert run.significance(heads, heads, prior > 0, 0.25, None).shape == (2, 40)
+        assert run.significance(heads, heads, frame_weights > 0, 0.25, None).shape == (2, 40)

@@ -27,10 +27,10 @@ def test_alignment(kind, units, temperature):
     real, prior = inputs.frame_weights >= 0, inputs.frame_weights.clamp(min=0)
     matrix = alignment_matrix(*inputs[:2], spans, real, inputs.token_mask, prior, temperature, "reference")
     for b in range(4):
-        speech, text, prior, token_mask = (x[b].numpy() for x in inputs[:4])
+        speech, text, frame_weights, token_mask = (x[b].numpy() for x in inputs[:4])
         spans = None if units is None else list(zip(inputs.start[b].tolist(), inputs.end[b].tolist()))
         similarity, unit, log_normalizer, rows = oracle.align_utterance(
-            speech, text, prior, token_mask, spans, temperature
+            speech, text, frame_weights, token_mask, spans, temperature
         )
         assert close(found[0][b], similarity)
         assert found[1][b].tolist() == unit.tolist()
@@ -90,8 +90,8 @@ def test_backward_equals_autograd_below_the_smallest_norm(units, temperature):
 def test_gradient_of_zero_vectors_is_finite():
     speech = torch.zeros(1, 4, 3, dtype=torch.float64, requires_grad=True)
     text = torch.zeros(1, 2, 3, dtype=torch.float64, requires_grad=True)
-    prior, mask = torch.full((1, 4), 0.25, dtype=torch.float64), torch.ones(1, 2, dtype=torch.bool)
-    reference.alignment(AlignmentInputs(speech, text, prior, mask, None, None, 0.1)).similarity.sum().backward()
+    frame_weights, mask = torch.full((1, 4), 0.25, dtype=torch.float64), torch.ones(1, 2, dtype=torch.bool)
+    reference.alignment(AlignmentInputs(speech, text, frame_weights, mask, None, None, 0.1)).similarity.sum().backward()
     assert (speech.grad == 0).all() and (text.grad == 0).all()
 
 

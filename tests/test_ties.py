@@ -25,15 +25,15 @@ def first_of(contents: list) -> list[int]:
 
 @st.composite
 def repeated(draw, most_spans=0):
-    """Few distinct frames, and few distinct priors, at any places; spans of which many are the same."""
+    """Few distinct frames, and few distinct weights, at any places; spans of which many are the same."""
     batch, frames, tokens = draw(st.integers(1, 3)), draw(st.integers(1, 80)), draw(st.integers(1, 40))
     width, dtype = draw(st.integers(1, 130)), draw(st.sampled_from(DTYPES))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 10**6)))
     values = torch.randn(draw(st.integers(1, 4)), width, generator=generator)
     pick = torch.randint(len(values), (batch, frames), generator=generator)
-    priors = torch.tensor(draw(st.sampled_from([[1.0], [0.3, 0.3, 0.7], [0.1, 0.0, 0.1], [0.2, -1.0, 0.9]])))
-    prior = priors[torch.randint(len(priors), (batch, frames), generator=generator)]
-    speech = values[pick].masked_fill(prior[..., None] <= 0, torch.nan).to(dtype)
+    weights = torch.tensor(draw(st.sampled_from([[1.0], [0.3, 0.3, 0.7], [0.1, 0.0, 0.1], [0.2, -1.0, 0.9]])))
+    frame_weights = weights[torch.randint(len(weights), (batch, frames), generator=generator)]
+    speech = values[pick].masked_fill(frame_weights[..., None] <= 0, torch.nan).to(dtype)
     layout = draw(st.sampled_from(LAYOUTS))
     if layout == "channels_first":
         speech = speech.mT.contiguous().mT
@@ -50,14 +50,14 @@ def repeated(draw, most_spans=0):
         start, lengths = (x.gather(1, which).int() for x in (lowest, lengths))
         end = (start + lengths).clamp(max=frames)
     accumulator = torch.float64 if dtype == torch.float64 else torch.float32
-    return Inputs(speech, text, prior.to(accumulator), mask, start, end)
+    return Inputs(speech, text, frame_weights.to(accumulator), mask, start, end)
 
 
 def frame_contents(inputs: Inputs, b: int, hard: bool) -> list:
     """What has to be the same for two frames to tie."""
-    prior = (inputs.frame_weights[b] > 0).tolist() if hard else inputs.frame_weights[b].tolist()
+    weights = (inputs.frame_weights[b] > 0).tolist() if hard else inputs.frame_weights[b].tolist()
     frames = [tuple(frame) for frame in inputs.speech[b].double().nan_to_num(0).tolist()]
-    return list(zip(frames, prior))
+    return list(zip(frames, weights))
 
 
 def assert_first(unit: torch.Tensor, contents: list):

@@ -143,9 +143,9 @@ def test_ties_go_to_the_lower_index(spans, frames):
     text[0, :, 0] = torch.tensor([4.0, -4.0])
     start = torch.arange(frames, dtype=torch.int32)[None] if spans else None
     end = start + 1 if spans else None
-    prior, mask = torch.full((1, frames), 0.125), torch.ones(1, 2, dtype=torch.bool)
+    frame_weights, mask = torch.full((1, frames), 0.125), torch.ones(1, 2, dtype=torch.bool)
     for temperature in (0.0, 0.5):
-        inputs = AlignmentInputs(speech, text, prior, mask, start, end, temperature)
+        inputs = AlignmentInputs(speech, text, frame_weights, mask, start, end, temperature)
         assert backend.alignment_forward(inputs).unit.tolist() == [[3, 0]]
 
 
@@ -154,13 +154,15 @@ def test_spans_with_the_same_bounds_tie_between_tiles(temperature):
     """However the frames around them are read."""
     for seed in range(5):
         generator = torch.Generator().manual_seed(seed)
-        speech, prior = torch.randn(1, 60, 64, generator=generator), torch.rand(1, 60, generator=generator) + 0.1
+        speech = torch.randn(1, 60, 64, generator=generator)
+        frame_weights = torch.rand(1, 60, generator=generator) + 0.1
         text = speech[:, 21:37].mean(1, keepdim=True)
         start = torch.full((1, 20), 20, dtype=torch.int32)
         end = start + 1
         end[0, [0, 18]] = 37
         start[0, [1, 19]] = torch.tensor([3, 7], dtype=torch.int32)  # the tiles begin at different frames
-        inputs = AlignmentInputs(speech, text, prior, torch.ones(1, 1, dtype=torch.bool), start, end, temperature)
+        token_mask = torch.ones(1, 1, dtype=torch.bool)
+        inputs = AlignmentInputs(speech, text, frame_weights, token_mask, start, end, temperature)
         assert backend.alignment_forward(inputs).unit.tolist() == [[0]]
 
 

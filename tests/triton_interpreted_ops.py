@@ -67,12 +67,12 @@ BOTH = Needed(True, True)
 def span_inputs(kind, frames, anchors, *, batch=3, most=9, seed=0, with_xi=False):
     generator = torch.Generator().manual_seed(seed)
     mask = make_mask(kind, batch, frames, generator)
-    # Few distinct priors: ties, and zeros, which are never chosen.
-    prior = torch.randint(0, 6, (batch, frames), generator=generator) / 7.0
+    # Few distinct weights: ties, and zeros, which are never chosen.
+    frame_weights = torch.randint(0, 6, (batch, frames), generator=generator) / 7.0
     tokens = torch.randint(0, most + 1, (batch,), generator=generator)
     wanted = torch.randint(0, most + 4, (batch,), generator=generator)
     xi = torch.rand(batch, generator=generator, dtype=torch.float64) * 9 if with_xi else None
-    return SpanInputs(prior * mask, mask, tokens, wanted, most, [0.3, 1.0, 2.5], xi, anchors)
+    return SpanInputs(frame_weights * mask, mask, tokens, wanted, most, [0.3, 1.0, 2.5], xi, anchors)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -88,18 +88,16 @@ def test_spans_are_those_of_the_reference(anchors, kind):
 @pytest.mark.parametrize("anchors", ANCHORS)
 def test_spans_over_more_frames_than_a_block(anchors, frames):
     inputs = span_inputs("holes", frames, anchors, batch=2, most=frames, seed=5)
-    prior = torch.rand(2, frames)
-    prior[1] = (prior[1] * 5).floor()  # ties in every block
-    inputs = inputs._replace(
-        frame_weights=prior * inputs.frame_mask,
-        num_anchors=torch.tensor([30, frames // 2 if anchors != "peaks" else 9]),
-    )
+    frame_weights = torch.rand(2, frames)
+    frame_weights[1] = (frame_weights[1] * 5).floor()  # ties in every block
+    num_anchors = torch.tensor([30, frames // 2 if anchors != "peaks" else 9])
+    inputs = inputs._replace(frame_weights=frame_weights * inputs.frame_mask, num_anchors=num_anchors)
     for found, expected in zip(backend.select_spans(inputs), reference.select_spans(inputs)):
         assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_anchors_of_priors_of_any_size(dtype):
+def test_anchors_of_weights_of_any_size(dtype):
     """From the smallest number to infinity, with neighbors that differ in their last bit."""
     generator = torch.Generator().manual_seed(0)
     bits = torch.randint(0, 0x7F800001, (6, 90), generator=generator, dtype=torch.int32)
@@ -108,11 +106,11 @@ def test_anchors_of_priors_of_any_size(dtype):
     bits[3] = 0x3FFFFFC0 + torch.arange(90, dtype=torch.int32)  # around 2, where the highest bit begins
     bits[4] = bits[4, :1]
     bits[5] = 0x7F800000
-    prior = bits.view(torch.float32)[:, torch.randperm(90, generator=generator)].to(dtype)
+    frame_weights = bits.view(torch.float32)[:, torch.randperm(90, generator=generator)].to(dtype)
     counts = torch.tensor([20, 45, 31, 63, 7, 8])
     mask = torch.ones(6, 90, dtype=torch.bool)
     for anchors in ("topk", "peaks"):
-        inputs = SpanInputs(prior, mask, counts, counts, 63, [1.0, 2.0], None, anchors)
+        inputs = SpanInputs(frame_weights, mask, counts, counts, 63, [1.0, 2.0], None, anchors)
         for found, expected in zip(backend.select_spans(inputs), reference.select_spans(inputs)):
             assert torch.equal(found, expected), anchors
 

@@ -119,9 +119,9 @@ def select(backend):
 
     counts = empty(4, dtype=torch.int64)
     for anchors, frames in itertools.product(ANCHORS, (750, 1500)):
-        prior, mask = empty(4, frames), empty(4, frames, dtype=torch.bool)
+        frame_weights, mask = empty(4, frames), empty(4, frames, dtype=torch.bool)
         for xi in (None, empty(4, dtype=torch.float64)):
-            backend.select_spans(SpanInputs(prior, mask, counts, counts, 48, [0.5, 1.0, 2.0], xi, anchors))
+            backend.select_spans(SpanInputs(frame_weights, mask, counts, counts, 48, [0.5, 1.0, 2.0], xi, anchors))
 
 
 def main():

@@ -27,7 +27,7 @@ double reduce(const BatchLoss& a, const Distance& distance, const Valid& valid) 
 template <class S>
 double token_loss(const TokenLoss& a) {
   const S* similarity = static_cast<const S*>(a.similarity);
-  const S* weights = static_cast<const S*>(a.weights);
+  const S* weights = static_cast<const S*>(a.token_weights);
   const auto distance = [&](int64_t b) {
     double sum = 0;
     for (int64_t j = b * a.tokens; j < (b + 1) * a.tokens; ++j)

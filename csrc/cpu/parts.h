@@ -27,11 +27,11 @@ struct PartIndex {
 template <class S, class Task>
 inline void for_each_part(const AlignmentArguments& arguments, int64_t parts, const Task& task) {
   const Buffer<int64_t> order(arguments.batch), frames(arguments.batch), place(arguments.frames + 2);
-  const S* prior = static_cast<const S*>(arguments.frame_weights);
+  const S* weights = static_cast<const S*>(arguments.frame_weights);
   for (int64_t n = 0; n < arguments.frames + 2; ++n) place[n] = 0;
   for (int64_t b = 0; b < arguments.batch; ++b) {
     frames[b] = 0;
-    for (int64_t i = 0; i < arguments.frames; ++i) frames[b] += prior[b * arguments.frames + i] > 0;
+    for (int64_t i = 0; i < arguments.frames; ++i) frames[b] += weights[b * arguments.frames + i] > 0;
     ++place[arguments.frames - frames[b] + 1];
   }
   for (int64_t n = 0; n < arguments.frames; ++n) place[n + 1] += place[n];

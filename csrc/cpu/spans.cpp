@@ -11,13 +11,13 @@
 namespace pad {
 namespace {
 
-// The frames of the highest priors above 0, in order of time; of equal ones the earlier frames.
+// The frames of the highest weights above 0, in order of time; of equal ones the earlier frames.
 template <class S>
-std::vector<int64_t> topk(const S* prior, const std::vector<int64_t>& real, int64_t count) {
+std::vector<int64_t> topk(const S* weights, const std::vector<int64_t>& real, int64_t count) {
   using Bits = std::conditional_t<std::is_same_v<S, double>, uint64_t, uint32_t>;
   std::vector<S> heights;
   heights.reserve(real.size());
-  for (const int64_t frame : real) heights.push_back(prior[frame]);
+  for (const int64_t frame : real) heights.push_back(weights[frame]);
   // The highest number that `count` of them reach, bit by bit: bits of numbers above 0 have the order of the numbers.
   Bits bits = 0;
   S lowest = 0;
@@ -35,22 +35,23 @@ std::vector<int64_t> topk(const S* prior, const std::vector<int64_t>& real, int6
   for (const S own : heights) equal -= own > lowest;
   std::vector<int64_t> chosen;
   for (const int64_t frame : real) {
-    if (!(prior[frame] > 0) || prior[frame] < lowest) continue;
-    if (prior[frame] == lowest && equal-- <= 0) continue;
+    if (!(weights[frame] > 0) || weights[frame] < lowest) continue;
+    if (weights[frame] == lowest && equal-- <= 0) continue;
     chosen.push_back(frame);
   }
   return chosen;
 }
 
-// Greedy: a chosen anchor rules out the frames nearer than xi / 2 to it; of equal priors the earlier frame is chosen.
+// Greedy: a chosen anchor rules out the frames nearer than xi / 2 to it; of equal weights the earlier frame is chosen.
 // In order of time.
 template <class S>
-std::vector<int64_t> peaks(const S* prior, const std::vector<int64_t>& real, int64_t count, double xi, int64_t length) {
+std::vector<int64_t> peaks(const S* weights, const std::vector<int64_t>& real, int64_t count, double xi,
+                           int64_t length) {
   // The largest whole distance below xi / 2.
   const double farthest = std::ceil(xi / 2) - 1;
   const int64_t reach = static_cast<int64_t>(std::min(std::max(farthest, 0.0), static_cast<double>(length)));
   std::vector<S> heights(static_cast<size_t>(length), S{0});  // 0: ruled out
-  for (const int64_t frame : real) heights[static_cast<size_t>(frame)] = prior[frame];
+  for (const int64_t frame : real) heights[static_cast<size_t>(frame)] = weights[frame];
   // The highest of each block of frames, so that the next one is found among few.
   constexpr int64_t block = 32;
   std::vector<S> highest(static_cast<size_t>((length + block - 1) / block));
@@ -100,9 +101,9 @@ void select_utterance(const SpanArguments& a, int64_t b) {
   if (real.empty() || a.num_tokens[b] <= 0 || count <= 0) return;
 
   const double xi = a.xi ? a.xi[b] : static_cast<double>(real.size()) / static_cast<double>(a.num_tokens[b]);
-  const S* prior = static_cast<const S*>(a.frame_weights) + b * a.frames;
-  const std::vector<int64_t> anchors = a.anchors == Anchors::topk    ? topk(prior, real, count)
-                                       : a.anchors == Anchors::peaks ? peaks(prior, real, count, xi, a.frames)
+  const S* weights = static_cast<const S*>(a.frame_weights) + b * a.frames;
+  const std::vector<int64_t> anchors = a.anchors == Anchors::topk    ? topk(weights, real, count)
+                                       : a.anchors == Anchors::peaks ? peaks(weights, real, count, xi, a.frames)
                                                                      : stride(real, count);
 
   const int64_t first = real.front(), past = real.back() + 1;

@@ -88,7 +88,7 @@ class SpeechGradient {
     const int64_t d = columns.begin, width = columns.end - d;
     const auto spread = [&](int64_t from, int64_t to) {
       for (int64_t i = from; i < to; ++i) {
-        if (!(utterance_.prior[i] > 0)) continue;
+        if (!(utterance_.frame_weights[i] > 0)) continue;
         uint8_t& has_gradient = has_gradient_[i % window_];
         if (has_gradient) scaled_add(ring_row(i) + d, gradient + d, units.weight(number, i), width);
         else scaled_copy(ring_row(i) + d, gradient + d, units.weight(number, i), width);

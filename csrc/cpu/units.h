@@ -37,7 +37,7 @@ struct Units {
   Units(const Utterance<T>& utterance, const int32_t* candidates, int64_t candidate_count, UnitOrder order)
       : index(candidate_count),
         prior(candidate_count),
-        prior_sum(candidate_count),
+        total(candidate_count),
         inverse(candidate_count),
         rows(candidate_count),
         utterance_(utterance),
@@ -58,12 +58,12 @@ struct Units {
       S sum = 0;
       int64_t real = 0;
       for (int64_t i = start; i < end; ++i) {
-        sum += utterance.prior[i] > 0 ? utterance.prior[i] : S{0};
-        real += utterance.prior[i] >= 0;
+        sum += utterance.frame_weights[i] > 0 ? utterance.frame_weights[i] : S{0};
+        real += utterance.frame_weights[i] >= 0;
       }
       if (!(sum > 0)) continue;
       index[count] = candidates[c];
-      prior_sum[count] = sum;
+      total[count] = sum;
       prior[count] = sum / static_cast<S>(real);
       if constexpr (std::is_same_v<T, S>) rows[count] = utterance.frame(start);
       ++count;
@@ -72,7 +72,7 @@ struct Units {
 
   // The weight of frame i in a unit.
   S weight(int64_t number, int64_t i) const {
-    return utterance_.start ? utterance_.prior[i] / prior_sum[number] : S{1};
+    return utterance_.start ? utterance_.frame_weights[i] / total[number] : S{1};
   }
 
   // Spans of one anchor lie within one another: a unit is the mean of an inner unit, the next smaller one, and of the
@@ -80,7 +80,7 @@ struct Units {
   struct Inner {
     int64_t number;  // -1: none
     Range frames;
-    S share;  // of the unit's prior that the inner one has
+    S share;  // of the unit's total that the inner one has
   };
 
   // The inner unit of row r of the latest `tile`; it is in the same tile, or there is none.
@@ -165,8 +165,8 @@ struct Units {
 
   int64_t count = 0;
   Buffer<int32_t> index;
-  Buffer<S> prior, prior_sum;  // the mean and the sum of its frames' priors
-  Buffer<S> inverse;           // of its norm, once it was scored
+  Buffer<S> prior, total;  // of the softmax: the mean weight of the unit's real frames; the sum of the weights
+  Buffer<S> inverse;       // of its norm, once it was scored
   Buffer<const S*> rows;
 
  private:
@@ -207,7 +207,7 @@ struct Units {
       const Range frames{utterance_.unit_start(index[k]), utterance_.unit_end(index[k])};
       if (frames.begin >= own_end) break;
       if (index[k] + 1 == index[number] && frames.begin >= own_start && frames.end <= own_end)
-        return {k, frames, prior_sum[k] / prior_sum[number]};
+        return {k, frames, total[k] / total[number]};
     }
     return none;
   }
@@ -217,7 +217,7 @@ struct Units {
     int64_t taken = 0;
     const auto add = [&](int64_t from, int64_t to) {
       for (int64_t i = from; i < to; ++i)
-        if (utterance_.prior[i] > 0) out[taken++] = {utterance_.frame(i), weight(number, i)};
+        if (utterance_.frame_weights[i] > 0) out[taken++] = {utterance_.frame(i), weight(number, i)};
     };
     add(utterance_.unit_start(index[number]), inner.frames.begin);
     add(inner.frames.end, utterance_.unit_end(index[number]));
@@ -285,7 +285,8 @@ struct Units {
     const Range wanted = covered(units), without = covered(others);
     int64_t listed = 0;
     for (int64_t i = wanted.begin; i < wanted.end && listed < most; ++i)
-      if ((i < without.begin || i >= without.end) && utterance_.prior[i] > 0) coming_[listed++] = utterance_.frame(i);
+      if ((i < without.begin || i >= without.end) && utterance_.frame_weights[i] > 0)
+        coming_[listed++] = utterance_.frame(i);
     return listed;
   }
 

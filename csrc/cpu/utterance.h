@@ -56,7 +56,7 @@ struct Utterance {
         text(static_cast<const T*>(arguments.text.data) + batch * arguments.text.batch_stride),
         speech_stride(arguments.speech.row_stride),
         text_stride(arguments.text.row_stride),
-        prior(static_cast<const S*>(arguments.frame_weights) + batch * arguments.frames),
+        frame_weights(static_cast<const S*>(arguments.frame_weights) + batch * arguments.frames),
         token_mask(arguments.token_mask + batch * arguments.tokens),
         start(arguments.start ? arguments.start + batch * arguments.units : nullptr),
         end(arguments.end ? arguments.end + batch * arguments.units : nullptr) {}
@@ -79,7 +79,7 @@ struct Utterance {
   int64_t width, padded_width, row_stride, frames, tokens, units;
   const T *speech, *text;
   int64_t speech_stride, text_stride;
-  const S* prior;
+  const S* frame_weights;
   const uint8_t* token_mask;
   const int32_t *start, *end;
 
@@ -88,8 +88,8 @@ struct Utterance {
     if (part == 0) return 0;
     if (part == parts) return frames;
     int64_t total = 0, seen = 0, frame = 0;
-    for (int64_t i = 0; i < frames; ++i) total += prior[i] > 0;
-    for (; seen < total * part / parts; ++frame) seen += prior[frame] > 0;
+    for (int64_t i = 0; i < frames; ++i) total += frame_weights[i] > 0;
+    for (; seen < total * part / parts; ++frame) seen += frame_weights[frame] > 0;
     return frame;
   }
 };

@@ -28,7 +28,7 @@ __global__ void __launch_bounds__(THREADS, 3) pool_units_kernel(PoolParameters p
   const int64_t b = rest / p.group_blocks;
   if (group * NEIGHBORS >= count) return;
   const int column = (slab * 32 + lane) * VECTOR<T>, width = static_cast<int>(a.width);
-  const float* prior = static_cast<const float*>(a.frame_weights) + b * frames;
+  const float* frame_weights = static_cast<const float*>(a.frame_weights) + b * frames;
   const T* speech = static_cast<const T*>(a.speech.data) + b * a.speech.batch_stride;
 
   int start[NEIGHBORS], end[NEIGHBORS], low = frames, high = 0;
@@ -52,7 +52,7 @@ __global__ void __launch_bounds__(THREADS, 3) pool_units_kernel(PoolParameters p
       bool inside = false;
 #pragma unroll
       for (int k = 0; k < NEIGHBORS; ++k) inside |= start[k] <= frame && frame < end[k];
-      weight[i] = inside ? prior[frame] : -1.0f;
+      weight[i] = inside ? frame_weights[frame] : -1.0f;
       bits[i] = load_bits(speech + (inside ? frame : 0) * a.speech.row_stride, column, width, p.aligned, weight[i] > 0);
     }
 #pragma unroll
@@ -92,18 +92,18 @@ __global__ void __launch_bounds__(THREADS, 3) pool_units_kernel(PoolParameters p
   const int64_t place = b * count + unit;
   low = clamp(a.start[place], 0, frames);
   high = clamp(a.end[place], low, frames);
-  float sum_of_priors = 0;
+  float sum_of_weights = 0;
   int real = 0;
   for (int frame = low; frame < high; ++frame) {
-    if (!(prior[frame] >= 0)) continue;
-    sum_of_priors += prior[frame];
+    if (!(frame_weights[frame] >= 0)) continue;
+    sum_of_weights += frame_weights[frame];
     ++real;
   }
-  const bool valid = sum_of_priors > 0;
-  p.prior[place] = valid ? sum_of_priors / real : 0.0f;
+  const bool valid = sum_of_weights > 0;
+  p.prior[place] = valid ? sum_of_weights / real : 0.0f;
   p.pieces.start[place] = valid ? low : 0;
   p.pieces.end[place] = valid ? high : 0;
-  p.pieces.total[place] = sum_of_priors;
+  p.pieces.total[place] = sum_of_weights;
 }
 
 }  // namespace pad::cuda

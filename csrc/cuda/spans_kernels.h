@@ -45,7 +45,7 @@ template <class S>
 class SpanSelection {
  public:
   struct Candidate {
-    S prior;
+    S weight;
     int64_t frame;
   };
   union Scratch {
@@ -58,7 +58,7 @@ class SpanSelection {
         a_(p.a),
         b_(b),
         scratch_(scratch),
-        prior_(static_cast<const S*>(p.a.frame_weights) + b * p.a.frames),
+        weights_(static_cast<const S*>(p.a.frame_weights) + b * p.a.frames),
         mask_(p.a.frame_mask + b * p.a.frames),
         state_(p.state + b * p.a.frames) {}
 
@@ -91,18 +91,18 @@ class SpanSelection {
  private:
   using Bits = std::conditional_t<sizeof(S) == 8, uint64_t, uint32_t>;
 
-  __device__ bool candidate(int64_t i) const { return mask_[i] && prior_[i] > 0; }
+  __device__ bool candidate(int64_t i) const { return mask_[i] && weights_[i] > 0; }
 
   __device__ int64_t sum(int64_t value) { return block_reduce<SPAN_THREADS>(value, scratch_.number); }
 
   __device__ int64_t count_from(Bits least) {
     int64_t count = 0;
     for (int64_t i = threadIdx.x; i < a_.frames; i += SPAN_THREADS)
-      count += candidate(i) && bits_of(prior_[i]) >= least;
+      count += candidate(i) && bits_of(weights_[i]) >= least;
     return sum(count);
   }
 
-  // The bits of positive numbers are in their order: the K-th highest prior is found bit by bit.
+  // The bits of positive numbers are in their order: the K-th highest weight is found bit by bit.
   __device__ void choose_highest() {
     Bits threshold = 0;
     for (int bit = 8 * sizeof(S) - 2; bit >= 0; --bit) {
@@ -114,10 +114,10 @@ class SpanSelection {
     for (int64_t tile = 0; tile < a_.frames; tile += SPAN_THREADS) {
       const int64_t i = tile + threadIdx.x;
       const bool possible = i < a_.frames && candidate(i);
-      const bool tie = possible && bits_of(prior_[i]) == threshold;
+      const bool tie = possible && bits_of(weights_[i]) == threshold;
       int ties;
       const int rank = rank_in_block(tie, ties);
-      if (tie ? ties_before + rank < ties_wanted : possible && bits_of(prior_[i]) > threshold) state_[i] = CHOSEN;
+      if (tie ? ties_before + rank < ties_wanted : possible && bits_of(weights_[i]) > threshold) state_[i] = CHOSEN;
       ties_before += ties;
     }
   }
@@ -130,7 +130,7 @@ class SpanSelection {
     for (int64_t k = 0; k < wanted_; ++k) {
       Candidate best{0, a_.frames};
       for (int64_t i = threadIdx.x; i < a_.frames; i += SPAN_THREADS)
-        if (candidate(i) && state_[i] == FREE && prior_[i] > best.prior) best = {prior_[i], i};
+        if (candidate(i) && state_[i] == FREE && weights_[i] > best.weight) best = {weights_[i], i};
       best = best_of_block(best);
       if (best.frame == a_.frames) return;
       const int64_t last = min(best.frame + reach, a_.frames - 1);
@@ -140,7 +140,7 @@ class SpanSelection {
     }
   }
 
-  // The highest prior over the block; of equal ones the earlier frame.
+  // The highest weight over the block; of equal ones the earlier frame.
   __device__ Candidate best_of_block(const Candidate& own) {
     Candidate* all = scratch_.candidate;
     __syncthreads();
@@ -149,7 +149,7 @@ class SpanSelection {
       __syncthreads();
       if (threadIdx.x >= half) continue;
       const Candidate &x = all[threadIdx.x], &y = all[threadIdx.x + half];
-      if (y.prior > x.prior || (y.prior == x.prior && y.frame < x.frame)) all[threadIdx.x] = y;
+      if (y.weight > x.weight || (y.weight == x.weight && y.frame < x.frame)) all[threadIdx.x] = y;
     }
     __syncthreads();
     return all[0];
@@ -200,7 +200,7 @@ class SpanSelection {
   const SpanArguments& a_;
   const int64_t b_;
   Scratch& scratch_;
-  const S* prior_;
+  const S* weights_;
   const uint8_t* mask_;
   uint8_t* state_;
   int64_t real_, first_, past_, wanted_;  // real frames, the first and past the last of them, anchors

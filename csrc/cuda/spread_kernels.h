@@ -56,13 +56,13 @@ __global__ void __launch_bounds__(THREADS) spread_kernel(SpreadParameters p) {
   if (!fits) listed = count;
   const auto* gradients = static_cast<const PieceElement<T>*>(p.pieces.gradient) + b * count * p.pieces.pitch;
   for (int frame = first_frame + warp; frame < past_frame; frame += THREADS / 32) {
-    const float prior = static_cast<const float*>(a.frame_weights)[b * frames + frame];
+    const float weight = static_cast<const float*>(a.frame_weights)[b * frames + frame];
     T* out = static_cast<T*>(p.grad_speech) + (b * frames + frame) * width;
     for (int first = lane * VECTOR<T>; first - lane * VECTOR<T> < width; first += ROUND * 32 * VECTOR<T>) {
       float sum[ROUND][VECTOR<T>] = {};
-      for (int k = 0; prior > 0 && k < listed; ++k) {
+      for (int k = 0; weight > 0 && k < listed; ++k) {
         if (frame < (fits ? start[k] : starts[k]) || frame >= (fits ? end[k] : ends[k])) continue;
-        const float share = prior / (fits ? total[k] : totals[k]);
+        const float share = weight / (fits ? total[k] : totals[k]);
         const auto* row = gradients + int64_t{fits ? piece[k] : k} * p.pieces.pitch;
 #pragma unroll
         for (int i = 0; i < ROUND; ++i) {

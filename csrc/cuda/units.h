@@ -10,7 +10,7 @@ constexpr float EPSILON = static_cast<float>(norm_epsilon);
 struct Units {
   Rows rows;
   const void* remainder;  // what rounding a pooled row left over, laid out as the rows; or null
-  const float* prior;     // [batch, count]; a unit of prior 0 takes no part
+  const float* prior;     // [batch, count] of the softmax: the mean weight of a unit's frames; 0: takes no part
   int count;
   int width;  // columns that can be read: those of a pooled row are padded with zeros
   bool aligned;
@@ -21,7 +21,7 @@ struct Pieces {
   int count;       // of an utterance
   int* start;      // [batch, count]
   int* end;        // start == end: nothing here
-  float* total;    // sum of the priors in the range
+  float* total;    // sum of the frames' weights in the range
   void* gradient;  // [batch, count, pitch]
   int pitch;
 };

@@ -120,14 +120,12 @@ class Backend:
 
     def loss_forward(self, request: LossRequest) -> tuple[Tensor, LossRecord]:
         """The loss of a level, and what its backward needs."""
-        frame_weights, token_weights, start, end = self.loss_weights(request)
+        weights = self.loss_weights(request)
         speech, text, options = request.speech.values, request.text.values, request.options
-        inputs = LossInputs(
-            speech, text, frame_weights, token_weights, start, end, options.temperature, options.reduction
-        )
+        inputs = LossInputs(speech, text, *weights, options.temperature, options.reduction)
         forward = self.global_loss_forward if options.level == "global" else self.local_loss_forward
         loss, saved = forward(inputs)
-        return loss, record_of_ops(speech, text, options, (frame_weights, token_weights, start, end), saved)
+        return loss, record_of_ops(speech, text, options, weights, saved)
 
     def loss_backward(self, grad: Tensor, record: LossRecord, needed: Needed) -> Gradients:
         """Gradients of speech and text, each empty unless needed; `grad` is that of the reduced loss."""

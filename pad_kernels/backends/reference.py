@@ -43,34 +43,37 @@ def _norm(values: Tensor) -> Tensor:
 
 
 def pool_spans(speech: Tensor, frame_weights: Tensor, start: Tensor, end: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Units sum p s / sum p [B, U, D] of the spans, priors mean p [B, U], and weights p / sum p [B, U, M]."""
+    """Units sum p s / sum p [B, U, D] of the spans, priors mean p [B, U], and shares p / sum p [B, U, M].
+
+    p: the weights of the frames; their mean is what the softmax takes for the prior of a unit.
+    """
     frame = torch.arange(speech.shape[1], device=speech.device)
     inside = (frame >= start[..., None]) & (frame < end[..., None])
     real = inside & (frame_weights >= 0)[:, None, :]  # below 0: masked
-    weights = real * frame_weights[:, None, :]
-    total = weights.sum(2)
-    weights = weights / torch.where(total > 0, total, 1)[..., None]
+    shares = real * frame_weights[:, None, :]
+    total = shares.sum(2)
+    shares = shares / torch.where(total > 0, total, 1)[..., None]
     # 0 times a NaN is none: frames that no span has take no part.
     speech = speech.masked_fill(~real.any(1)[..., None], 0)
-    return weights @ speech, total / real.sum(2).clamp(min=1), weights
+    return shares @ speech, total / real.sum(2).clamp(min=1), shares
 
 
 def _units(inputs: AlignmentInputs) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Units [B, U, D], their priors [B, U], and for spans the weights of their frames [B, U, M]."""
+    """Units [B, U, D], their priors [B, U], and for spans the shares of their frames [B, U, M]."""
     speech = _select(inputs.speech, inputs.frame_weights > 0)
     if inputs.start is None or inputs.end is None:
         return speech, inputs.frame_weights, None
     return pool_spans(speech, inputs.frame_weights, inputs.start, inputs.end)
 
 
-def _soft_logits(cosine: Tensor, prior: Tensor, valid: Tensor, temperature: Temperature) -> Tensor:
+def _soft_logits(cosine: Tensor, unit_prior: Tensor, valid: Tensor, temperature: Temperature) -> Tensor:
     """phi / tau + log prior [B, N, U]; zeros in rows that are not valid, so that softmax is defined."""
-    return torch.where(valid[..., None], cosine / temperature + prior.log()[:, None, :], 0)
+    return torch.where(valid[..., None], cosine / temperature + unit_prior.log()[:, None, :], 0)
 
 
-def _hard_logits(cosine: Tensor, prior: Tensor, valid: Tensor) -> Tensor:
+def _hard_logits(cosine: Tensor, unit_prior: Tensor, valid: Tensor) -> Tensor:
     """phi of the units that have a prior, the others below all [B, N, U]; zeros in rows that are not valid."""
-    return torch.where(valid[..., None], torch.where(prior[:, None, :] > 0, cosine, -torch.inf), 0)
+    return torch.where(valid[..., None], torch.where(unit_prior[:, None, :] > 0, cosine, -torch.inf), 0)
 
 
 def _valid_tokens(token_mask: Tensor, unit_prior: Tensor) -> Tensor:
@@ -79,9 +82,8 @@ def _valid_tokens(token_mask: Tensor, unit_prior: Tensor) -> Tensor:
 
 def _of_first_equal(scores: Tensor, inputs: AlignmentInputs, units: Tensor, unit_prior: Tensor) -> Tensor:
     """Scores [B, N, U] as of the first of the units that equal each one: they tie, however a product rounds."""
-    first = first_equal_unit(
-        inputs._replace(speech=_select(inputs.speech, inputs.frame_weights > 0)), units, unit_prior
-    )
+    speech = _select(inputs.speech, inputs.frame_weights > 0)
+    first = first_equal_unit(inputs._replace(speech=speech), units, unit_prior)
     return scores.gather(2, first[:, None, :].expand_as(scores))
 
 
@@ -131,7 +133,7 @@ def _through_norm(grad_direction: Tensor, direction: Tensor, norm: Tensor) -> Te
 def _alignment_backward(grad_similarity: Tensor, inputs: AlignmentInputs, saved: Saved, needed: Needed) -> Gradients:
     temperature, token_mask = gradient_temperature(inputs.temperature, inputs.text.dtype), inputs.token_mask
     grad_speech, grad_text = inputs.speech.new_empty(0), inputs.text.new_empty(0)
-    units, unit_prior, weights = _units(inputs)
+    units, unit_prior, shares = _units(inputs)
     tokens = _select(inputs.text, token_mask)
     unit_norm, token_norm = _norm(units), _norm(tokens)
     units, tokens = units / unit_norm, tokens / token_norm
@@ -151,7 +153,7 @@ def _alignment_backward(grad_similarity: Tensor, inputs: AlignmentInputs, saved:
         grad_text = torch.where(token_mask[..., None], grad, 0).to(inputs.text.dtype).contiguous()
     if needed.speech:
         grad = _through_norm(grad_cosine.mT @ tokens, units, unit_norm)
-        grad = grad if weights is None else weights.mT @ grad
+        grad = grad if shares is None else shares.mT @ grad
         grad_speech = torch.where((inputs.frame_weights > 0)[..., None], grad, 0)
         grad_speech = grad_speech.to(inputs.speech.dtype).contiguous()
     return grad_speech, grad_text
@@ -188,24 +190,24 @@ def _anchors(inputs: SpanInputs, count: Tensor, xi: Tensor) -> Tensor:
     frames = frame_weights.shape[1]
     place = torch.arange(max_anchors, device=frame_weights.device)
     wanted = place < count[:, None]
-    prior = torch.where(frame_mask, frame_weights, 0)
+    weights = torch.where(frame_mask, frame_weights, 0)
     if inputs.anchors == "stride":
         real_first = (~frame_mask).to(torch.uint8).argsort(dim=1, stable=True)
         rank = (2 * place + 1) * frame_mask.sum(1, keepdim=True) // (2 * count[:, None]).clamp(min=1)
         chosen = real_first.gather(1, rank.clamp(max=frames - 1))
     elif inputs.anchors == "topk":
-        order = prior.argsort(dim=1, descending=True, stable=True)
-        chosen = order.gather(1, place.clamp(max=frames - 1).expand(len(prior), -1))
-        wanted = wanted & (place < (prior > 0).sum(1, keepdim=True))
+        order = weights.argsort(dim=1, descending=True, stable=True)
+        chosen = order.gather(1, place.clamp(max=frames - 1).expand(len(weights), -1))
+        wanted = wanted & (place < (weights > 0).sum(1, keepdim=True))
     else:
-        frame = torch.arange(frames, device=prior.device)
-        chosen = torch.zeros(len(prior), max_anchors, dtype=torch.int64, device=prior.device)
+        frame = torch.arange(frames, device=weights.device)
+        chosen = torch.zeros(len(weights), max_anchors, dtype=torch.int64, device=weights.device)
         found = torch.zeros_like(wanted)
         for k in range(max_anchors):
-            highest, best = prior.max(1, keepdim=True)
+            highest, best = weights.max(1, keepdim=True)
             chosen[:, k : k + 1], found[:, k : k + 1] = best, highest > 0
             distance = (frame - best).abs()
-            prior = torch.where((distance < xi[:, None] / 2) | (distance == 0), 0, prior)
+            weights = torch.where((distance < xi[:, None] / 2) | (distance == 0), 0, weights)
         wanted = wanted & found
     return torch.where(wanted, chosen, frames).sort(1).values
 

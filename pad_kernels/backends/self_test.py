@@ -117,11 +117,12 @@ def _loss_and_gradients(backend: Backend, request: LossRequest) -> tuple[Tensor,
 
 
 def _select_spans(backend: Backend, device: torch.device, dtype: torch.dtype) -> float:
-    prior = _random(2, 70).abs().to(device, torch.float32)
+    frame_weights = _random(2, 70).abs().to(device, torch.float32)
     counts = torch.tensor([5, 3], device=device)
     wrong = []
     for anchors in ANCHORS:
-        inputs = SpanInputs(prior, prior > 0.1, counts, counts, 5, [0.5, 1.0, 2.0], None, anchors)
+        frame_mask = frame_weights > 0.1
+        inputs = SpanInputs(frame_weights, frame_mask, counts, counts, 5, [0.5, 1.0, 2.0], None, anchors)
         found, expected = backend.select_spans(inputs), REFERENCE.select_spans(inputs)
         wrong += [(x != y).double().mean().item() for x, y in zip(found, expected)]
     return _largest(wrong)

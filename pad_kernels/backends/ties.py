@@ -32,9 +32,9 @@ def first_equal(rows: Tensor) -> Tensor:
     return torch.where((rows == rows[batch, first]).all(2), first, place)
 
 
-def _bits(values: Tensor, prior: Tensor) -> Tensor:
-    """The bits of the values [B, L, D] and the prior [B, L] of each row as 64-bit integers [B, L, K]; -0 as 0."""
-    columns = [prior[..., None]] * (2 - values.shape[2] % 2)  # an even number of columns in all
+def _bits(values: Tensor, weights: Tensor) -> Tensor:
+    """The bits of the values [B, L, D] and the weight [B, L] of each row as 64-bit integers [B, L, K]; -0 as 0."""
+    columns = [weights[..., None]] * (2 - values.shape[2] % 2)  # an even number of columns in all
     return torch.cat((values, *columns), 2).detach().add_(0.0).view(torch.int64)
 
 
@@ -49,7 +49,7 @@ def _contents(speech: Tensor, frame_weights: Tensor, start: Tensor, end: Tensor)
 
 
 def first_equal_unit(inputs: AlignmentInputs, units: Tensor, unit_prior: Tensor) -> Tensor:
-    """For each unit the lowest index of one with the same frames and priors, or the same value and prior, [B, U]."""
+    """For each unit the lowest index of one with the same frames and weights, or the same value and prior, [B, U]."""
     if inputs.start is not None and inputs.end is not None:
         first = first_equal(_contents(inputs.speech, inputs.frame_weights, inputs.start, inputs.end))
         units = units[torch.arange(len(units), device=units.device)[:, None], first]

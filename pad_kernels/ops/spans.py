@@ -19,18 +19,18 @@ class Spans(NamedTuple):
 
 
 def _run(inputs: SpanInputs, backend: str) -> tuple[Tensor, Tensor]:
-    prior = inputs.frame_weights
-    chosen = backends.select_backend("select_spans", backend, prior.device, prior.dtype)
+    weights = inputs.frame_weights
+    chosen = backends.select_backend("select_spans", backend, weights.device, weights.dtype)
     return chosen.select_spans(inputs)
 
 
 def _check(inputs: SpanInputs) -> None:
     """The inputs of select_spans. Counts beyond `max_anchors` are cut to it by every backend."""
-    prior, device = inputs.frame_weights, inputs.frame_weights.device
-    if not checks.is_strided(prior) or prior.dim() != 2 or prior.dtype not in FLOATING:
-        checks.wrong("frame_weights", prior, "a floating-point tensor of shape [batch, frames]")
-    batch = (prior.shape[0],)
-    checks.exactly("frame_mask", inputs.frame_mask, torch.bool, prior.shape, device)
+    weights, device = inputs.frame_weights, inputs.frame_weights.device
+    if not checks.is_strided(weights) or weights.dim() != 2 or weights.dtype not in FLOATING:
+        checks.wrong("frame_weights", weights, "a floating-point tensor of shape [batch, frames]")
+    batch = (weights.shape[0],)
+    checks.exactly("frame_mask", inputs.frame_mask, torch.bool, weights.shape, device)
     checks.exactly("num_tokens", inputs.num_tokens, torch.int64, batch, device)
     checks.exactly("num_anchors", inputs.num_anchors, torch.int64, batch, device)
     checks.count("max_anchors", inputs.max_anchors)
@@ -125,8 +125,7 @@ def select_spans(
         frame_weights = position_weights(Positions("speech_prior", speech_prior, frame_mask, speech_prior))
     selection = SpanSelection(num_anchors, checks.scales(scales), anchors)
     inputs = checks.span_inputs(frame_weights, frame_mask, num_tokens, selection, xi=xi, max_anchors=max_anchors)
-    if torch_internals.can_bypass_dispatcher(
-        frame_weights, frame_mask, inputs.num_tokens, inputs.num_anchors, inputs.xi
-    ):
+    tensors = frame_weights, frame_mask, inputs.num_tokens, inputs.num_anchors, inputs.xi
+    if torch_internals.can_bypass_dispatcher(*tensors):
         return Spans(*_run(inputs, backend or ""))
     return Spans(*torch.ops.pad_kernels.select_spans(*inputs, backend or ""))

@@ -196,8 +196,9 @@ def soft_text_kernel(
         if remainder is not None and units.dtype.element_ty != tl.float16:
             found = add_weighted(
                 found, text_grad_weights, remainder + utterance * unit_batch, unit_row,
-                unit_prior + utterance * unit_count, unit_inverse + utterance * unit_count, valid, column,
-                unit_count, width, unit_pitch, TOKENS, UNITS, PRECISION,
+                unit_prior + utterance * unit_count, unit_inverse + utterance * unit_count, valid, column, unit_count,
+                width, unit_pitch,
+                TOKENS, UNITS, PRECISION,
             )  # fmt: skip
         for tile in range(0, along_tiles):
             along += tl.load(text_along + (utterance * along_tiles + tile) * tokens + token, mask=valid, other=0.0)
@@ -218,7 +219,7 @@ def soft_unit_kernel(
     TOKENS: tl.constexpr, UNITS: tl.constexpr, WIDTH: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The gradient of a tile of units at a group of columns, zero where a unit takes no part; that of spans divided by
-    the sum of their priors, which their frames share."""
+    the sum of their weights, which their frames share."""
     unit_batch, unit_row, text_batch, text_row = strides_in_eights(unit_batch, unit_row, text_batch, text_row)
     width = eights(width)
     steps, unit_tiles = tl.cdiv(width, WIDTH), tl.cdiv(unit_count, UNITS)

@@ -47,7 +47,7 @@ def hard_kernel(
     TOKENS: tl.constexpr, UNITS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """A token: g (unit / |unit| - similarity text / |text|) / |text|; and where it is the first to choose its unit, the
-    gradient of that unit, summed over the tokens in order, with spans over the sum of their priors. Zeros for what
+    gradient of that unit, summed over the tokens in order, with spans over the sum of their weights. Zeros for what
     nobody chose of its `share` of the units."""
     unit_batch, unit_row, text_batch, text_row = strides_in_eights(unit_batch, unit_row, text_batch, text_row)
     width = eights(width)

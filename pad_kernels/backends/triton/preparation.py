@@ -1,6 +1,6 @@
 """What the losses need of masks and priors, in one launch: the weight of every position, and the spans.
 
-A program has an utterance. Anchors are found without a sort: `topk` by halving on the bits of the prior that the
+A program has an utterance. Anchors are found without a sort: `topk` by halving on the bits of the weight that the
 K-th highest has, `peaks` one by one; both are then counted through in order of time.
 """
 
@@ -17,16 +17,16 @@ from pad_kernels.inputs import LossRequest, SpanInputs
 
 
 @triton.jit
-def frame_weight(mask, prior, utterance, frame, frames):
-    """Weight (0 where masked) of frames, and whether each is real; 1 at real ones without a prior."""
-    inside = frame < frames
+def position_weight(mask, prior, utterance, place, length):
+    """Weight (0 where masked) of positions, and whether each is real; 1 at real ones without a prior."""
+    inside = place < length
     real = inside
     if mask is not None:
-        real = tl.load(mask + utterance * frames + frame, mask=inside, other=0) != 0
+        real = tl.load(mask + utterance * length + place, mask=inside, other=0) != 0
     if prior is None:
         return tl.where(real, 1.0, 0.0), real
     else:
-        weight = tl.load(prior + utterance * frames + frame, mask=real, other=0.0).to(tl.float32)
+        weight = tl.load(prior + utterance * length + place, mask=real, other=0.0).to(tl.float32)
         return tl.where(weight > 0, weight, 0.0), real
 
 
@@ -82,7 +82,7 @@ def prepare_kernel(
     highest_prior = 0.0
     for begin in range(0, frames, BLOCK):
         frame = begin + tl.arange(0, BLOCK)
-        weight, real = frame_weight(speech_mask, speech_prior, utterance, frame, frames)
+        weight, real = position_weight(speech_mask, speech_prior, utterance, frame, frames)
         count += tl.sum(real.to(tl.int32), 0)
         positive += tl.sum((weight > 0).to(tl.int32), 0)
         highest_prior = tl.maximum(highest_prior, tl.max(weight, 0))
@@ -94,7 +94,7 @@ def prepare_kernel(
             factor = scale_of(highest_prior)
         for begin in range(0, frames, BLOCK):
             frame = begin + tl.arange(0, BLOCK)
-            weight, real = frame_weight(speech_mask, speech_prior, utterance, frame, frames)
+            weight, real = position_weight(speech_mask, speech_prior, utterance, frame, frames)
             tl.store(
                 frame_weights + utterance * frames + frame, tl.where(real, weight * factor, MASKED), mask=frame < frames
             )
@@ -103,13 +103,13 @@ def prepare_kernel(
     if token_weights is not None:
         total = 0.0
         for begin in range(0, tokens, BLOCK):
-            weight, real = frame_weight(text_mask, text_prior, utterance, begin + tl.arange(0, BLOCK), tokens)
+            weight, real = position_weight(text_mask, text_prior, utterance, begin + tl.arange(0, BLOCK), tokens)
             total += tl.sum(weight, 0)
             token_count += tl.sum(real.to(tl.int32), 0)
         total = tl.where(total == 0, 1.0, total)
         for begin in range(0, tokens, BLOCK):
             token = begin + tl.arange(0, BLOCK)
-            weight, real = frame_weight(text_mask, text_prior, utterance, token, tokens)
+            weight, real = position_weight(text_mask, text_prior, utterance, token, tokens)
             tl.store(token_weights + utterance * tokens + token, weight / total, mask=token < tokens)
 
     if ANCHORS is not None:
@@ -134,7 +134,7 @@ def prepare_kernel(
             rank = 0
             for begin in range(0, frames, BLOCK):
                 frame = begin + tl.arange(0, BLOCK)
-                _, real = frame_weight(speech_mask, speech_prior, utterance, frame, frames)
+                _, real = position_weight(speech_mask, speech_prior, utterance, frame, frames)
                 place = rank + tl.cumsum(real.to(tl.int32), 0) - 1
                 tl.store(scratch + place, frame.to(tl.float32), mask=real)
                 rank += tl.sum(real.to(tl.int32), 0)
@@ -150,7 +150,7 @@ def prepare_kernel(
             if ANCHORS == "topk":
                 found = tl.minimum(wanted, positive)
                 # The first block stays in registers, or each bit would wait for memory.
-                held, _ = frame_weight(speech_mask, speech_prior, utterance, tl.arange(0, BLOCK), frames)
+                held, _ = position_weight(speech_mask, speech_prior, utterance, tl.arange(0, BLOCK), frames)
                 held = held.to(tl.int32, bitcast=True)
                 higher = 0
                 for bit in range(0, 31):
@@ -158,7 +158,7 @@ def prepare_kernel(
                     above = tl.sum((held >= candidate).to(tl.int32), 0)
                     for begin in range(BLOCK, frames, BLOCK):
                         frame = begin + tl.arange(0, BLOCK)
-                        weight, real = frame_weight(speech_mask, speech_prior, utterance, frame, frames)
+                        weight, real = position_weight(speech_mask, speech_prior, utterance, frame, frames)
                         above += tl.sum((weight.to(tl.int32, bitcast=True) >= candidate).to(tl.int32), 0)
                     threshold = tl.where(above >= found, candidate, threshold)
                     # The fewest so far that are too few: in the end those above the threshold.
@@ -169,7 +169,7 @@ def prepare_kernel(
                 scratch += utterance * frames
                 for begin in range(0, frames, BLOCK):
                     frame = begin + tl.arange(0, BLOCK)
-                    weight, real = frame_weight(speech_mask, speech_prior, utterance, frame, frames)
+                    weight, real = position_weight(speech_mask, speech_prior, utterance, frame, frames)
                     tl.store(scratch + frame, weight, mask=frame < frames)
                 found = 0
                 for _ in range(0, wanted):
@@ -199,7 +199,7 @@ def prepare_kernel(
             for begin in range(0, frames, BLOCK):
                 frame = begin + tl.arange(0, BLOCK)
                 if ANCHORS == "topk":
-                    weight, real = frame_weight(speech_mask, speech_prior, utterance, frame, frames)
+                    weight, real = position_weight(speech_mask, speech_prior, utterance, frame, frames)
                     bits = weight.to(tl.int32, bitcast=True)
                     tie = (bits == threshold).to(tl.int32)
                     chosen = (bits > threshold) | ((tie > 0) & (ties_before + tl.cumsum(tie, 0) <= needed))
@@ -273,8 +273,8 @@ def choice_of(request: LossRequest) -> Choice:
 
 def select_spans(inputs: SpanInputs):
     """Start and end [B, max_anchors * len(scales)] int32 of the spans around each anchor frame."""
-    prior, device = inputs.frame_weights, inputs.frame_weights.device
-    batch, frames = prior.shape
+    weights, device = inputs.frame_weights, inputs.frame_weights.device
+    batch, frames = weights.shape
     choice = Choice(inputs.anchors, tuple(inputs.scales), inputs.max_anchors)
     shape = batch, choice.room * len(choice.scales)
     if batch * frames * inputs.max_anchors == 0:
@@ -283,7 +283,7 @@ def select_spans(inputs: SpanInputs):
     start, end = (torch.empty(shape, dtype=torch.int32, device=device) for _ in range(2))
     (scratch,) = allocate(device, scratch_of(choice, batch, frames))
     given = Preparation(
-        contiguous(inputs.frame_mask, torch.uint8), contiguous(prior), num_tokens=contiguous(inputs.num_tokens),
+        contiguous(inputs.frame_mask, torch.uint8), contiguous(weights), num_tokens=contiguous(inputs.num_tokens),
         num_anchors=contiguous(inputs.num_anchors), xi=contiguous(inputs.xi),
         start=operand(start), end=operand(end), scratch=scratch,
     )  # fmt: skip

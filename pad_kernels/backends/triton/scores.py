@@ -61,8 +61,8 @@ class Scored(NamedTuple):
     units: Buffer
     remainder: Buffer | None  # of spans in half precision what rounding left over, laid out as the units
     strides: tuple[int, int]  # of an utterance, and of a unit
-    unit_prior: Buffer
-    inverse_total: Buffer | None  # one over the sum of a span's frame weights
+    unit_prior: Buffer  # of the softmax: the mean weight of the unit's real frames
+    inverse_total: Buffer | None  # of spans 1 / the sum of their frames' weights
     unit_inverse: Buffer
     text_inverse: Buffer
     cosine: Buffer | None

@@ -27,11 +27,11 @@ from pad_kernels.backends.triton.reductions import is_last, keep_no_state, keep_
 
 @triton.jit
 def span_weights(frame_weights, frame, frames, first, past):
-    """Of units and frames the priors inside the spans and whether each counts as real there; the frames' priors."""
-    prior = tl.load(frame_weights + frame, mask=frame < frames, other=-1.0)
+    """Of units and frames the weights inside the spans and whether each counts as real there; the frames' weights."""
+    own = tl.load(frame_weights + frame, mask=frame < frames, other=-1.0)
     inside = (frame[None, :] >= first[:, None]) & (frame[None, :] < past[:, None])
-    weight = tl.where(inside & (prior > 0)[None, :], prior[None, :], 0.0)
-    return weight, tl.where(inside & (prior >= 0)[None, :], 1.0, 0.0), prior
+    weight = tl.where(inside & (own > 0)[None, :], own[None, :], 0.0)
+    return weight, tl.where(inside & (own >= 0)[None, :], 1.0, 0.0), own
 
 
 @triton.jit
@@ -39,8 +39,8 @@ def pool(
     speech, frame_weights, speech_row, first, past, low, high, column, width,
     UNITS: tl.constexpr, FRAMES: tl.constexpr, WIDTH: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Spans that lie in [low, high) at some columns: sum p s / sum p, the mean prior, and 1 / sum p."""
-    # Weights are divided by their sum at the end; in float16, whose range a prior may leave, before.
+    """Spans that lie in [low, high) at some columns: sum p s / sum p, the mean p, and 1 / sum p."""
+    # Weights are divided by their sum at the end; in float16, whose range they may leave, before.
     kind: tl.constexpr = speech.dtype.element_ty
     # Groups of frames are the same in every tile: spans with the same bounds are then the same to the bit.
     from_frame = low // FRAMES * FRAMES
@@ -57,10 +57,10 @@ def pool(
     found = tl.zeros([UNITS, WIDTH], tl.float32)
     for begin in range(from_frame, high, FRAMES):
         frame = begin + tl.arange(0, FRAMES)
-        weight, counted, prior = span_weights(frame_weights, frame, high, first, past)
+        weight, counted, own = span_weights(frame_weights, frame, high, first, past)
         totals += weight
         reals += counted
-        values = load_rows(speech, frame, speech_row, (prior > 0) & (frame >= low), column, width)
+        values = load_rows(speech, frame, speech_row, (own > 0) & (frame >= low), column, width)
         if kind == tl.float32:
             found = add_product(weight, values, found, PRECISION)
         else:

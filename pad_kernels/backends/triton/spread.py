@@ -15,7 +15,7 @@ def spread_kernel(
     FRAMES: tl.constexpr, UNITS: tl.constexpr, WIDTH: tl.constexpr, GROUP: tl.constexpr, SCAN: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """A tile of frames at GROUP steps of columns: prior times the sum over the covering units, in their order."""
+    """A tile of frames at GROUP steps of columns: weight times the sum over the covering units, in their order."""
     width = eights(width)
     program = tl.program_id(0)
     step = program % steps
@@ -24,13 +24,13 @@ def spread_kernel(
     low = frame_tile * FRAMES
     frame = low + tl.arange(0, FRAMES)
     in_tile = frame < frames
-    prior = tl.load(frame_weights + utterance * frames + frame, mask=in_tile, other=0.0)
+    weight = tl.load(frame_weights + utterance * frames + frame, mask=in_tile, other=0.0)
     start += utterance * units
     end += utterance * units
     grad_units += utterance * units * width
     out += (utterance * frames + low) * width
     lowest, past_highest = units, 0
-    if tl.max(prior, 0) > 0:
+    if tl.max(weight, 0) > 0:
         for first_unit in range(0, units, SCAN):
             unit = first_unit + tl.arange(0, SCAN)
             first, past = load_span(start, end, unit, unit < units, frames)
@@ -47,14 +47,14 @@ def spread_kernel(
             # What covers no frame of the tile is read too: it waits for no span, and counts as zero times a number.
             part = load_rows(grad_units, unit, width, unit < past_highest, column, width)
             found = product(inside.to(tl.float32).to(part.dtype), part, found, PRECISION)
-        found = tl.where((prior > 0)[:, None], found * prior[:, None], 0.0)
+        found = tl.where((weight > 0)[:, None], found * weight[:, None], 0.0)
         place = out + tl.arange(0, FRAMES)[:, None] * width + column[None, :]
         tl.store(place, narrowed(found, out.dtype.element_ty),
                  mask=in_tile[:, None] & (column < width)[None, :])  # fmt: skip
 
 
 def spread_to_frames(grad_units, sides, out):
-    """Fill the gradient [B, M, D] of the frames from that of the units [B, U, D] over the sum of their priors."""
+    """Fill the gradient [B, M, D] of the frames from that of the units [B, U, D] over the sum of their weights."""
     batch, frames, width = out.shape
     blocks = configurations.by_itemsize(configurations.SPREAD, grad_units.kind)
     frame_tiles, steps = ceil_div(frames, blocks.tokens), ceil_div(width, blocks.width * blocks.group)
