@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from pad.errors import UserError, shown
-from pad.loading_checks import TextEncoder
+from pad.loaders import TextEncoder
 from pad.settings import Settings
 
 

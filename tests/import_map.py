@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "pad"
 # From the bottom up: a room imports only rooms above it in this list.
 ROOMS = {
     "pad": ("errors", "versions", "processes", "signals", "progress", "files", "digests", "settings", "tokenization",
-            "loading_checks", "models", "students", "data", "priors", "step", "align", "distill", "evaluate", "demo",
+            "loaders", "models", "students", "data", "priors", "step", "align", "distill", "evaluate", "demo",
             "cli", "__main__"),
     "pad_kernels": ("inputs", "torch_internals", "installation", "checks", "weights", "registration", "backends",
                     "ops", "autograd", "loss", "info"),

@@ -12,7 +12,7 @@ from huggingface_hub import snapshot_download
 from transformers import AutoConfig, AutoModel
 
 from pad.errors import UserError, shown
-from pad.loading_checks import SavedFeatureExtractor, WholeModel
+from pad.loaders import SavedFeatureExtractor, WholeModel
 from pad.models import load_pretrained
 from pad.progress import say
 from pad.students import moonshine, parakeet, speech_to_text, wav2vec2_bert, waveforms, whisper

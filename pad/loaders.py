@@ -1,4 +1,5 @@
-"""What transformers loads silently though it is not what was saved: weights, feature extractors, text encoders."""
+"""Loaders that check what transformers loads silently though it is not what was saved: weights, feature extractors,
+text encoders."""
 
 from __future__ import annotations
 
