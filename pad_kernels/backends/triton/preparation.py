@@ -60,6 +60,132 @@ def store_spans(start, end, anchor, place, chosen, first, past, xi, frames, SCAL
         tl.store(end + unit, tl.minimum(tl.maximum(low + width, first), past), mask=chosen)
 
 
+@triton.jit
+def clear_counters(finished, utterance, unit_tiles, BLOCK: tl.constexpr):
+    """Zeros for the counters of an utterance, its tiles and, by the first one, the batch."""
+    tl.store(finished + 1 + utterance, 0)
+    if utterance == 0:
+        tl.store(finished, 0)
+    of_tiles = finished + 1 + tl.num_programs(0) + utterance * unit_tiles
+    for begin in range(0, unit_tiles, BLOCK):
+        tile = begin + tl.arange(0, BLOCK)
+        tl.store(of_tiles + tile, tl.zeros([BLOCK], tl.int32), mask=tile < unit_tiles)
+
+
+@triton.jit
+def count_frames(mask, prior, utterance, frames, BLOCK: tl.constexpr):
+    """How many frames are real and how many weigh something, the highest weight, the first and the past of the last."""
+    count = 0
+    first, past = frames, 0
+    positive = 0
+    highest = 0.0
+    for begin in range(0, frames, BLOCK):
+        frame = begin + tl.arange(0, BLOCK)
+        weight, real = position_weight(mask, prior, utterance, frame, frames)
+        count += tl.sum(real.to(tl.int32), 0)
+        positive += tl.sum((weight > 0).to(tl.int32), 0)
+        highest = tl.maximum(highest, tl.max(weight, 0))
+        first = tl.minimum(first, tl.min(tl.where(real, frame, frames), 0))
+        past = tl.maximum(past, tl.max(tl.where(real, frame + 1, 0), 0))
+    return count, positive, highest, first, past
+
+
+@triton.jit
+def store_frame_weights(out, mask, prior, utterance, frames, count, highest, MASKED: tl.constexpr, BLOCK: tl.constexpr):
+    """The prior, scaled; without one 1 / (number of real frames)."""
+    factor = 1.0 / tl.maximum(count, 1).to(tl.float32)
+    if prior is not None:
+        factor = scale_of(highest)
+    for begin in range(0, frames, BLOCK):
+        frame = begin + tl.arange(0, BLOCK)
+        weight, real = position_weight(mask, prior, utterance, frame, frames)
+        tl.store(out + utterance * frames + frame, tl.where(real, weight * factor, MASKED), mask=frame < frames)
+
+
+@triton.jit
+def store_token_weights(out, mask, prior, utterance, tokens, BLOCK: tl.constexpr):
+    """The prior over its sum; the number of real tokens."""
+    count = 0
+    total = 0.0
+    for begin in range(0, tokens, BLOCK):
+        weight, real = position_weight(mask, prior, utterance, begin + tl.arange(0, BLOCK), tokens)
+        total += tl.sum(weight, 0)
+        count += tl.sum(real.to(tl.int32), 0)
+    total = tl.where(total == 0, 1.0, total)
+    for begin in range(0, tokens, BLOCK):
+        token = begin + tl.arange(0, BLOCK)
+        weight, real = position_weight(mask, prior, utterance, token, tokens)
+        tl.store(out + utterance * tokens + token, weight / total, mask=token < tokens)
+    return count
+
+
+@triton.jit
+def list_real_frames(scratch, mask, prior, utterance, frames, BLOCK: tl.constexpr):
+    """The real frames in order of time, as scratch memory holds them."""
+    rank = 0
+    for begin in range(0, frames, BLOCK):
+        frame = begin + tl.arange(0, BLOCK)
+        _, real = position_weight(mask, prior, utterance, frame, frames)
+        place = rank + tl.cumsum(real.to(tl.int32), 0) - 1
+        tl.store(scratch + place, frame.to(tl.float32), mask=real)
+        rank += tl.sum(real.to(tl.int32), 0)
+    tl.debug_barrier()
+
+
+@triton.jit
+def highest_weights(mask, prior, utterance, frames, wanted, BLOCK: tl.constexpr):
+    """The bits of the weight that the last of `wanted` highest ones has, and how many of that weight are chosen."""
+    # The first block stays in registers, or each bit would wait for memory.
+    held, _ = position_weight(mask, prior, utterance, tl.arange(0, BLOCK), frames)
+    held = held.to(tl.int32, bitcast=True)
+    threshold = 0
+    higher = 0
+    for bit in range(0, 31):
+        candidate = threshold | (1 << (30 - bit))
+        above = tl.sum((held >= candidate).to(tl.int32), 0)
+        for begin in range(BLOCK, frames, BLOCK):
+            frame = begin + tl.arange(0, BLOCK)
+            weight, real = position_weight(mask, prior, utterance, frame, frames)
+            above += tl.sum((weight.to(tl.int32, bitcast=True) >= candidate).to(tl.int32), 0)
+        threshold = tl.where(above >= wanted, candidate, threshold)
+        # The fewest so far that are too few: in the end those above the threshold.
+        higher = tl.where(above < wanted, above, higher)
+    return threshold, wanted - higher
+
+
+@triton.jit
+def mark_peaks(scratch, mask, prior, utterance, frames, wanted, xi, BLOCK: tl.constexpr):
+    """Weights in scratch memory, but 0 of frames that were ruled out and -1 of those that were chosen; their number."""
+    for begin in range(0, frames, BLOCK):
+        frame = begin + tl.arange(0, BLOCK)
+        weight, real = position_weight(mask, prior, utterance, frame, frames)
+        tl.store(scratch + frame, weight, mask=frame < frames)
+    found = 0
+    for _ in range(0, wanted):
+        tl.debug_barrier()
+        highest = 0.0
+        best = frames
+        for begin in range(0, frames, BLOCK):
+            frame = begin + tl.arange(0, BLOCK)
+            weight = tl.load(scratch + frame, mask=frame < frames, other=0.0)
+            top = tl.max(weight, 0)
+            place = tl.min(tl.where(weight == top, frame, NO_UNIT), 0)
+            best = tl.where(top > highest, place, best)
+            highest = tl.maximum(top, highest)
+        if highest > 0:
+            found += 1
+            tl.debug_barrier()
+            for begin in range(0, frames, BLOCK):
+                frame = begin + tl.arange(0, BLOCK)
+                weight = tl.load(scratch + frame, mask=frame < frames, other=0.0)
+                distance = tl.abs(frame - best).to(tl.float64)
+                weight = tl.where((weight > 0) & (distance < xi / 2), 0.0, weight)
+                weight = tl.where(frame == best, -1.0, weight)
+                tl.store(scratch + frame, weight, mask=frame < frames)
+    tl.debug_barrier()
+    return found
+
+
 @triton.jit(do_not_specialize=["frames", "tokens", "max_anchors", "anchor_count", "unit_tiles"])
 def prepare_kernel(
     speech_mask, speech_prior, text_mask, text_prior, num_tokens, num_anchors, xi_given,
@@ -69,48 +195,13 @@ def prepare_kernel(
     """An utterance. num_tokens: None for the real tokens; num_anchors: None for anchor_count, below 0 the tokens."""
     utterance = tl.program_id(0).to(tl.int64)
     if finished is not None:
-        tl.store(finished + 1 + utterance, 0)
-        if utterance == 0:
-            tl.store(finished, 0)
-        of_tiles = finished + 1 + tl.num_programs(0) + utterance * unit_tiles
-        for begin in range(0, unit_tiles, BLOCK):
-            tile = begin + tl.arange(0, BLOCK)
-            tl.store(of_tiles + tile, tl.zeros([BLOCK], tl.int32), mask=tile < unit_tiles)
-    count = 0
-    first, past = frames, 0
-    positive = 0
-    highest_prior = 0.0
-    for begin in range(0, frames, BLOCK):
-        frame = begin + tl.arange(0, BLOCK)
-        weight, real = position_weight(speech_mask, speech_prior, utterance, frame, frames)
-        count += tl.sum(real.to(tl.int32), 0)
-        positive += tl.sum((weight > 0).to(tl.int32), 0)
-        highest_prior = tl.maximum(highest_prior, tl.max(weight, 0))
-        first = tl.minimum(first, tl.min(tl.where(real, frame, frames), 0))
-        past = tl.maximum(past, tl.max(tl.where(real, frame + 1, 0), 0))
+        clear_counters(finished, utterance, unit_tiles, BLOCK)
+    count, positive, highest, first, past = count_frames(speech_mask, speech_prior, utterance, frames, BLOCK)
     if frame_weights is not None:
-        factor = 1.0 / tl.maximum(count, 1).to(tl.float32)
-        if speech_prior is not None:
-            factor = scale_of(highest_prior)
-        for begin in range(0, frames, BLOCK):
-            frame = begin + tl.arange(0, BLOCK)
-            weight, real = position_weight(speech_mask, speech_prior, utterance, frame, frames)
-            tl.store(
-                frame_weights + utterance * frames + frame, tl.where(real, weight * factor, MASKED), mask=frame < frames
-            )
-
+        store_frame_weights(frame_weights, speech_mask, speech_prior, utterance, frames, count, highest, MASKED, BLOCK)
     token_count = 0
     if token_weights is not None:
-        total = 0.0
-        for begin in range(0, tokens, BLOCK):
-            weight, real = position_weight(text_mask, text_prior, utterance, begin + tl.arange(0, BLOCK), tokens)
-            total += tl.sum(weight, 0)
-            token_count += tl.sum(real.to(tl.int32), 0)
-        total = tl.where(total == 0, 1.0, total)
-        for begin in range(0, tokens, BLOCK):
-            token = begin + tl.arange(0, BLOCK)
-            weight, real = position_weight(text_mask, text_prior, utterance, token, tokens)
-            tl.store(token_weights + utterance * tokens + token, weight / total, mask=token < tokens)
+        token_count = store_token_weights(token_weights, text_mask, text_prior, utterance, tokens, BLOCK)
 
     if ANCHORS is not None:
         start += utterance * max_anchors * len(SCALES)
@@ -131,14 +222,7 @@ def prepare_kernel(
         found = wanted
         if ANCHORS == "stride":
             scratch += utterance * frames
-            rank = 0
-            for begin in range(0, frames, BLOCK):
-                frame = begin + tl.arange(0, BLOCK)
-                _, real = position_weight(speech_mask, speech_prior, utterance, frame, frames)
-                place = rank + tl.cumsum(real.to(tl.int32), 0) - 1
-                tl.store(scratch + place, frame.to(tl.float32), mask=real)
-                rank += tl.sum(real.to(tl.int32), 0)
-            tl.debug_barrier()
+            list_real_frames(scratch, speech_mask, speech_prior, utterance, frames, BLOCK)
             for begin in range(0, wanted, BLOCK):
                 place = begin + tl.arange(0, BLOCK)
                 at = (2 * place.to(tl.int64) + 1) * count // (2 * tl.maximum(wanted, 1)).to(tl.int64)
@@ -149,51 +233,10 @@ def prepare_kernel(
             needed = 0
             if ANCHORS == "topk":
                 found = tl.minimum(wanted, positive)
-                # The first block stays in registers, or each bit would wait for memory.
-                held, _ = position_weight(speech_mask, speech_prior, utterance, tl.arange(0, BLOCK), frames)
-                held = held.to(tl.int32, bitcast=True)
-                higher = 0
-                for bit in range(0, 31):
-                    candidate = threshold | (1 << (30 - bit))
-                    above = tl.sum((held >= candidate).to(tl.int32), 0)
-                    for begin in range(BLOCK, frames, BLOCK):
-                        frame = begin + tl.arange(0, BLOCK)
-                        weight, real = position_weight(speech_mask, speech_prior, utterance, frame, frames)
-                        above += tl.sum((weight.to(tl.int32, bitcast=True) >= candidate).to(tl.int32), 0)
-                    threshold = tl.where(above >= found, candidate, threshold)
-                    # The fewest so far that are too few: in the end those above the threshold.
-                    higher = tl.where(above < found, above, higher)
-                needed = found - higher
+                threshold, needed = highest_weights(speech_mask, speech_prior, utterance, frames, found, BLOCK)
             else:
-                # What is ruled out becomes 0, and what is chosen -1.
                 scratch += utterance * frames
-                for begin in range(0, frames, BLOCK):
-                    frame = begin + tl.arange(0, BLOCK)
-                    weight, real = position_weight(speech_mask, speech_prior, utterance, frame, frames)
-                    tl.store(scratch + frame, weight, mask=frame < frames)
-                found = 0
-                for _ in range(0, wanted):
-                    tl.debug_barrier()
-                    highest = 0.0
-                    best = frames
-                    for begin in range(0, frames, BLOCK):
-                        frame = begin + tl.arange(0, BLOCK)
-                        weight = tl.load(scratch + frame, mask=frame < frames, other=0.0)
-                        top = tl.max(weight, 0)
-                        place = tl.min(tl.where(weight == top, frame, NO_UNIT), 0)
-                        best = tl.where(top > highest, place, best)
-                        highest = tl.maximum(top, highest)
-                    if highest > 0:
-                        found += 1
-                        tl.debug_barrier()
-                        for begin in range(0, frames, BLOCK):
-                            frame = begin + tl.arange(0, BLOCK)
-                            weight = tl.load(scratch + frame, mask=frame < frames, other=0.0)
-                            distance = tl.abs(frame - best).to(tl.float64)
-                            weight = tl.where((weight > 0) & (distance < xi / 2), 0.0, weight)
-                            weight = tl.where(frame == best, -1.0, weight)
-                            tl.store(scratch + frame, weight, mask=frame < frames)
-                tl.debug_barrier()
+                found = mark_peaks(scratch, speech_mask, speech_prior, utterance, frames, wanted, xi, BLOCK)
             place_before = 0
             ties_before = 0
             for begin in range(0, frames, BLOCK):

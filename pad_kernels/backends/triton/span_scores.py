@@ -75,6 +75,46 @@ def pool(
     return found, prior, inverse
 
 
+@triton.jit
+def products_of_columns(
+    pooled, first_row, upper, lower, text, text_row, unit, in_units, token, valid_token, column, step, width,
+    WIDTH: tl.constexpr, PART: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Spans times tokens at a group of columns, [UNITS, TOKENS], and the tokens' sums of squares there."""
+    dot = tl.zeros([unit.shape[0], token.shape[0]], tl.float32)
+    squares = tl.zeros([token.shape[0]], tl.float32)
+    if upper.dtype == tl.float32:
+        # The matrix units cut off what they add: their sums are of a few columns, and added up outside.
+        for part_first in range(step * WIDTH, tl.minimum((step + 1) * WIDTH, width), PART):
+            part = part_first + tl.arange(0, PART)
+            unit_part = load_rows(pooled + first_row * width, unit, width, in_units, part, width)
+            text_part = load_rows(text, token, text_row, valid_token, part, width)
+            dot = add_product(unit_part, tl.trans(text_part), dot, PRECISION)
+            squares += tl.sum(text_part * text_part, 1)
+    else:
+        # Rounding alone would sometimes change which unit is the best: what it leaves over is multiplied too.
+        text_part = load_rows(text, token, text_row, valid_token, column, width)
+        dot = product(lower, tl.trans(text_part), dot, PRECISION)
+        dot = product(upper, tl.trans(text_part), dot, PRECISION)
+        text_whole = text_part.to(tl.float32)
+        squares = tl.sum(text_whole * text_whole, 1)
+    return dot, squares
+
+
+@triton.jit
+def sums_over_columns(dots, text_squares, first_group, past_group, lane, token, token_pitch):
+    """The products of a tile, and the tokens' sums of squares, over its groups of columns in their order."""
+    dot = tl.zeros([lane.shape[0], token.shape[0]], tl.float32)
+    squares = tl.zeros([token.shape[0]], tl.float32)
+    for group in range(first_group, past_group):
+        place = dots + group * lane.shape[0] * token_pitch + lane[:, None] * token_pitch + token[None, :]
+        there = token < token_pitch
+        dot += tl.load(place, mask=there[None, :], other=0.0, cache_modifier=".cg")
+        of_text = text_squares + group * token_pitch + token
+        squares += tl.load(of_text, mask=there, other=0.0, cache_modifier=".cg")
+    return dot, squares
+
+
 @triton.jit(
     do_not_specialize=[
         "speech_batch", "speech_row", "text_batch", "text_row", "batch", "frames", "units", "tokens", "width",
@@ -138,23 +178,10 @@ def span_score_kernel(
         for token_first in range(0, tokens, TOKENS):
             token = token_first + tl.arange(0, TOKENS)
             valid_token = tl.load(token_weights + utterance * tokens + token, mask=token < tokens, other=0) > 0
-            dot = tl.zeros([UNITS, TOKENS], tl.float32)
-            squares = tl.zeros([TOKENS], tl.float32)
-            if kind == tl.float32:
-                # The matrix units cut off what they add: their sums are of a few columns, and added up outside.
-                for part_first in range(step * WIDTH, tl.minimum((step + 1) * WIDTH, width), PART):
-                    part = part_first + tl.arange(0, PART)
-                    unit_part = load_rows(pooled + utterance * units * width, unit, width, in_units, part, width)
-                    text_part = load_rows(text, token, text_row, valid_token, part, width)
-                    dot = add_product(unit_part, tl.trans(text_part), dot, PRECISION)
-                    squares += tl.sum(text_part * text_part, 1)
-            else:
-                # Rounding alone would sometimes change which unit is the best: what it leaves over is multiplied too.
-                text_part = load_rows(text, token, text_row, valid_token, column, width)
-                dot = product(lower, tl.trans(text_part), dot, PRECISION)
-                dot = product(upper, tl.trans(text_part), dot, PRECISION)
-                text_whole = text_part.to(tl.float32)
-                squares = tl.sum(text_whole * text_whole, 1)
+            dot, squares = products_of_columns(
+                pooled, utterance * units, upper, lower, text, text_row, unit, in_units, token, valid_token, column,
+                step, width, WIDTH, PART, PRECISION,
+            )  # fmt: skip
             place = dots + group * UNITS * token_pitch + lane[:, None] * token_pitch + token[None, :]
             tl.store(place, dot, mask=(token < token_pitch)[None, :])
             tl.store(text_squares + group * token_pitch + token, squares, mask=token < token_pitch)
@@ -171,16 +198,11 @@ def span_score_kernel(
             in_tile = token < tokens
             state = tile * tokens + token
             if takes_part:
-                cosine = tl.zeros([UNITS, TOKENS], tl.float32)
-                squares = tl.zeros([TOKENS], tl.float32)
-                for group in range(tile * steps, (tile + 1) * steps):
-                    place = dots + group * UNITS * token_pitch + lane[:, None] * token_pitch + token[None, :]
-                    there = token < token_pitch
-                    cosine += tl.load(place, mask=there[None, :], other=0.0, cache_modifier=".cg")
-                    of_text = text_squares + group * token_pitch + token
-                    squares += tl.load(of_text, mask=there, other=0.0, cache_modifier=".cg")
+                dot, squares = sums_over_columns(
+                    dots, text_squares, tile * steps, (tile + 1) * steps, lane, token, token_pitch
+                )
                 text_scale = 1 / norm(squares)
-                cosine = cosine * unit_scale[:, None] * text_scale[None, :]
+                cosine = dot * unit_scale[:, None] * text_scale[None, :]
                 if unit_tile == 0:
                     tl.store(text_inverse + utterance * tokens + token, text_scale, mask=in_tile)
                 if kept is not None:
