@@ -26,6 +26,12 @@ from pad_kernels.registration import OPS
 from pad_kernels.weights import position_weights
 
 
+def capability_reason(subject: str, index: int | None) -> str | None:
+    """Why GPU kernels do not run on an NVIDIA GPU that is too old for them. subject: what needs a newer one."""
+    major, minor = torch.cuda.get_device_capability(index)
+    return None if major >= 8 else f"{subject} compute capability 8.0, not {major}.{minor}"
+
+
 class Backend:
     """One way to compute the ops, and with them the losses.
 

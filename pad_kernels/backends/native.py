@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pad_kernels.backends.base import capability_reason
 from pad_kernels.backends.library import (
     ANCHOR_CODES,
     ELEMENTS,
@@ -43,10 +44,7 @@ def _gpu_unsupported_reason(index: int | None) -> str | None:
     failure = NATIVE.cuda_failure()
     if failure:
         return f"the CUDA runtime of pad_kernels cannot be used: {failure}"
-    capability = torch.cuda.get_device_capability(index)
-    if capability < (8, 0):
-        return f"the CUDA kernels need compute capability 8.0, not {capability[0]}.{capability[1]}"
-    return None
+    return capability_reason("the CUDA kernels need", index)
 
 
 def _as_read(inputs: AlignmentInputs) -> AlignmentInputs:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pad_kernels.backends.base import Backend
+from pad_kernels.backends.base import Backend, capability_reason
 from pad_kernels.inputs import (
     AlignmentInputs,
     Gradients,
@@ -56,10 +56,7 @@ def _chip_reason(index: int | None) -> str | None:
     """Why the kernels do not run on this GPU: older ones compile them without matrix units, or into too much memory."""
     if torch.version.hip is not None or not torch.cuda.is_available():
         return None
-    capability = torch.cuda.get_device_capability(index)
-    if capability < (8, 0):
-        return f"the triton backend needs compute capability 8.0, not {capability[0]}.{capability[1]}"
-    return None
+    return capability_reason("the triton backend needs", index)
 
 
 class TritonBackend(Backend):
