@@ -219,14 +219,14 @@ def choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
         wrong(name, value, "one of " + ", ".join(repr(option) for option in allowed))
 
 
-def scales(value: object) -> list[float]:
+def scales(value: object) -> tuple[float, ...]:
     """Widths of the spans of an anchor, in units of xi: at least one, each positive."""
     if not isinstance(value, (tuple, list)) or not value:
         wrong("scales", value, "a sequence of positive numbers")
     for scale in value:
         if not _is_finite(scale) or not float(scale) > 0:
             wrong("scales", value, "a sequence of positive numbers")
-    return [float(scale) for scale in value]
+    return tuple([float(scale) for scale in value])
 
 
 def per_utterance(name: str, value: Any, batch: int, device: torch.device, dtype: torch.dtype) -> Tensor:
@@ -314,7 +314,7 @@ def span_inputs(
     if xi is not None:
         xi = per_utterance("xi", xi, batch, device, widest_dtype(device))
     return SpanInputs(
-        frame_weights, frame_mask, num_tokens, num_anchors, max_anchors, selection.scales, xi, selection.anchors
+        frame_weights, frame_mask, num_tokens, num_anchors, max_anchors, list(selection.scales), xi, selection.anchors
     )
 
 

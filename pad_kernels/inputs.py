@@ -122,7 +122,7 @@ class SpanSelection(NamedTuple):
     """How spans are to be chosen; as the arguments of `select_spans`."""
 
     num_anchors: Tensor | int | None
-    scales: list[float]
+    scales: tuple[float, ...]
     anchors: str
 
 

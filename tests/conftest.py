@@ -57,6 +57,9 @@ class _Dirty:
     def empty(self, *args, **kwargs):
         return self._filled(torch.empty(*args, **kwargs))
 
+    def empty_strided(self, *args, **kwargs):
+        return self._filled(torch.empty_strided(*args, **kwargs))
+
     def empty_like(self, *args, **kwargs):
         return self._filled(torch.empty_like(*args, **kwargs))
 

@@ -9,11 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.host_time import Counter, stubbed
+from pad_kernels import pad_loss
+
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 FOLDER = Path(__file__).parent
 
 
-@pytest.mark.parametrize("file", ["triton_interpreted", "triton_interpreted_losses", "triton_interpreted_ops"])
+@pytest.mark.parametrize(
+    "file", ["triton_interpreted", "triton_interpreted_losses", "triton_interpreted_calls", "triton_interpreted_ops"]
+)
 def test_kernels_under_the_interpreter(file):
     """In a process of its own: the interpreter has to be chosen before triton is imported."""
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
@@ -135,3 +140,59 @@ def test_a_compiled_kernel_is_started_directly():
             assert start(**change) == (number, number), change
     finally:
         forget_compiled()
+
+
+class Starts(Counter):
+    """Takes down what is started, and with what."""
+
+    def __init__(self):
+        super().__init__()
+        self.started = []
+
+    def __getitem__(self, grid):
+        return lambda *arguments: self.started.append((grid, arguments))
+
+
+@pytest.mark.parametrize("level, spans", [("global", False), ("token", False), ("span", False), ("span", True)])
+@pytest.mark.parametrize("temperature", [0.0, 0.1], ids=["hard", "soft"])
+def test_a_repeated_call_starts_what_a_recorded_one_did(level, temperature, spans, monkeypatch):
+    """The same kernels with the same numbers, and pointers to the same places of its own memory."""
+    memories = []
+
+    def noting(name):
+        make = getattr(torch, name)
+        monkeypatch.setattr(
+            torch, name, lambda *args, **options: memories.append(make(*args, **options)) or memories[-1]
+        )
+
+    def place(value):
+        for number, memory in enumerate(memories):
+            if type(value) is int and 0 <= value - memory.data_ptr() < max(memory.nbytes, 1):
+                return number, value - memory.data_ptr()
+        return value
+
+    def call(seed):
+        generator = torch.Generator().manual_seed(seed)
+        sides = [torch.randn(2, length, 16, generator=generator).requires_grad_() for length in (20, 4)]
+        others = [torch.rand(2, length, generator=generator) for length in (20, 4)]
+        others = [x > 0.2 for x in others] + others
+        bounds = [torch.full((2, 7), seed + past, dtype=torch.int32) for past in (0, 2)]
+        grad = torch.ones(())
+        memories[:] = *sides, *others, *bounds, grad
+        given = {"spans": tuple(bounds)} if spans else {}
+        starts.started.clear()
+        loss = pad_loss(*sides, *others, level=level, temperature=temperature, backend="triton", **given)
+        torch.autograd.grad(loss, sides, grad)
+        return [(grid, [*map(place, arguments)]) for grid, arguments in starts.started]
+
+    starts = Starts()
+    with stubbed(starts):
+        noting("empty")
+        noting("empty_strided")
+        assert call(0) == []  # all is compiled
+        recorded = call(1)
+        count = len(memories)
+        assert len(recorded) >= 3
+        for seed in (2, 3):
+            assert call(seed) == recorded and len(memories) == count
+    assert any(offset for _, arguments in recorded for _, offset in filter(lambda x: isinstance(x, tuple), arguments))

@@ -29,7 +29,7 @@ def both(compiled, values, mask, prior, *, of_text=False, level="token"):
     sides = (other, given) if of_text else (given, other)
 
     def outcome(backend):
-        options = LossOptions(level, 0.1, "mean", SpanSelection(None, [1.0], "topk"))
+        options = LossOptions(level, 0.1, "mean", SpanSelection(None, (1.0,), "topk"))
         try:
             _, record = backend.loss_forward(LossRequest(*sides, spans, options))
         except ValueError as error:

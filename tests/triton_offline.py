@@ -104,7 +104,7 @@ def loss(backend, shape, dtype, level, temperature):
     speech, text = empty(batch, frames, width, dtype=dtype), empty(batch, tokens, width, dtype=dtype)
     masks = (empty(batch, frames, dtype=torch.bool), empty(batch, tokens, dtype=torch.bool)), (None, None)
     priors = (empty(batch, frames), empty(batch, tokens)), (None, None)
-    selection = SpanSelection(None, [0.5, 1.0, 2.0], "topk")
+    selection = SpanSelection(None, (0.5, 1.0, 2.0), "topk")
     for (speech_mask, text_mask), (speech_prior, text_prior) in zip(masks, priors):
         sides = Positions("", speech, speech_mask, speech_prior), Positions("", text, text_mask, text_prior)
         for reduction in REDUCTIONS:

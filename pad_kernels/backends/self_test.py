@@ -102,7 +102,7 @@ def _loss(level: str, backend: Backend, device: torch.device, dtype: torch.dtype
     errors = []
     for reduction in REDUCTIONS:
         for temperature in (0.0,) if level == "global" else (0.0, 0.1):
-            options = LossOptions(level, temperature, reduction, SpanSelection(None, [0.5, 1.0, 2.0], "topk"))
+            options = LossOptions(level, temperature, reduction, SpanSelection(None, (0.5, 1.0, 2.0), "topk"))
             request = LossRequest(speech, text, None, options)
             wide = request._replace(
                 speech=speech._replace(values=speech.values.double()), text=text._replace(values=text.values.double())

@@ -1,10 +1,13 @@
 """What the kernels share: launching, products, norms, rows of a matrix and the spans of units."""
 
+import functools
+
 import torch
 import triton
 import triton.language as tl
 
-from pad_kernels.backends.triton.memory import Buffer
+from pad_kernels.backends.triton.memory import AMD, Buffer, is_elsewhere, thread
+from pad_kernels.backends.triton.recorded_calls import forget_calls
 
 EPS = tl.constexpr(1e-8)
 NO_UNIT = tl.constexpr(2**31 - 1)
@@ -47,7 +50,6 @@ def add_product(left, right, sum, PRECISION: tl.constexpr):
 
 # The interpreter's product of bfloat16 is wrong: it reads the bits as integers.
 INTERPRETED = tl.constexpr(not isinstance(product, triton.runtime.JITFunction))
-AMD = torch.version.hip is not None
 
 
 def precision(amd: bool = AMD) -> str:
@@ -80,7 +82,7 @@ _compiled: dict[tuple, tuple] = {}
 def launch(kernel, device, programs, *operands, warps, stages, registers=0, **constants):
     """Run `programs` programs on the device's current stream. operands: buffers, numbers and None; what is in
     `constants` is compiled into the kernel."""
-    if device.type == "cuda" and device.index is not None and device.index != torch.cuda.current_device():
+    if is_elsewhere(device):
         with torch.cuda.device(device):
             _launch(kernel, device, programs, operands, (warps, stages, registers), constants)
         return
@@ -90,6 +92,7 @@ def launch(kernel, device, programs, *operands, warps, stages, registers=0, **co
 def forget_compiled():
     """For benchmarks that start something else in a kernel's place."""
     _compiled.clear()
+    forget_calls()
 
 
 def _launch(kernel, device, programs, operands, options, constants):
@@ -106,15 +109,24 @@ def _launch(kernel, device, programs, operands, options, constants):
     found = _compiled.get(key)
     if found is not None:
         compiled, ending = found
-        compiled[(programs, 1, 1)](*[x.pointer if x.__class__ is Buffer else x for x in operands], *ending)
+        start = compiled[(programs, 1, 1)]
+        start(*[x.pointer if x.__class__ is Buffer else x for x in operands], *ending)
+        if thread.recorder is not None:
+            thread.recorder.launched(start, (*operands, *ending), takes_buffers=False)
         return
     warps, stages, registers = options
-    if registers and not AMD:
-        constants["maxnreg"] = registers
+    limits = {"maxnreg": registers} if registers and not AMD else {}
     tensors = [x.tensor() if x.__class__ is Buffer else x for x in operands]
-    compiled = kernel[(programs,)](*tensors, **constants, num_warps=warps, num_stages=stages_of(stages))
+    compiled = kernel[(programs,)](*tensors, **constants, **limits, num_warps=warps, num_stages=stages_of(stages))
+    if thread.recorder is not None:
+        again = functools.partial(_launch_buffers, kernel, device, programs, options, constants)
+        thread.recorder.launched(again, operands, takes_buffers=True)
     if compiled is not None and not INTERPRETED:
         _compiled[key] = compiled, [constants[name] for name in kernel.arg_names[len(operands) :]]
+
+
+def _launch_buffers(kernel, device, programs, options, constants, *operands):
+    _launch(kernel, device, programs, operands, options, constants)
 
 
 def rows(tensor):

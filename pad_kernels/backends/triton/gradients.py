@@ -25,7 +25,7 @@ from pad_kernels.backends.triton.common import (
 )
 from pad_kernels.backends.triton.configurations import ceil_div, round_up
 from pad_kernels.backends.triton.hard_gradients import fill_hard
-from pad_kernels.backends.triton.memory import allocate, contiguous, operand
+from pad_kernels.backends.triton.memory import allocate, contiguous, empty, operand
 from pad_kernels.backends.triton.reductions import Outcome, unfinished
 from pad_kernels.backends.triton.scores import Scored, Sides, is_empty, kept_layout, score, scored_in, sides_of
 from pad_kernels.backends.triton.spread import spread_to_frames
@@ -298,18 +298,20 @@ def gradients(grad, sides: Sides, scored: Scored, saved: Saved, temperature, nee
     temperature = gradient_temperature(temperature, text.dtype)
 
     def of(embeddings, is_needed):
-        return torch.empty(embeddings.shape if is_needed else 0, dtype=text.dtype, device=device)
+        return empty(embeddings.shape if is_needed else (0,), text.dtype, device)
 
     spread = needed.speech and sides.start is not None
-    grad_speech, grad_text = of(speech, needed.speech and not spread), of(text, needed.text)
+    grad_text = of(text, needed.text)
     if not any(needed):
-        return grad_speech, grad_text
+        return of(speech, False), grad_text
     of_text = operand(grad_text) if needed.text else None
-    of_units = operand(grad_speech) if needed.speech else None
     if spread:
         # What is spread to frames is rounded once more: bfloat16 alone has the range for that.
         narrow = text.dtype if text.dtype == torch.bfloat16 else torch.float32
         (of_units,) = allocate(device, (narrow, speech.shape[0], sides.units, speech.shape[2]))
+    else:
+        grad_speech = of(speech, needed.speech)
+        of_units = operand(grad_speech) if needed.speech else None
     if temperature == 0:
         fill_hard(grad, sides, scored, saved, of_text, of_units)
     else:

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from pad_kernels.backends.base import as_kept, record_of_ops
-from pad_kernels.backends.triton import configurations, pooling
+from pad_kernels.backends.triton import configurations, pooling, recorded_calls
 from pad_kernels.backends.triton.common import rows
 from pad_kernels.backends.triton.gradients import gradients
-from pad_kernels.backends.triton.memory import Buffer, Layout, allocate, contiguous, layout, operand
+from pad_kernels.backends.triton.memory import Buffer, Layout, allocate, contiguous, empty, layout, operand
 from pad_kernels.backends.triton.pooling import Distance, Means
 from pad_kernels.backends.triton.preparation import Preparation, choice_of, prepare, scratch_of
 from pad_kernels.backends.triton.reductions import Outcome, counters
@@ -76,6 +76,18 @@ def _room(shape, spans, tiles, is_global, reduced) -> Layout:
 
 def loss_forward(request: LossRequest) -> tuple[Tensor, LossRecord] | None:
     """The loss of a level, and what its backward needs; None where there is no frame, no token or no span."""
+    speech, text, spans = request.speech, request.text, request.spans or (None, None)
+    inputs = speech.values, text.values, speech.mask, text.mask, speech.prior, text.prior, *spans
+    kind = "forward", request.options, request.differentiable
+    found = recorded_calls.call(lambda: _forward(request), kind, inputs)
+    if found is None:
+        return None
+    (loss, memory, units), form = found
+    return loss, LossRecord(speech.values, text.values, request.options, (memory, units, *spans), form)
+
+
+def _forward(request: LossRequest) -> tuple[tuple[Tensor, Tensor, Tensor | None], Form] | None:
+    """The loss, its memory and that of the units; and how they are laid out."""
     options, text = request.options, rows(request.text.values)
     speech, device = rows(request.speech.values), request.text.values.device
     (batch, frames, width), tokens = speech.shape, text.shape[1]
@@ -91,7 +103,7 @@ def loss_forward(request: LossRequest) -> tuple[Tensor, LossRecord] | None:
     memory = of_loss.allocate(device)
     kept = Kept(*of_loss.buffers(memory))
     start, end = (kept.start, kept.end) if chosen else map(operand, given)
-    loss = torch.empty(() if options.reduction != "none" else batch, dtype=torch.float32, device=device)
+    loss = empty(() if options.reduction != "none" else (batch,), torch.float32, device)
     (scratch,) = allocate(device, scratch_of(choice, batch, frames))
     speech_side, text_side = (
         (contiguous(side.mask, torch.uint8), contiguous(side.prior)) for side in (request.speech, request.text)
@@ -114,13 +126,18 @@ def loss_forward(request: LossRequest) -> tuple[Tensor, LossRecord] | None:
         units = of_units.allocate(device)
         outcome = Outcome(kept.similarity, kept.unit, kept.log_normalizer, *of_batch, kept.grad_scale)
         score(sides, scored_in(units, of_units, sides), temperature, outcome, options.reduction)
-    form = Form(of_loss, of_units, spans, chosen)
-    embeddings = request.speech.values, request.text.values
-    return loss, LossRecord(*embeddings, options, (memory, units, *given), form)
+    return (loss, memory, units), Form(of_loss, of_units, spans, chosen)
 
 
 def loss_backward(grad: Tensor, record: LossRecord, needed: Needed) -> Gradients:
     """Gradients of speech and text, each empty unless needed; `grad` is that of the reduced loss."""
+    inputs = grad, record.speech, record.text, *record.tensors
+    kind = "backward", record.options, record.form, needed
+    (grad_speech, grad_text), _ = recorded_calls.call(lambda: (_backward(grad, record, needed), None), kind, inputs)
+    return grad_speech, grad_text
+
+
+def _backward(grad: Tensor, record: LossRecord, needed: Needed) -> Gradients:
     options, form, (memory, units, *given) = record.options, record.form, map(as_kept, record.tensors)
     speech, text = rows(record.speech), rows(record.text)
     kept = Kept(*form.of_loss.buffers(memory))

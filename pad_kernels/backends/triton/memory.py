@@ -5,7 +5,10 @@ On the host an allocation, or a view, takes as long as a small kernel takes on t
 
 import functools
 import math
-from typing import NamedTuple
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -13,6 +16,35 @@ from torch import Tensor
 _new = tuple.__new__  # as calling the class, in half the time
 # Bytes: a buffer begins at a multiple of it.
 _STEP = 256
+AMD = torch.version.hip is not None
+
+
+class Recorder(Protocol):
+    """Who is told what a call allocates and launches: that of recorded_calls.py."""
+
+    def allocated(self, tensor: Tensor) -> None: ...
+
+    def launched(self, start: Callable[..., None], operands: Sequence[Any], takes_buffers: bool) -> None: ...
+
+
+class _Thread(threading.local):
+    recorder: Recorder | None = None
+
+
+thread = _Thread()
+
+
+def empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Memory to be filled by kernels."""
+    tensor = torch.empty(shape, dtype=dtype, device=device)
+    if thread.recorder is not None:
+        thread.recorder.allocated(tensor)
+    return tensor
+
+
+def is_elsewhere(device: torch.device) -> bool:
+    """Whether it is a GPU, and not the current one."""
+    return device.type == "cuda" and device.index is not None and device.index != torch.cuda.current_device()
 
 
 class Part(NamedTuple):
@@ -23,7 +55,8 @@ class Part(NamedTuple):
     shape: tuple[int, ...]
 
 
-class Layout(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Layout:
     """The places of several buffers in one allocation, and its bytes."""
 
     parts: tuple[Part | None, ...]
@@ -31,7 +64,7 @@ class Layout(NamedTuple):
 
     def allocate(self, device: torch.device) -> Tensor:
         """Memory for all of them."""
-        return torch.empty(self.bytes, dtype=torch.uint8, device=device)
+        return empty((self.bytes,), torch.uint8, device)
 
     def buffers(self, memory: Tensor) -> "list[Buffer | None]":
         """The buffers in that memory; None for what was not wanted."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from pad_kernels.backends.triton import configurations
 from pad_kernels.backends.triton.common import launch, narrowed, rows
 from pad_kernels.backends.triton.configurations import ceil_div
-from pad_kernels.backends.triton.memory import Buffer, contiguous, operand
+from pad_kernels.backends.triton.memory import Buffer, contiguous, empty, operand
 from pad_kernels.backends.triton.reductions import is_last, reduce_batch, unfinished
 from pad_kernels.inputs import REDUCTIONS, Gradients, Needed, Pooled, PoolingInputs
 
@@ -159,8 +159,8 @@ def gradients(upstream, grad_scale, means: Means, difference, totals, needed: Ne
     """Gradients of speech and text, each empty unless needed; `upstream`: a scalar or [B]."""
     (batch, frames, width), tokens, device = means.speech.shape, means.text.shape[1], means.speech.device
     dtype = means.speech.dtype
-    grad_speech = torch.empty((batch, frames, width) if needed.speech else 0, dtype=dtype, device=device)
-    grad_text = torch.empty((batch, tokens, width) if needed.text else 0, dtype=dtype, device=device)
+    grad_speech = empty((batch, frames, width) if needed.speech else (0,), dtype, device)
+    grad_text = empty((batch, tokens, width) if needed.text else (0,), dtype, device)
     blocks = configurations.POOL_GRADIENT
     frame_tiles = ceil_div(frames, blocks.units) if needed.speech else 0
     tiles = frame_tiles + (ceil_div(tokens, blocks.units) if needed.text else 0)

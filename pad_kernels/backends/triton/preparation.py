@@ -311,7 +311,7 @@ def choice_of(request: LossRequest) -> Choice:
         return Choice()
     wanted, tokens = selection.num_anchors, request.text.values.shape[1]
     room, count = (tokens, -1) if wanted is None else (wanted, wanted)
-    return Choice(selection.anchors, tuple(selection.scales), room, count)
+    return Choice(selection.anchors, selection.scales, room, count)
 
 
 def select_spans(inputs: SpanInputs):
