@@ -68,15 +68,16 @@ class Loss(torch.autograd.Function):
         """The loss; speech and text are those of the request, named so that autograd sees them."""
         loss, record = backend.loss_forward(request)
         ctx.save_for_backward(speech, text, *record.tensors)
-        ctx.backend, ctx.options, ctx.form = backend, record.options, record.form
+        ctx.rest = backend, record.options, record.form
         return loss
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of speech and text."""
-        backend: Backend = ctx.backend
+        backend: Backend
+        backend, options, form = ctx.rest
         speech, text, *tensors = ctx.saved_tensors
-        record = LossRecord(speech, text, ctx.options, tuple(tensors), ctx.form)
+        record = LossRecord(speech, text, options, tuple(tensors), form)
         need_speech, need_text, *_ = ctx.needs_input_grad
         # The registered op is the one that says that it has no gradient, and that knows of batches of gradients.
         if (

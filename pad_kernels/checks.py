@@ -28,6 +28,7 @@ Shape = Sequence[int]
 LOWEST_TEMPERATURE = 1e-38  # its inverse is a float32
 MOST_ANCHORS = 2**20
 _LONGEST_DESCRIPTION = 120
+_OF_MASKS = (torch.bool, *INTEGER)
 # Made here: torch.compile with dynamic=True takes numbers for unknown, and cannot write those into a text.
 _A_TEMPERATURE = f"0 (hard alignment) or a finite number of at least {LOWEST_TEMPERATURE}"
 _A_COUNT = f"an int from 0 to {MOST_ANCHORS}"
@@ -93,10 +94,11 @@ def _sides(speech: Tensor, text: Tensor) -> None:
     for name, value in (("speech", speech), ("text", text)):
         if not is_strided(value) or value.dim() != 3 or value.dtype not in FLOATING:
             wrong(name, value, "a floating-point tensor of shape [batch, length, width]")
-    if speech.shape[0] != text.shape[0]:
-        wrong("text", text, f"the batch size of speech, {speech.shape[0]}")
-    if speech.shape[2] != text.shape[2] or speech.shape[2] == 0:
-        wrong("text", text, f"the width of speech, {speech.shape[2]}, and at least 1")
+    (batch, _, width), (of_texts, _, of_text) = speech.shape, text.shape
+    if batch != of_texts:
+        wrong("text", text, f"the batch size of speech, {batch}")
+    if width != of_text or width == 0:
+        wrong("text", text, f"the width of speech, {width}, and at least 1")
     if text.device != speech.device:
         wrong("text", text, f"a tensor on the device of speech, {speech.device}")
 
@@ -151,7 +153,7 @@ def mask(name: str, value: Tensor | None, shape: Shape, device: torch.device) ->
     """A mask as bool; integers 0 and 1 are taken as transformers' attention_mask."""
     if value is None:
         return None
-    tensor(name, value, (torch.bool, *INTEGER), shape, device, "a mask, bool or integers 0 and 1,")
+    tensor(name, value, _OF_MASKS, shape, device, "a mask, bool or integers 0 and 1,")
     if value.dtype == torch.bool:
         return value
     if value.numel() and values_can_be_read(value):

@@ -82,21 +82,22 @@ def pad_loss(
     if in_functorch:
         others = (speech_mask, text_mask, speech_prior, text_prior, num_anchors, *(spans or ()))
         checks.refuse_functorch("pad_kernels.pad_loss", speech, text, *others)
-    device, shape, text_shape = speech.device, speech.shape[:2], text.shape[:2]
+    (batch, frames, width), device = speech.shape, speech.device
+    shape, text_shape = (batch, frames), (batch, text.shape[1])
     if isinstance(num_anchors, Tensor):
-        checks.tensor("num_anchors", num_anchors, INTEGER, shape[:1], device, "integers, one for each utterance,")
+        checks.tensor("num_anchors", num_anchors, INTEGER, (batch,), device, "integers, one for each utterance,")
     speech_mask = checks.mask("speech_mask", speech_mask, shape, device)
     text_mask = checks.mask("text_mask", text_mask, text_shape, device)
     speech_prior = checks.prior("speech_prior", speech_prior, shape, device)
     text_prior = checks.prior("text_prior", text_prior, text_shape, device)
-    start, end = (None, None) if spans is None else checks.spans(spans, shape[0], device)
+    start, end = (None, None) if spans is None else checks.spans(spans, batch, device)
     run: Backend = RegisteredOps(backend or "")
     counts = num_anchors if isinstance(num_anchors, Tensor) else None
     others = (speech_mask, text_mask, speech_prior, text_prior, start, end, counts)
     if torch_internals.can_bypass_dispatcher(speech, text, *others):
-        run = backends.select_backend(OP_OF_LEVEL[level], backend or "", device, speech.dtype, speech.shape[2], level)
+        run = backends.select_backend(OP_OF_LEVEL[level], backend or "", device, speech.dtype, width, level)
     if start is not None and end is not None:
-        spans = checks.spans_inside(start, end, shape[1], run.spans_fit(start, end, shape[1]))
+        spans = checks.spans_inside(start, end, frames, run.spans_fit(start, end, frames))
     differentiable = torch.is_grad_enabled() and (speech.requires_grad or text.requires_grad)
     request = LossRequest(
         Positions("speech_prior", speech, speech_mask, speech_prior),

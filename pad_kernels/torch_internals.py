@@ -71,18 +71,20 @@ def is_undecided(is_less: bool, is_more: bool) -> bool:
     return not (statically_known_true(is_less) or statically_known_true(is_more))
 
 
-def can_bypass_dispatcher(*values: Tensor | None) -> bool:
-    """Whether the memory of tensors may be used directly: nobody traces, transforms or watches operators."""
+def can_bypass_dispatcher(first: Tensor, *others: Tensor | None) -> bool:
+    """Whether the memory of tensors on one device, the first of which is given, may be used directly: nobody traces,
+    transforms or watches operators."""
     if (
         torch.compiler.is_compiling()
         or torch._C._are_functorch_transforms_active()
         or torch._C._len_torch_dispatch_stack()
         or torch._C._get_tracing_state() is not None
+        or first.is_meta
     ):
         return False
-    for value in values:
+    for value in (first, *others):
         # The memory of a negative view holds the number without its sign.
-        if value is not None and (type(value) not in _PLAIN or value.is_meta or value.is_neg()):
+        if value is not None and (type(value) not in _PLAIN or value.is_neg()):
             return False
     return True
 

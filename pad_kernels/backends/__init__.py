@@ -35,8 +35,9 @@ def _warn(failure: str) -> None:
 @functools.lru_cache(maxsize=4096)
 def _candidates(
     op: str, name: str, device: torch.device, dtype: torch.dtype, width: int | None
-) -> tuple[tuple[Backend, ...], str | None]:
-    """The backends that can run the op, the fastest first, of those that `name` allows; and why the last cannot."""
+) -> tuple[tuple[Backend, ...], str | None, bool]:
+    """The backends that can run the op, the fastest first, of those that `name` allows; why the last cannot; and
+    whether they are tested before they are used."""
     found, reason = [], None
     for backend in FASTEST_FIRST.values() if name == "auto" else (FASTEST_FIRST[name],):
         if name == "auto" and backend.default_devices is not None and device.type not in backend.default_devices:
@@ -46,7 +47,7 @@ def _candidates(
             found.append(backend)
     if name == "auto" and found == [reference.BACKEND] and library.COULD_BE_HERE:
         warn_once(str(library.REASON))
-    return tuple(found), reason
+    return tuple(found), reason, device.type == "cuda"
 
 
 def select_backend(
@@ -64,9 +65,9 @@ def select_backend(
         check_name(name, f"environment variable {ENVIRONMENT_VARIABLE}")
         if name != "auto" and _lacks(FASTEST_FIRST[name], op, device.type):
             name = "auto"
-    candidates, reason = _candidates(op, name, device, dtype, width)
+    candidates, reason, tested = _candidates(op, name, device, dtype, width)
     for backend in candidates:
-        failure = self_test.failure(backend, op, device, dtype, level) if device.type == "cuda" else None
+        failure = self_test.failure(backend, op, device, dtype, level) if tested else None
         if failure is None:
             return backend
         if name != "auto":

@@ -58,13 +58,9 @@ def _places(level: str, shape: tuple[int, ...], units: int, chosen: bool, is_dou
 class WholeLosses(Backend):
     """The losses of a backend that has the compiled library."""
 
-    def has_whole_losses(self, device: torch.device) -> bool:
-        """Whether one call does all of a loss there."""
-        return device.type == "cpu"
-
     def spans_fit(self, start: Tensor, end: Tensor, frames: int) -> bool:
         """csrc/spans.h: whether all spans lie within the frames."""
-        if start.device.type != "cpu" or not start.dtype == end.dtype == torch.int32:
+        if not start.is_cpu or not start.dtype == end.dtype == torch.int32:
             return super().spans_fit(start, end, frames)
         start, end = start.contiguous(), end.contiguous()
         fit: bool = NATIVE.spans_fit(start=start.data_ptr(), end=end.data_ptr(), count=start.numel(), frames=frames)
@@ -74,7 +70,7 @@ class WholeLosses(Backend):
         """csrc/loss.h: the loss of a level, and what its backward needs."""
         (_, speech, speech_mask, speech_prior), (_, text, text_mask, text_prior), spans, options, _ = request
         level, temperature, reduction, _ = options
-        if not self.has_whole_losses(speech.device):
+        if not speech.is_cpu:
             return super().loss_forward(request)
         batch, frames, width = speech.shape
         tokens, dtype = text.shape[1], opmath_dtype(speech.dtype)
@@ -88,7 +84,8 @@ class WholeLosses(Backend):
         chosen = selection is not None
         places = _places(level, (batch, frames, tokens, width), units, chosen, dtype == torch.float64)
         memory = torch.empty(places["bytes"], dtype=torch.uint8, device=speech.device)
-        loss = torch.empty((batch,) if reduction == "none" else (), dtype=dtype, device=speech.device)
+        sizes = ((batch,), (1,)) if reduction == "none" else ((), ())
+        loss = torch.empty_strided(*sizes, dtype=dtype, device=speech.device)  # torch.empty takes longer for a tuple
         # Held until the call is over.
         read_speech, read_text = rows(speech), rows(text)
         held = speech_mask, speech_prior, text_mask, text_prior = [

@@ -36,7 +36,10 @@ thread = _Thread()
 
 def empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Memory to be filled by kernels."""
-    tensor = torch.empty(shape, dtype=dtype, device=device)
+    if shape:
+        tensor = torch.empty(*shape, dtype=dtype, device=device)  # a tuple takes longer, it is first read as names
+    else:
+        tensor = torch.empty_strided((), (), dtype=dtype, device=device)
     if thread.recorder is not None:
         thread.recorder.allocated(tensor)
     return tensor

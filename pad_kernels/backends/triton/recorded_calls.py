@@ -120,7 +120,6 @@ class Call(NamedTuple):
         values, memories = values.copy(), [*inputs]
         for allocations, places, start, operands, done in steps:
             for shape, strides, dtype in allocations:
-                # In half the time of torch.empty, which tries to read the shape as names first.
                 tensor = torch.empty_strided(shape, strides, dtype=dtype, device=device)
                 memories.append(tensor)
                 pointers.append(tensor.data_ptr())
