@@ -104,6 +104,18 @@ def test_repeated_calls_of_given_spans(temperature, repeated):
     assert len(repeated) == 2 * (CALLS - 2)
 
 
+def test_repeated_calls_of_as_many_anchors_as_a_tensor_says(repeated):
+    """And none of those tensors is kept."""
+    numbers = []
+    for seed in range(CALLS):
+        number = torch.tensor([seed, 3])
+        numbers.append(weakref.ref(number))
+        given = loss_and_gradients(ragged(seed), num_anchors=number), unrecorded(ragged(seed), num_anchors=number)
+        assert all(map(torch.equal, *given))
+    del number
+    assert len(repeated) == 2 * (CALLS - 2) and not any(kept() is not None for kept in numbers)
+
+
 @pytest.mark.parametrize("change", [
     lambda x: x.repeat_interleave(2, 1)[:, ::2],
     lambda x: torch.cat((x, x), 2)[:, :, :16],
@@ -147,9 +159,11 @@ def test_calls_that_differ_in_one_thing(repeated):
         {"sides": (0,)}, {"sides": ()},
     ]  # fmt: skip
     arguments = ragged(0)
-    found = [[loss_and_gradients(arguments, **{**plain, **case}) for case in cases] for _ in range(CALLS)]
-    # Without sides there is no backward; of one side the forward is the plain one, which so comes twice as often.
-    assert len(repeated) == (2 * len(cases) - 3) * (CALLS - 2) + 2 * CALLS - 2
+    found = []
+    for _ in range(CALLS):
+        repeated.clear()
+        found.append([loss_and_gradients(arguments, **{**plain, **case}) for case in cases])
+    assert len(repeated) == 2 * len(cases) - 1  # without sides there is no backward
     for later in found[1:]:
         for one, other in zip(found[0], later, strict=True):
             assert all(map(torch.equal, one, other))
@@ -222,7 +236,8 @@ def test_what_can_be_repeated_runs_no_operator(level, temperature, priors, monke
     with Operators() as operators:
         loss, record = BACKEND.loss_forward(LossRequest(*sides, None, options))
         BACKEND.loss_backward(grad, record, Needed(True, True))
-    assert operators.names == {"aten::empty.memory_format"}
+    assert "aten::empty.memory_format" in operators.names
+    assert operators.names <= {"aten::empty.memory_format", "aten::empty_strided"}
 
 
 def test_memory_is_free_once_nothing_reads_it(monkeypatch):

@@ -78,7 +78,9 @@ def loss_forward(request: LossRequest) -> tuple[Tensor, LossRecord] | None:
     """The loss of a level, and what its backward needs; None where there is no frame, no token or no span."""
     speech, text, spans = request.speech, request.text, request.spans or (None, None)
     inputs = speech.values, text.values, speech.mask, text.mask, speech.prior, text.prior, *spans
-    kind = "forward", request.options, request.differentiable
+    level, temperature, reduction, selection = request.options
+    how = selection if request.spans is None else None  # it may hold a tensor
+    kind = "forward", level, temperature, reduction, how, request.differentiable
     found = recorded_calls.call(lambda: _forward(request), kind, inputs)
     if found is None:
         return None
@@ -132,7 +134,7 @@ def _forward(request: LossRequest) -> tuple[tuple[Tensor, Tensor, Tensor | None]
 def loss_backward(grad: Tensor, record: LossRecord, needed: Needed) -> Gradients:
     """Gradients of speech and text, each empty unless needed; `grad` is that of the reduced loss."""
     inputs = grad, record.speech, record.text, *record.tensors
-    kind = "backward", record.options, record.form, needed
+    kind = "backward", record.options.level, record.options.temperature, record.form, needed
     (grad_speech, grad_text), _ = recorded_calls.call(lambda: (_backward(grad, record, needed), None), kind, inputs)
     return grad_speech, grad_text
 
