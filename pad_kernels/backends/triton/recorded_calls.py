@@ -132,8 +132,9 @@ class Call(NamedTuple):
         return tuple([None if number is None else memories[number] for number in outputs]), constant
 
 
-# By what a call is like; True: to be recorded when it is seen again; False: not to be repeated.
-_calls: dict[Hashable, Call | bool] = {}
+# By the hash of what a call is like: that, and how it is repeated, if it can be; None: seen once.
+_calls: dict[int, tuple[Hashable, Call | None] | None] = {}
+_UNSEEN: Any = object()
 
 
 def forget_calls() -> None:
@@ -161,19 +162,20 @@ def call(run: Callable[[], Found | None], kind: Hashable, inputs: Sequence[Tenso
             key.append(tensor.untyped_storage().nbytes() < 2**31)
         pointers.append(pointer)
     like = tuple(key)
-    known = _calls.get(like)
-    if known.__class__ is Call:
-        return known.repeat(inputs, pointers)
-    if known is None:
+    mark = hash(like)
+    known = _calls.get(mark, _UNSEEN)
+    if known is _UNSEEN:
         if len(_calls) >= MOST_CALLS:
             forget_calls()
-        _calls[like] = True
-    if not known:
+        _calls[mark] = None
         return run()
+    if known is not None:
+        its, recorded = known
+        return run() if recorded is None or its != like else recorded.repeat(inputs, pointers)
     recorder = thread.recorder = Recorder(inputs)
     try:
         found = run()
     finally:
         thread.recorder = None
-    _calls[like] = recorder.call(found, device) or False
+    _calls[mark] = like, recorder.call(found, device)
     return found
