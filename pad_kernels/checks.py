@@ -45,6 +45,8 @@ def describe(value: object) -> str:
             return f"a {type(value).__name__} without a printable value"
     if value.is_nested and value.layout == torch.strided:  # has no shape
         return f"a nested {str(value.dtype)[6:]} tensor on {value.device}"
+    if torch_internals.is_distributed(value):
+        return f"a DTensor of shape {tuple(value.shape)}, of which this process has a part"
     layout = "" if value.layout == torch.strided else f"{str(value.layout)[6:]} "
     return f"a {layout}{str(value.dtype)[6:]} tensor of shape {tuple(value.shape)} on {value.device}"
 
@@ -60,8 +62,13 @@ def values_can_be_read(value: Tensor) -> bool:
 
 
 def is_strided(value: object) -> TypeGuard[Tensor]:
-    """Whether it is a tensor that is neither sparse, nested nor otherwise without strides."""
-    return isinstance(value, Tensor) and value.layout == torch.strided and not value.is_nested
+    """Whether it is a tensor that is neither sparse, nested, distributed nor otherwise without strides."""
+    return (
+        isinstance(value, Tensor)
+        and value.layout == torch.strided
+        and not value.is_nested
+        and (type(value) is Tensor or not torch_internals.is_distributed(value))
+    )
 
 
 def _is_number(value: object) -> TypeGuard[float]:

@@ -4,6 +4,7 @@ A functorch transform is torch.vmap, torch.func.grad, jvp and their like. For a 
 (is_grads_batched, jacobian(vectorize=True)) autograd has an older vmap, which calls a registered op for each of them.
 """
 
+import sys
 from typing import Any
 
 import torch
@@ -31,6 +32,13 @@ def is_batch_of_gradients(value: Tensor) -> bool:
 def is_differentiated_by_functorch(value: Tensor) -> bool:
     """Whether torch.func.grad, or its like, differentiates with respect to this tensor."""
     return torch._C._functorch.is_gradtrackingtensor(value)
+
+
+def is_distributed(value: Tensor) -> bool:
+    """Whether it is a DTensor; inside torch.compile that is not asked."""
+    # Where nobody has imported the module there is none.
+    module = None if torch.compiler.is_compiling() else sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(value, module.DTensor)
 
 
 def in_forward_mode() -> bool:

@@ -285,3 +285,33 @@ def test_significance_from_attentions():
     bad(lambda: significance_from_attentions([maps, None]), "attentions: got None")
     bad(lambda: significance_from_attentions([maps, maps.to("meta")]), "attentions", "on meta", "device for all layers")
     bad(lambda: significance_from_attentions(maps, torch.ones(2, 4)), "mask", "(2, 4)")
+
+
+@pytest.fixture
+def distribute():
+    """Makes DTensors, in a group of this process alone."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    mesh = init_device_mesh("cpu", (1,))
+    yield lambda tensor: distribute_tensor(tensor, mesh, [Shard(0)])
+    torch.distributed.destroy_process_group()
+
+
+def test_distributed_tensors_are_refused_by_name(distribute):
+    speech, text, prior, query = torch.randn(2, 9, 8), torch.randn(2, 3, 8), torch.rand(2, 9), torch.randn(2, 1, 9, 16)
+    mask, one = prior > 0.1, torch.ones(2, 1, dtype=torch.int32)
+    calls = {
+        "speech": lambda: pad_loss(distribute(speech), text),
+        "text": lambda: align(speech, distribute(text)),
+        "speech_mask": lambda: pad_loss(speech, text, distribute(mask)),
+        "speech_prior": lambda: select_spans(distribute(prior), mask, 3),
+        "spans start": lambda: align(speech, text, (distribute(one), one)),
+        "num_anchors": lambda: pad_loss(speech, text, num_anchors=distribute(one[:, 0])),
+        "query": lambda: significance(distribute(query), query),
+        "attentions": lambda: significance_from_attentions(distribute(query.softmax(-1))[..., :9]),
+    }
+    for name, call in calls.items():
+        with pytest.raises(ValueError, match=f"^{name}: got a DTensor of shape .*, expected"):
+            call()
