@@ -47,7 +47,7 @@ def record_significance(
     keeps the recording attention. Raises ValueError for a model that it cannot record or that attends by a function of
     the user's, for one whose output has other positions than its layers attend to, and for a call with
     `output_attentions=True`.
-    Source: PAD, section on the attention-based significance prior; docs/kernels.md.
+    Source: PAD, section on the attention-based significance prior; docs/families.md.
     """
     model = getattr(model, "_orig_mod", model)  # of torch.compile
     if not isinstance(model, nn.Module):
