@@ -78,7 +78,7 @@ def _beside(audio: Path, files: set[Path]) -> Entry:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise BadSample(f"{path}: cannot be read as UTF-8 text: {error}", "unreadable transcript") from error
+        raise BadSample(f"{path}: cannot be read as UTF-8 text: {reason(error)}", "unreadable transcript") from error
     return Entry(audio, " ".join(text.split()), str(path))
 
 

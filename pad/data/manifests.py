@@ -23,7 +23,7 @@ from pathlib import Path
 
 from pad.data.entry import Entry
 from pad.data.report import BadSample, Report
-from pad.errors import UserError, shown
+from pad.errors import UserError, reason, shown
 
 AUDIO_NAMES = ("audio", "audio_filepath", "path", "file")
 TEXT_NAMES = ("text", "transcript", "transcription", "sentence")
@@ -45,7 +45,7 @@ def read_lines(path: Path, report: Report) -> Iterator[tuple[str, str]]:
     try:
         content = path.read_bytes()
     except OSError as error:
-        report.refuse(BadSample(f"{path}: cannot be read as UTF-8 text: {error}", "unreadable transcript"))
+        report.refuse(BadSample(f"{path}: cannot be read as UTF-8 text: {reason(error)}", "unreadable transcript"))
         return
     # Not str.splitlines, which also splits at characters that a transcript may contain.
     for number, line in enumerate(content.removeprefix(codecs.BOM_UTF8).splitlines(), start=1):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from pad.errors import UserError
+from pad.errors import UserError, reason
 from pad.files import whole_file
 from pad.progress import say
 
@@ -24,7 +24,7 @@ def save_state(state: dict, path: Path) -> None:
             file.write(content.getbuffer())
             file.write(hashlib.sha256(content.getbuffer()).digest())
     except OSError as error:
-        raise OSError(f"cannot write {path}: {error}") from error
+        raise OSError(f"cannot write {path}: {reason(error)}") from error
 
 
 def load_state(path: Path, device: torch.device | str = "cpu") -> dict | None:

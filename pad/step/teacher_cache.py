@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol
 import torch
 
 from pad.digests import digest_of_tensors
-from pad.errors import UserError
+from pad.errors import UserError, reason
 from pad.step.teacher_shards import Entry, Shards
 
 
@@ -77,11 +77,11 @@ def open_cache(where: str, model, settings: str, with_prior: bool) -> TeacherCac
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"teacher_cache: cannot make the folder {folder}: {error}") from error
+        raise UserError(f"teacher_cache: cannot make the folder {folder}: {reason(error)}") from error
     try:
         return _Folder(folder, f"{_fingerprint(model)} {settings}", with_prior)
     except OSError as error:
-        raise UserError(f"teacher_cache: cannot read {folder}: {error}; expected a folder") from error
+        raise UserError(f"teacher_cache: cannot read {folder}: {reason(error)}; expected a folder") from error
 
 
 def _fingerprint(model) -> str:
