@@ -1,4 +1,4 @@
-"""The contract of precision (docs/precision.md): an error of 1e-5 of the value, or of 1e-6 of what it is left over from.
+"""The contract of precision (docs/precision.md): an error of 1e-5 of the value, or 1e-6 of what it is left over from.
 
 Half precision: 1e-2 of the value. float64 is held to the same numbers times the ratio of the roundings.
 """
