@@ -26,6 +26,7 @@ def test_example(name):
     assert len(losses) == 20 and losses[-1] < losses[0] - 0.05
 
 
+@pytest.mark.slow
 def test_accumulated_steps_are_divided_by_whatever_the_model_takes(tmp_path):
     """Trainer leaves the division to models whose forward takes **kwargs, as those of transformers do."""
     found = []

@@ -147,6 +147,7 @@ def test_pictures_of_losses_and_scores(tmp_path, scores):
         assert image.imread(path)[..., :3].std() > 0.05
 
 
+@pytest.mark.slow
 def test_pictures_leave_the_backend_of_a_notebook_as_it_is():
     code = "import matplotlib; matplotlib.use('svg'); import pad.demo.pictures; print(matplotlib.get_backend())"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -53,7 +53,7 @@ def whole(models, speech, tmp_path_factory):  # noqa: F811
     [
         (signal.SIGTERM, 143),
         pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow),
-        (signal.SIGHUP, 129),
+        pytest.param(signal.SIGHUP, 129, marks=pytest.mark.slow),
         (signal.SIGKILL, -9),
     ],
 )

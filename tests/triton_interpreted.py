@@ -264,5 +264,5 @@ def test_empty_dimensions(batch, frames, tokens, units, temperature):
 
 def test_repeated_runs_give_the_same_bits():
     inputs = make_inputs(2, 150, 20, 48, units=40, dtype=torch.bfloat16)
-    runs = [run(inputs, 0.1, random_grad(inputs)) for _ in range(3)]
+    runs = [run(inputs, 0.1, random_grad(inputs)) for _ in range(2)]
     assert all(torch.equal(one, other) for again in runs[1:] for one, other in zip(runs[0], again))

@@ -64,22 +64,24 @@ def ragged(seed, dtype=torch.float32, priors=True, frames=15):
     return inputs.speech, inputs.text, inputs.frame_weights > 0, inputs.token_mask, *both
 
 
-@pytest.mark.parametrize("priors", [True, False], ids=["priors", "uniform"])
 @pytest.mark.parametrize("level, temperature", LOSSES)
-def test_repeated_calls(level, temperature, priors, repeated):
-    place = LOSSES.index((level, temperature)) + priors
+def test_repeated_calls(level, temperature, repeated):
+    place = LOSSES.index((level, temperature))
+    priors = place % 2 == 0
     dtype = (torch.float32, torch.bfloat16, torch.float16)[place % 3]
     options = {"level": level, "temperature": temperature, "reduction": REDUCTIONS[place % 3]}
     check_calls(lambda seed: ragged(seed, dtype, priors), repeated, 2, **options)
 
 
-@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("level", ["span", "global"])
 def test_repeated_calls_without_masks(level, repeated):
     check_calls(lambda seed: [x.nan_to_num(1) for x in ragged(seed)[:2]], repeated, 2, level=level)
 
 
-@pytest.mark.parametrize("sides", [(), (0,), (1,)], ids=str)
-@pytest.mark.parametrize("level, temperature", LOSSES)
+@pytest.mark.parametrize("level, temperature, sides", [
+    ("token", 0.0, ()), ("token", 0.1, (1,)), ("span", 0.0, (0,)), ("span", 0.1, (1,)), ("span", 0.1, ()),
+    ("global", 0.0, (0,)),
+])  # fmt: skip
 def test_repeated_calls_of_fewer_gradients(level, temperature, sides, repeated):
     options = {"level": level, "temperature": temperature, "sides": sides}
     check_calls(ragged, repeated, len(sides) + 1, **options)
@@ -116,17 +118,16 @@ def test_repeated_calls_of_as_many_anchors_as_a_tensor_says(repeated):
     assert len(repeated) == 2 * (CALLS - 2) and not any(kept() is not None for kept in numbers)
 
 
-@pytest.mark.parametrize("change", [
-    lambda x: x.repeat_interleave(2, 1)[:, ::2],
-    lambda x: torch.cat((x, x), 2)[:, :, :16],
-    misaligned,
+@pytest.mark.parametrize("level, change", [
+    ("span", lambda x: x.repeat_interleave(2, 1)[:, ::2]),
+    ("token", lambda x: torch.cat((x, x), 2)[:, :, :16]),
+    ("global", misaligned),
 ], ids=["rows", "columns", "misaligned"])  # fmt: skip
-@pytest.mark.parametrize("level", LEVELS)
 def test_repeated_calls_of_other_layouts(level, change, repeated):
     check_calls(lambda seed: (*map(change, ragged(seed)[:2]), *ragged(seed)[2:]), repeated, 2, level=level)
 
 
-@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("level", ["token", "global"])
 def test_what_is_copied_first_is_not_repeated(level, repeated):
     """But a backward is that reads no copy."""
     of_seed = lambda seed: (*ragged(seed)[:2], *map(strided, ragged(seed)[2:]))  # noqa: E731
@@ -139,13 +140,13 @@ def test_one_tensor_in_two_places(repeated):
     """What is recorded of two tensors serves where they are one; of one nothing is recorded."""
     one = torch.randn(2, 9, 16)
     others = [(torch.randn(2, 9, 16), torch.randn(2, 9, 16)) for _ in range(4)]
-    for first, second, expected in (others, [(one, one)] * 4, 6), ([(one, one)] * 4, others, 0):
+    for first, second, expected in (others, [(one, one)] * 2, 4), ([(one, one)] * 2, others, 0):
         recorded_calls.forget_calls()
         repeated.clear()
         for inputs in first + second:
             loss = pad_loss(*inputs, backend="triton")
             wide = pad_loss(*(x.double() for x in inputs), backend="reference")
-            assert relative_error(loss, wide) <= 1e-5
+            assert abs(loss - wide) <= 1e-5
         assert len(repeated) == expected
 
 
@@ -154,8 +155,7 @@ def test_calls_that_differ_in_one_thing(repeated):
     plain = {"level": "span", "temperature": 0.1}
     cases = [
         plain, {"temperature": 0.2}, {"temperature": 0.0}, {"level": "token"}, {"level": "global"},
-        {"reduction": "sum"}, {"reduction": "none"}, {"anchors": "peaks"}, {"anchors": "stride"},
-        {"scales": (1.0,)}, {"scales": (1.0, 2.0)}, {"num_anchors": 3}, {"num_anchors": 4},
+        {"reduction": "sum"}, {"reduction": "none"}, {"anchors": "peaks"}, {"scales": (1.0,)}, {"num_anchors": 3},
         {"sides": (0,)}, {"sides": ()},
     ]  # fmt: skip
     arguments = ragged(0, frames=21)
@@ -167,11 +167,11 @@ def test_calls_that_differ_in_one_thing(repeated):
     for later in found[1:]:
         for one, other in zip(found[0], later, strict=True):
             assert all(map(torch.equal, one, other))
-    losses = [tuple(case[0].flatten().tolist()) for case in found[0][:13]]
+    losses = [tuple(case[0].flatten().tolist()) for case in found[0][:10]]
     assert len(set(losses)) == len(losses)
 
 
-@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("level", ["token", "global"])
 def test_layouts_are_told_apart(level, repeated):
     """Calls of one shape by turns: none takes the strides or the dtype of another."""
     changes = [
@@ -180,8 +180,6 @@ def test_layouts_are_told_apart(level, repeated):
         lambda speech, text, *sides: (speech, torch.cat((text, text), 2)[:, :, :16], *sides),
         lambda speech, text, *sides: (*(x.nan_to_num(0)[:1].expand_as(x) for x in (speech, text)), *sides),
         lambda *tensors: (*tensors[:4], tensors[4].double(), tensors[5]),
-        lambda *tensors: (*tensors[:5], tensors[5].bfloat16()),
-        lambda *tensors: (*tensors[:2], None, *tensors[3:]),
         lambda *tensors: (*tensors[:3], None, *tensors[4:]),
     ]
     arguments = [x.nan_to_num(0) if x.is_floating_point() else x for x in ragged(0)]
