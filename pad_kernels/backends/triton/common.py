@@ -2,11 +2,10 @@
 
 import functools
 
-import torch
 import triton
 import triton.language as tl
 
-from pad_kernels.backends.triton.memory import AMD, Buffer, is_elsewhere, thread
+from pad_kernels.backends.triton.memory import AMD, Buffer, on, thread
 from pad_kernels.backends.triton.recorded_calls import forget_calls
 
 EPS = tl.constexpr(1e-8)
@@ -82,11 +81,8 @@ _compiled: dict[tuple, tuple] = {}
 def launch(kernel, device, programs, *operands, warps, stages, registers=0, **constants):
     """Run `programs` programs on the device's current stream. operands: buffers, numbers and None; what is in
     `constants` is compiled into the kernel."""
-    if is_elsewhere(device):
-        with torch.cuda.device(device):
-            _launch(kernel, device, programs, operands, (warps, stages, registers), constants)
-        return
-    _launch(kernel, device, programs, operands, (warps, stages, registers), constants)
+    with on(device):
+        _launch(kernel, device, programs, operands, (warps, stages, registers), constants)
 
 
 def forget_compiled():
@@ -115,18 +111,16 @@ def _launch(kernel, device, programs, operands, options, constants):
             thread.recorder.launched(start, (*operands, *ending), takes_buffers=False)
         return
     warps, stages, registers = options
-    limits = {"maxnreg": registers} if registers and not AMD else {}
+    limit = {"maxnreg": registers} if registers and not AMD else {}
     tensors = [x.tensor() if x.__class__ is Buffer else x for x in operands]
-    compiled = kernel[(programs,)](*tensors, **constants, **limits, num_warps=warps, num_stages=stages_of(stages))
+    compiled = kernel[(programs,)](*tensors, **constants, **limit, num_warps=warps, num_stages=stages_of(stages))
     if thread.recorder is not None:
-        again = functools.partial(_launch_buffers, kernel, device, programs, options, constants)
+        again = functools.partial(
+            launch, kernel, device, programs, warps=warps, stages=stages, registers=registers, **constants
+        )
         thread.recorder.launched(again, operands, takes_buffers=True)
     if compiled is not None and not INTERPRETED:
         _compiled[key] = compiled, [constants[name] for name in kernel.arg_names[len(operands) :]]
-
-
-def _launch_buffers(kernel, device, programs, options, constants, *operands):
-    _launch(kernel, device, programs, operands, options, constants)
 
 
 def rows(tensor):

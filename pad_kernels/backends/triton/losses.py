@@ -78,9 +78,8 @@ def loss_forward(request: LossRequest) -> tuple[Tensor, LossRecord] | None:
     """The loss of a level, and what its backward needs; None where there is no frame, no token or no span."""
     speech, text, spans = request.speech, request.text, request.spans or (None, None)
     inputs = speech.values, text.values, speech.mask, text.mask, speech.prior, text.prior, *spans
-    level, temperature, reduction, selection = request.options
-    how = selection if request.spans is None else None  # it may hold a tensor
-    kind = "forward", level, temperature, reduction, how, request.differentiable
+    level, temperature, reduction, _ = request.options
+    kind = "forward", level, temperature, reduction, request.selection, request.differentiable
     found = recorded_calls.call(lambda: _forward(request), kind, inputs)
     if found is None:
         return None

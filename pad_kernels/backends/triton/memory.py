@@ -7,6 +7,7 @@ import functools
 import math
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -32,6 +33,7 @@ class _Thread(threading.local):
 
 
 thread = _Thread()
+_HERE = nullcontext()
 
 
 def empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -45,9 +47,11 @@ def empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> T
     return tensor
 
 
-def is_elsewhere(device: torch.device) -> bool:
-    """Whether it is a GPU, and not the current one."""
-    return device.type == "cuda" and device.index is not None and device.index != torch.cuda.current_device()
+def on(device: torch.device) -> AbstractContextManager[Any]:
+    """A context in which kernels start on the device: nothing has to be done where that is the current one."""
+    if device.type == "cuda" and device.index is not None and device.index != torch.cuda.current_device():
+        return torch.cuda.device(device)
+    return _HERE
 
 
 class Part(NamedTuple):

@@ -5,6 +5,7 @@ is in them. A call is recorded when its like is seen for the second time, and re
 change at each step of a training, nothing is recorded.
 """
 
+import itertools
 import operator
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
@@ -12,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pad_kernels.backends.triton.memory import AMD, Buffer, is_elsewhere, thread
+from pad_kernels.backends.triton.memory import AMD, Buffer, on, thread
 
 MOST_CALLS = 1024
 Allocation = tuple[tuple[int, ...], tuple[int, ...], torch.dtype]  # shape, strides
@@ -41,6 +42,7 @@ class Recorder:
     """Takes down what a call allocates and launches."""
 
     def __init__(self, inputs: Sequence[Tensor | None]) -> None:
+        self.inputs = len(inputs)
         self.memories = list(inputs)  # kept, so that no other object gets the id of one
         self.numbers = {id(tensor): number for number, tensor in enumerate(inputs) if tensor is not None}
         # One that is given twice may be two another time.
@@ -73,18 +75,16 @@ class Recorder:
         """What can be repeated of a call that has ended; None where that is not all of it."""
         if found is None or not self.can_be_repeated or not self.launches or self.allocations:
             return None
-        outputs, constant = found
+        outputs, rest = found
         numbers = [None if tensor is None else self.numbers[id(tensor)] for tensor in outputs]
         constants = [x for _, _, operands in self.launches for x in operands if not isinstance(x, Place)]
         indices: dict[Place, int] = {}
-        steps, last = [], {}
-        constants_before = 0
+        steps, last, constant = [], {}, itertools.count()
         for allocations, start, operands in self.launches:
             places, taken = [], []
             for operand in operands:
                 if not isinstance(operand, Place):
-                    taken.append(constants_before)
-                    constants_before += 1
+                    taken.append(next(constant))
                     continue
                 if operand not in indices:
                     indices[operand] = len(constants) + len(indices)
@@ -92,11 +92,10 @@ class Recorder:
                 taken.append(indices[operand])
             steps.append(Step(allocations, places, start, operator.itemgetter(*taken), []))
             last |= {operand.memory: steps[-1] for operand in operands if isinstance(operand, Place)}
-        inputs = len(self.memories) - sum(len(step.allocations) for step in steps)
         for number, step in last.items():
-            if number >= inputs and number not in numbers:
+            if number >= self.inputs and number not in numbers:
                 step.done.append(number)
-        return Call(device, constants, steps, numbers, constant)
+        return Call(device, constants, steps, numbers, rest)
 
 
 class Call(NamedTuple):
@@ -105,18 +104,16 @@ class Call(NamedTuple):
     device: torch.device
     constants: list[Any]
     steps: list[Step]
-    outputs: list[int | None]
-    constant: Any
+    outputs: list[int | None]  # the numbers of their memories
+    rest: Any  # of what it gives
 
     def repeat(self, inputs: Sequence[Tensor | None], pointers: list[int]) -> Found:
         """Do it with other inputs."""
-        if is_elsewhere(self.device):
-            with torch.cuda.device(self.device):
-                return self._repeat(inputs, pointers)
-        return self._repeat(inputs, pointers)
+        with on(self.device):
+            return self._repeat(inputs, pointers)
 
     def _repeat(self, inputs: Sequence[Tensor | None], pointers: list[int]) -> Found:
-        device, values, steps, outputs, constant = self
+        device, values, steps, outputs, rest = self
         values, memories = values.copy(), [*inputs]
         for allocations, places, start, operands, done in steps:
             for shape, strides, dtype in allocations:
@@ -129,7 +126,7 @@ class Call(NamedTuple):
             start(*operands(values))
             for number in done:
                 memories[number] = None
-        return tuple([None if number is None else memories[number] for number in outputs]), constant
+        return tuple([None if number is None else memories[number] for number in outputs]), rest
 
 
 # By the hash of what a call is like: that, and how it is repeated, if it can be; None: seen once.
