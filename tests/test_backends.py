@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import textwrap
+from collections import Counter
 
 import pytest
 import torch
@@ -151,6 +152,23 @@ def test_the_self_test_finds_a_broken_loss(monkeypatch, level, of_backward):
     what = broken, op, torch.device("cpu"), torch.float32
     assert self_test.failure(*what) is None
     assert f"computes the {level} loss wrongly" in self_test.failure(*what, level)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_the_self_test_finds_a_loss_that_is_broken_once_it_is_repeated(monkeypatch, level):
+    monkeypatch.setattr(self_test, "_found", {})
+    broken, calls = ReferenceBackend(), Counter()
+    broken.name = "broken"
+    loss_forward = broken.loss_forward
+
+    def forward(request):
+        calls[request.options] += 1
+        loss, record = loss_forward(request)
+        return loss * (1.01 if calls[request.options] > 2 else 1), record
+
+    broken.loss_forward = forward
+    what = broken, "alignment_forward", torch.device("cpu"), torch.float32, level
+    assert f"computes the {level} loss wrongly" in self_test.failure(*what)
 
 
 @pytest.mark.parametrize("op", ["alignment_backward", "pooled_distance_backward"])

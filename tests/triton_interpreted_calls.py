@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from triton_interpreted_losses import LOSSES
 
 from pad_kernels import pad_loss
+from pad_kernels.backends import self_test
 from pad_kernels.backends.triton import BACKEND, common, memory, recorded_calls
 from pad_kernels.inputs import LEVELS, REDUCTIONS, LossOptions, LossRequest, Needed, Positions, SpanSelection
 
@@ -262,6 +263,14 @@ def test_memory_is_free_once_nothing_reads_it(monkeypatch):
         outputs, constant = recorded_calls.call(run, "kind", [given])
         assert constant == "constant" and [x.shape for x in outputs] == [(100,)]
     assert alive == [[300, 200, 100], [300, 200, 100], [200, 100]]
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_the_self_test_repeats_calls(level, monkeypatch, repeated):
+    """What a GPU repeats wrongly is found at its first use."""
+    monkeypatch.setattr(self_test, "_found", {})
+    assert self_test.failure(BACKEND, "alignment_forward", torch.device("cpu"), torch.float32, level) is None
+    assert len(repeated) >= 2 * (1 if level == "global" else 2)  # forward and backward, hard and soft
 
 
 def test_kinds_of_one_hash(repeated):

@@ -33,6 +33,7 @@ from pad_kernels.registration import OPS
 
 BAR = {torch.float64: 1e-6, torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 1e-2}
 BOTH = Needed(True, True)
+_CALLS = 3  # of a loss: from the third on a backend may repeat what it did, in place of finding it out again
 # They say nothing of the kernels; only the first is torch's own.
 _OUT_OF_MEMORY = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_NOT_INITIALIZED")
 _Case = Callable[[Backend, torch.device, torch.dtype], float]
@@ -107,7 +108,9 @@ def _loss(level: str, backend: Backend, device: torch.device, dtype: torch.dtype
             wide = request._replace(
                 speech=speech._replace(values=speech.values.double()), text=text._replace(values=text.values.double())
             )
-            errors.append(_largest_error(_loss_and_gradients(backend, request), _loss_and_gradients(REFERENCE, wide)))
+            expected = _loss_and_gradients(REFERENCE, wide)
+            for _ in range(_CALLS if reduction == "mean" else 1):
+                errors.append(_largest_error(_loss_and_gradients(backend, request), expected))
     return _largest(errors)
 
 
