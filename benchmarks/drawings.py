@@ -291,7 +291,7 @@ def gpu_status(losses: dict | None) -> str:
     if losses is None:
         return "**Nothing in this version has been run on a GPU.** Neither its results nor its speed there are known."
     where = f"Run on {processor_name(losses['machine'])} with torch {losses['machine']['versions']['torch']}"
-    return f"{where}; [benchmarks](benchmarks.md#gpu) has the times, and marks results that are wrong."
+    return f"{where}; [benchmarks](benchmarks_gpu.md) has the times, and marks results that are wrong."
 
 
 def gpu_goals(losses: dict, prior: dict, steps: dict, compiled: dict | None) -> str:

@@ -14,7 +14,7 @@ from benchmarks.plot import plot, plot_overview, plot_quality, plot_step
 from pad_kernels import info
 
 ROOT = results.FOLDER.parent.parent
-DRAWN = ("benchmarks", "gpu_predictions", "quality", "scaling", "support")
+DRAWN = ("benchmarks", "benchmarks_gpu", "gpu_predictions", "quality", "scaling", "support")
 PAGES = (ROOT / "README.md", *(ROOT / "docs" / f"{page}.md" for page in DRAWN))
 NOT_MEASURED = "Not measured yet."
 
