@@ -57,8 +57,9 @@ POOL_ROWS = {2: Blocks(0, 64, 64, 4, 3, registers=168), 4: Blocks(0, 32, 64, 4, 
 # `tokens`: frames, `group`: steps of columns.
 SPREAD = {2: Blocks(32, 16, 128, 4, 1, 3), 4: Blocks(32, 16, 64, 4, 1, 4)}
 SCAN = 256
-# By the frames that are held at once; of longer utterances the rest is read again for each step.
-PREPARE = {1024: Blocks(0, 0, 1024, 4, 1, registers=96), 2048: Blocks(0, 0, 2048, 4, 1, registers=168)}
+# `width`: frames that are held at once, by which one is chosen; of longer utterances the rest is read again for each
+# step.
+PREPARE = {1024: Blocks(256, 0, 1024, 4, 1, registers=168), 2048: Blocks(256, 0, 2048, 4, 1, registers=255)}
 # Kernels without a matrix product: one choice each. `group`: utterances.
 SOFT_WEIGHTS = Blocks(16, 64, 0, 4, 1, registers=168)
 SOFT_WEIGHTS_SPANS = Blocks(32, 32, 0, 4, 1, registers=168)

@@ -1,7 +1,8 @@
 """What the losses need of masks and priors, in one launch: the weight of every position, and the spans.
 
-A program has an utterance. Anchors are found without a sort: `topk` by halving on the bits of the weight that the
-K-th highest has, `peaks` one by one; both are then counted through in order of time.
+A program has an utterance, and mostly waits: so it asks for all that it reads at once, and sums as seldom as it can.
+Anchors are found without a sort: `topk` by halving between the lowest weight and the highest, `peaks` one by one; both
+are then counted through in order of time.
 """
 
 from typing import NamedTuple
@@ -17,28 +18,43 @@ from pad_kernels.inputs import LossRequest, SpanInputs
 
 
 @triton.jit
-def position_weight(mask, prior, utterance, place, length):
-    """Weight (0 where masked) of positions, and whether each is real; 1 at real ones without a prior."""
+def read_positions(mask, prior, utterance, place, length):
+    """Mask and prior of positions; 1 for each where there is none, 0 outside."""
     inside = place < length
-    real = inside
+    flag = inside
+    weight = tl.where(inside, 1.0, 0.0)
     if mask is not None:
-        real = tl.load(mask + utterance * length + place, mask=inside, other=0) != 0
-    if prior is None:
-        return tl.where(real, 1.0, 0.0), real
-    else:
-        weight = tl.load(prior + utterance * length + place, mask=real, other=0.0).to(tl.float32)
-        return tl.where(weight > 0, weight, 0.0), real
+        flag = tl.load(mask + utterance * length + place, mask=inside, other=0)
+    if prior is not None:
+        # Of the padding too, or it would wait for the mask.
+        weight = tl.load(prior + utterance * length + place, mask=inside, other=0.0).to(tl.float32)
+    return flag, weight
+
+
+@triton.jit
+def weighed(flag, weight):
+    """Weight (0 where masked) of positions, and whether each is real."""
+    real = flag != 0
+    return tl.where(real & (weight > 0), weight, 0.0), real
+
+
+@triton.jit
+def position_weight(mask, prior, utterance, place, length):
+    """Both in one."""
+    flag, weight = read_positions(mask, prior, utterance, place, length)
+    return weighed(flag, weight)
 
 
 @triton.jit
 def scale_of(highest):
     """The power of two that brings very large or very small priors near 1, so that neither sums over them nor gradients
-    divided by such sums leave the range; 1 for all others."""
-    exponent = (highest.to(tl.int32, bitcast=True) >> 23) - 127
+    divided by such sums leave the range; 1 for all others. highest: the bits of the highest."""
+    exponent = (highest >> 23) - 127
     exponent = tl.where((exponent > 40) | (exponent < -40), exponent, 0)
     return (tl.maximum(127 - exponent, 1) << 23).to(tl.float32, bitcast=True)
 
 
+HIGHEST_BITS = tl.constexpr(0x7F800000)  # those of infinity; bits of numbers above 0 are in the order of the numbers
 # The compiler of Triton 3.3 does not index a tuple that is compiled in, as those after it do.
 INDEXED_BY_VALUE = tl.constexpr(triton.__version__.startswith("3.3.") and not INTERPRETED)
 
@@ -73,49 +89,62 @@ def clear_counters(finished, utterance, unit_tiles, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def count_frames(mask, prior, utterance, frames, BLOCK: tl.constexpr):
-    """How many frames are real and how many weigh something, the highest weight, the first and the past of the last."""
+def count_frames(weight, real, mask, prior, utterance, frames, BLOCK: tl.constexpr):
+    """How many frames are real and how many weigh something, the bits of the lowest of these weights and of the
+    highest, the first real frame and the one past the last.
+
+    Here as below the first block of frames is given, and others are read.
+    """
     count = 0
-    first, past = frames, 0
     positive = 0
-    highest = 0.0
+    lowest = HIGHEST_BITS
+    highest = 0
+    first, past = frames, 0
     for begin in range(0, frames, BLOCK):
         frame = begin + tl.arange(0, BLOCK)
-        weight, real = position_weight(mask, prior, utterance, frame, frames)
-        count += tl.sum(real.to(tl.int32), 0)
-        positive += tl.sum((weight > 0).to(tl.int32), 0)
-        highest = tl.maximum(highest, tl.max(weight, 0))
+        if begin > 0:
+            weight, real = position_weight(mask, prior, utterance, frame, frames)
+        # Two numbers below 2^16 in one sum: it is the reductions that a program waits for.
+        bits = weight.to(tl.int32, bitcast=True)
+        both = tl.sum(real.to(tl.int32) + ((bits > 0).to(tl.int32) << 16), 0)
+        count += both & 0xFFFF
+        positive += both >> 16
+        lowest = tl.minimum(lowest, tl.min(tl.where(bits > 0, bits, HIGHEST_BITS), 0))
+        highest = tl.maximum(highest, tl.max(bits, 0))
         first = tl.minimum(first, tl.min(tl.where(real, frame, frames), 0))
         past = tl.maximum(past, tl.max(tl.where(real, frame + 1, 0), 0))
-    return count, positive, highest, first, past
+    return count, positive, lowest, highest, first, past
 
 
 @triton.jit
-def store_frame_weights(out, mask, prior, utterance, frames, count, highest, MASKED: tl.constexpr, BLOCK: tl.constexpr):
-    """The prior, scaled; without one 1 / (number of real frames)."""
-    factor = 1.0 / tl.maximum(count, 1).to(tl.float32)
-    if prior is not None:
-        factor = scale_of(highest)
+def store_frame_weights(
+    out, weight, real, mask, prior, utterance, frames, factor, MASKED: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
+    """The weights times the factor."""
     for begin in range(0, frames, BLOCK):
         frame = begin + tl.arange(0, BLOCK)
-        weight, real = position_weight(mask, prior, utterance, frame, frames)
+        if begin > 0:
+            weight, real = position_weight(mask, prior, utterance, frame, frames)
         tl.store(out + utterance * frames + frame, tl.where(real, weight * factor, MASKED), mask=frame < frames)
 
 
 @triton.jit
-def store_token_weights(out, mask, prior, utterance, tokens, BLOCK: tl.constexpr):
+def store_token_weights(out, weight, real, mask, prior, utterance, tokens, BLOCK: tl.constexpr):
     """The prior over its sum; the number of real tokens."""
     count = 0
     total = 0.0
+    held = weight
     for begin in range(0, tokens, BLOCK):
-        weight, real = position_weight(mask, prior, utterance, begin + tl.arange(0, BLOCK), tokens)
+        if begin > 0:
+            weight, real = position_weight(mask, prior, utterance, begin + tl.arange(0, BLOCK), tokens)
         total += tl.sum(weight, 0)
         count += tl.sum(real.to(tl.int32), 0)
     total = tl.where(total == 0, 1.0, total)
     for begin in range(0, tokens, BLOCK):
         token = begin + tl.arange(0, BLOCK)
-        weight, real = position_weight(mask, prior, utterance, token, tokens)
-        tl.store(out + utterance * tokens + token, weight / total, mask=token < tokens)
+        if begin > 0:
+            held, _ = position_weight(mask, prior, utterance, token, tokens)
+        tl.store(out + utterance * tokens + token, held / total, mask=token < tokens)
     return count
 
 
@@ -133,24 +162,29 @@ def list_real_frames(scratch, mask, prior, utterance, frames, BLOCK: tl.constexp
 
 
 @triton.jit
-def highest_weights(mask, prior, utterance, frames, wanted, BLOCK: tl.constexpr):
-    """The bits of the weight that the last of `wanted` highest ones has, and how many of that weight are chosen."""
-    # The first block stays in registers, or each bit would wait for memory.
-    held, _ = position_weight(mask, prior, utterance, tl.arange(0, BLOCK), frames)
-    held = held.to(tl.int32, bitcast=True)
-    threshold = 0
-    higher = 0
-    for bit in range(0, 31):
-        candidate = threshold | (1 << (30 - bit))
-        above = tl.sum((held >= candidate).to(tl.int32), 0)
+def highest_weights(
+    weight, low, high, positive, wanted, mask, prior, utterance, frames, BLOCK: tl.constexpr
+):  # fmt: skip
+    """The bits of a weight: frames of higher ones are chosen, and of equal ones so many as is returned too."""
+    # The first block stays in registers, or each step would wait for memory.
+    held = weight.to(tl.int32, bitcast=True)
+    # `wanted` frames or more have at least the bits `low`, fewer have more than `high`.
+    at_least_low = positive
+    more_than_high = 0
+    while (low < high) & (at_least_low != wanted):
+        middle = low + ((high - low + 1) >> 1)
+        found = tl.sum((held >= middle).to(tl.int32), 0)
         for begin in range(BLOCK, frames, BLOCK):
             frame = begin + tl.arange(0, BLOCK)
             weight, real = position_weight(mask, prior, utterance, frame, frames)
-            above += tl.sum((weight.to(tl.int32, bitcast=True) >= candidate).to(tl.int32), 0)
-        threshold = tl.where(above >= wanted, candidate, threshold)
-        # The fewest so far that are too few: in the end those above the threshold.
-        higher = tl.where(above < wanted, above, higher)
-    return threshold, wanted - higher
+            found += tl.sum((weight.to(tl.int32, bitcast=True) >= middle).to(tl.int32), 0)
+        if found >= wanted:
+            low = middle
+            at_least_low = found
+        else:
+            high = middle - 1
+            more_than_high = found
+    return low, wanted - more_than_high
 
 
 @triton.jit
@@ -190,18 +224,33 @@ def mark_peaks(scratch, mask, prior, utterance, frames, wanted, xi, BLOCK: tl.co
 def prepare_kernel(
     speech_mask, speech_prior, text_mask, text_prior, num_tokens, num_anchors, xi_given,
     frame_weights, token_weights, start, end, scratch, finished, frames, tokens, max_anchors, anchor_count, unit_tiles,
-    MASKED: tl.constexpr, ANCHORS: tl.constexpr, SCALES: tl.constexpr, BLOCK: tl.constexpr,
+    MASKED: tl.constexpr, ANCHORS: tl.constexpr, SCALES: tl.constexpr, BLOCK: tl.constexpr, TOKENS: tl.constexpr,
 ):  # fmt: skip
     """An utterance. num_tokens: None for the real tokens; num_anchors: None for anchor_count, below 0 the tokens."""
     utterance = tl.program_id(0).to(tl.int64)
+    # Nothing waits before all that is needed first is on its way.
+    frame_flag, frame_prior = read_positions(speech_mask, speech_prior, utterance, tl.arange(0, BLOCK), frames)
+    token_flag, token_prior = read_positions(text_mask, text_prior, utterance, tl.arange(0, TOKENS), tokens)
     if finished is not None:
         clear_counters(finished, utterance, unit_tiles, BLOCK)
-    count, positive, highest, first, past = count_frames(speech_mask, speech_prior, utterance, frames, BLOCK)
+    weight, real = weighed(frame_flag, frame_prior)
+    count, positive, lowest, highest, first, past = count_frames(
+        weight, real, speech_mask, speech_prior, utterance, frames, BLOCK
+    )
     if frame_weights is not None:
-        store_frame_weights(frame_weights, speech_mask, speech_prior, utterance, frames, count, highest, MASKED, BLOCK)
+        # Without a prior they are those of a mean.
+        factor = 1.0 / tl.maximum(count, 1).to(tl.float32)
+        if speech_prior is not None:
+            factor = scale_of(highest)
+        store_frame_weights(
+            frame_weights, weight, real, speech_mask, speech_prior, utterance, frames, factor, MASKED, BLOCK
+        )
     token_count = 0
     if token_weights is not None:
-        token_count = store_token_weights(token_weights, text_mask, text_prior, utterance, tokens, BLOCK)
+        token_weight, token_real = weighed(token_flag, token_prior)
+        token_count = store_token_weights(
+            token_weights, token_weight, token_real, text_mask, text_prior, utterance, tokens, TOKENS
+        )
 
     if ANCHORS is not None:
         start += utterance * max_anchors * len(SCALES)
@@ -233,26 +282,33 @@ def prepare_kernel(
             needed = 0
             if ANCHORS == "topk":
                 found = tl.minimum(wanted, positive)
-                threshold, needed = highest_weights(speech_mask, speech_prior, utterance, frames, found, BLOCK)
+                threshold, needed = highest_weights(
+                    weight, lowest, highest, positive, found, speech_mask, speech_prior, utterance, frames, BLOCK
+                )
             else:
                 scratch += utterance * frames
                 found = mark_peaks(scratch, speech_mask, speech_prior, utterance, frames, wanted, xi, BLOCK)
-            place_before = 0
+            higher_before = 0
             ties_before = 0
             for begin in range(0, frames, BLOCK):
                 frame = begin + tl.arange(0, BLOCK)
                 if ANCHORS == "topk":
-                    weight, real = position_weight(speech_mask, speech_prior, utterance, frame, frames)
+                    if begin > 0:
+                        weight, real = position_weight(speech_mask, speech_prior, utterance, frame, frames)
                     bits = weight.to(tl.int32, bitcast=True)
-                    tie = (bits == threshold).to(tl.int32)
-                    chosen = (bits > threshold) | ((tie > 0) & (ties_before + tl.cumsum(tie, 0) <= needed))
-                    ties_before += tl.sum(tie, 0)
+                    higher, tie = bits > threshold, bits == threshold
                 else:
-                    chosen = tl.load(scratch + frame, mask=frame < frames, other=0.0) < 0
-                chosen = chosen & (frame < frames)
-                place = place_before + tl.cumsum(chosen.to(tl.int32), 0) - 1
-                place_before += tl.sum(chosen.to(tl.int32), 0)
+                    weight = tl.load(scratch + frame, mask=frame < frames, other=0.0)
+                    higher, tie = weight < 0, frame < 0
+                both = higher.to(tl.int32) + (tie.to(tl.int32) << 16)
+                ranks = tl.cumsum(both, 0)
+                ties = ties_before + (ranks >> 16)
+                place = higher_before + (ranks & 0xFFFF) + tl.minimum(ties, needed) - 1
+                chosen = higher | (tie & (ties <= needed))
                 store_spans(start, end, frame, place, chosen, first, past, xi, frames, SCALES)
+                every = tl.sum(both, 0)
+                higher_before += every & 0xFFFF
+                ties_before += every >> 16
         units = max_anchors * len(SCALES)
         for begin in range(0, units, BLOCK):
             unit = begin + tl.arange(0, BLOCK)
@@ -298,7 +354,7 @@ def prepare(given: Preparation, choice: Choice, device, batch, frames, tokens, t
     blocks = configurations.prepare_blocks(frames)
     launch(
         prepare_kernel, device, batch, *given, frames, tokens, choice.room, choice.count, tiles,
-        MASKED=masked, ANCHORS=choice.anchors, SCALES=choice.scales, BLOCK=blocks.width,
+        MASKED=masked, ANCHORS=choice.anchors, SCALES=choice.scales, BLOCK=blocks.width, TOKENS=blocks.tokens,
         enable_fp_fusion=False,  # widths of spans round as the reference does
         warps=blocks.warps, stages=blocks.stages, registers=blocks.registers,
     )  # fmt: skip
