@@ -123,7 +123,9 @@ def test_select_spans_as_on_the_cpu(anchors):
 @pytest.mark.parametrize("level", LEVELS)
 @DTYPES
 def test_loss_against_the_reference(dtype, level):
-    arguments = batch_of(750, 48, 768, 16, dtype)
+    *others, speech_prior, text_prior = batch_of(750, 48, 768, 16, dtype)
+    priors = (prior.masked_fill(~mask, torch.nan) for prior, mask in zip((speech_prior, text_prior), others[2:]))
+    arguments = (*others, *priors)
 
     def loss_and_gradients(arguments, backend):
         speech, text = (x.detach().requires_grad_() for x in arguments[:2])

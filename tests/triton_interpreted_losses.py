@@ -9,7 +9,7 @@ from triton_interpreter import TEMPERATURES, turn
 
 from pad_kernels import available_backends, pad_loss
 from pad_kernels.backends import FASTEST_FIRST
-from pad_kernels.inputs import LEVELS, REDUCTIONS, AlignmentInputs, Needed
+from pad_kernels.inputs import ANCHORS, LEVELS, REDUCTIONS, AlignmentInputs, Needed
 
 pytest_plugins = ("triton_interpreter",)
 LOSSES = [("token", 0.0), ("token", 0.1), ("span", 0.0), ("span", 0.1), ("global", 0.0)]
@@ -58,6 +58,20 @@ def test_losses_of_every_reduction_and_dtype(level, temperature, kind):
     for place in range(6):
         for reduction in REDUCTIONS:
             check_loss(place, level, temperature, kind, reduction)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -1.0, 3e38])
+@pytest.mark.parametrize("anchors", [None, *ANCHORS])
+def test_priors_of_the_padding_do_not_count(anchors, value):
+    """They are read, so that nothing waits for the mask."""
+    arguments = loss_arguments("ragged", torch.float32, True)
+    options = {} if anchors is None else {"anchors": anchors}
+    level = "token" if anchors is None else "span"
+    padded = [prior.masked_fill(~mask, value) for mask, prior in zip(arguments[2:4], arguments[4:])]
+    expected = loss_and_gradients(level, 0.1, "mean", arguments, "triton", **options)
+    found = loss_and_gradients(level, 0.1, "mean", (*arguments[:4], *padded), "triton", **options)
+    for one, other in zip(found, expected):
+        assert torch.equal(one, other) and one.isfinite().all()
 
 
 @pytest.mark.parametrize("options", [
