@@ -109,6 +109,7 @@ def _loss(level: str, backend: Backend, device: torch.device, dtype: torch.dtype
                 speech=speech._replace(values=speech.values.double()), text=text._replace(values=text.values.double())
             )
             expected = _loss_and_gradients(REFERENCE, wide)
+            # All reductions are repeated alike.
             for _ in range(_CALLS if reduction == "mean" else 1):
                 errors.append(_largest_error(_loss_and_gradients(backend, request), expected))
     return _largest(errors)

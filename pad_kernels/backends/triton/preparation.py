@@ -91,10 +91,7 @@ def clear_counters(finished, utterance, unit_tiles, BLOCK: tl.constexpr):
 @triton.jit
 def count_frames(weight, real, mask, prior, utterance, frames, BLOCK: tl.constexpr):
     """How many frames are real and how many weigh something, the bits of the lowest of these weights and of the
-    highest, the first real frame and the one past the last.
-
-    Here as below the first block of frames is given, and others are read.
-    """
+    highest, the first real frame and the one past the last. weight, real: of the first block; others are read."""
     count = 0
     positive = 0
     lowest = HIGHEST_BITS
@@ -120,7 +117,7 @@ def count_frames(weight, real, mask, prior, utterance, frames, BLOCK: tl.constex
 def store_frame_weights(
     out, weight, real, mask, prior, utterance, frames, factor, MASKED: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
-    """The weights times the factor."""
+    """The weights times the factor. weight, real: of the first block."""
     for begin in range(0, frames, BLOCK):
         frame = begin + tl.arange(0, BLOCK)
         if begin > 0:
@@ -130,7 +127,7 @@ def store_frame_weights(
 
 @triton.jit
 def store_token_weights(out, weight, real, mask, prior, utterance, tokens, BLOCK: tl.constexpr):
-    """The prior over its sum; the number of real tokens."""
+    """The prior over its sum; the number of real tokens. weight, real: of the first block."""
     count = 0
     total = 0.0
     held = weight
@@ -165,7 +162,8 @@ def list_real_frames(scratch, mask, prior, utterance, frames, BLOCK: tl.constexp
 def highest_weights(
     weight, low, high, positive, wanted, mask, prior, utterance, frames, BLOCK: tl.constexpr
 ):  # fmt: skip
-    """The bits of a weight: frames of higher ones are chosen, and of equal ones so many as is returned too."""
+    """The bits of a weight: frames of higher ones are chosen, and of equal ones so many as is returned too. weight: of
+    the first block. low, high: bits of the lowest weight above 0, of which there are `positive`, and of the highest."""
     # The first block stays in registers, or each step would wait for memory.
     held = weight.to(tl.int32, bitcast=True)
     # `wanted` frames or more have at least the bits `low`, fewer have more than `high`.
