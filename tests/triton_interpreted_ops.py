@@ -9,6 +9,8 @@ from triton_interpreter import ALL_DTYPES
 
 from pad_kernels.backends.reference import BACKEND as reference
 from pad_kernels.backends.triton import BACKEND as backend
+from pad_kernels.backends.triton.memory import allocate
+from pad_kernels.backends.triton.norms import find_norms
 from pad_kernels.inputs import ANCHORS, Needed, PoolingInputs, SpanInputs
 
 pytest_plugins = ("triton_interpreter",)
@@ -150,3 +152,19 @@ def test_a_nan_reaches_the_pooled_distance():
     speech[0, 2, 3] = torch.nan
     pooling = PoolingInputs(speech, torch.randn(1, 4, 16), weights, weights)
     assert backend.pooled_distance_forward(pooling).distance.isnan().all()
+
+
+@ALL_DTYPES
+@pytest.mark.parametrize("tokens, width", [(1, 8), (7, 200), (9, 1024), (17, 1032), (8, 2048)])
+def test_norms_of_tokens(dtype, tokens, width):
+    """Of each row by itself, whatever the others hold; rows may lie apart."""
+    generator = torch.Generator().manual_seed(tokens)
+    text = torch.randn(2, tokens, width + 8, generator=generator).to(dtype)[..., :width]
+    text[0, 0] = float("nan")
+    text[1, -1] = 0
+    (inverse,) = allocate(text.device, (torch.float32, 2, tokens))
+    find_norms(text, inverse)
+    expected = 1 / text.double().norm(dim=2).clamp(min=1e-8)
+    found = inverse.tensor().double()
+    assert torch.equal(found.isnan(), expected.isnan())
+    assert (found / expected - 1).nan_to_num(0).abs().max() < 1e-6

@@ -35,7 +35,7 @@ SCORE = {
 # `width`: columns of a program; `group`: frames.
 SPAN_SCORES = {
     2: {tokens: Blocks(tokens, 16, 256, 4, 3, 16, registers=168) for tokens in (16, 32, 64)},
-    4: {tokens: Blocks(tokens, 16, 128, 4, 3, 16, registers=168) for tokens in (16, 32, 64)},
+    4: {tokens: Blocks(tokens, 16, 128, 4, 3, 16, registers=128) for tokens in (16, 32, 64)},
 }
 SPAN_PART = 32  # columns of a float32 product
 UNIT_GRADIENT = {
@@ -60,6 +60,8 @@ SCAN = 256
 # `width`: frames that are held at once, by which one is chosen; of longer utterances the rest is read again for each
 # step.
 PREPARE = {1024: Blocks(256, 0, 1024, 4, 1, registers=168), 2048: Blocks(256, 0, 2048, 4, 1, registers=255)}
+# Of the norms of the tokens, which programs of the preparation find: rows of a program.
+NORM = Blocks(8, 0, 1024, 4, 1)
 # Kernels without a matrix product: one choice each. `group`: utterances.
 SOFT_WEIGHTS = Blocks(16, 64, 0, 4, 1, registers=168)
 SOFT_WEIGHTS_SPANS = Blocks(32, 32, 0, 4, 1, registers=168)

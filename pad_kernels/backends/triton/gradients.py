@@ -27,7 +27,7 @@ from pad_kernels.backends.triton.configurations import ceil_div, round_up
 from pad_kernels.backends.triton.hard_gradients import fill_hard
 from pad_kernels.backends.triton.memory import allocate, contiguous, empty, operand
 from pad_kernels.backends.triton.reductions import Outcome, unfinished
-from pad_kernels.backends.triton.scores import Scored, Sides, is_empty, kept_layout, score, scored_in, sides_of
+from pad_kernels.backends.triton.scores import Scored, Sides, is_empty, score_alone, sides_of
 from pad_kernels.backends.triton.spread import spread_to_frames
 from pad_kernels.backends.triton.token_gradients import TokenGradient, token_gradients
 from pad_kernels.inputs import AlignmentInputs, Gradients, Needed, Saved, gradient_temperature
@@ -387,10 +387,9 @@ def alignment_backward(grad_similarity: Tensor, inputs: AlignmentInputs, saved: 
         return speech, text
     sides, temperature = sides_of(inputs), inputs.temperature
     (batch, tokens), device = inputs.text.shape[:2], inputs.text.device
-    room = kept_layout(sides, temperature, differentiable=True)
-    scored = scored_in(room.allocate(device), room, sides)
     tiles = configurations.span_tiles(sides.spans, inputs.text.dtype, tokens)
-    score(sides, scored, temperature, Outcome(finished=operand(unfinished(device, batch, tiles))))
+    outcome = Outcome(finished=operand(unfinished(device, batch, tiles)))
+    scored = score_alone(sides, temperature, outcome, differentiable=True)
     grad = TokenGradient(contiguous(grad_similarity.to(torch.float32)))
     aligned = Saved(*map(contiguous, saved))
     return gradients(grad, sides, scored, aligned, temperature, needed)

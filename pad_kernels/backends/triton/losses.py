@@ -113,10 +113,11 @@ def _forward(request: LossRequest) -> tuple[tuple[Tensor, Tensor, Tensor | None]
         *speech_side, *text_side, None, None, None, kept.frame_weights, kept.token_weights, kept.start, kept.end,
         scratch, kept.finished,
     )  # fmt: skip
-    prepare(wanted, choice, device, batch, frames, tokens, tiles, request.masked_frame_weight)
+    to_prepare = wanted, choice, device, batch, frames, tokens, tiles, request.masked_frame_weight
     of_batch = operand(loss) if kept.distance is None else kept.distance, kept.counts, kept.finished, operand(loss)
     of_units = units = None
     if is_global:
+        prepare(*to_prepare)
         found = Distance(kept.difference, kept.totals, *of_batch, kept.grad_scale)
         means = Means(speech, text, kept.frame_weights, kept.token_weights)
         pooling.distance(means, found, options.reduction)
@@ -125,8 +126,10 @@ def _forward(request: LossRequest) -> tuple[tuple[Tensor, Tensor, Tensor | None]
         sides = Sides(speech, text, kept.frame_weights, kept.token_weights, start, end, spans)
         of_units = kept_layout(sides, temperature, request.differentiable)
         units = of_units.allocate(device)
+        scored = scored_in(units, of_units, sides)
+        prepare(*to_prepare, text, scored.text_inverse)
         outcome = Outcome(kept.similarity, kept.unit, kept.log_normalizer, *of_batch, kept.grad_scale)
-        score(sides, scored_in(units, of_units, sides), temperature, outcome, options.reduction)
+        score(sides, scored, temperature, outcome, options.reduction)
     return (loss, memory, units), Form(of_loss, of_units, spans, chosen)
 
 

@@ -1,4 +1,5 @@
-"""What the losses need of masks and priors, in one launch: the weight of every position, and the spans.
+"""What the losses need before they score, in one launch: the weight of every position, the spans, and the norms of the
+tokens.
 
 A program has an utterance, and mostly waits: so it asks for all that it reads at once, and sums as seldom as it can.
 Anchors are found without a sort: `topk` by halving between the lowest weight and the highest, `peaks` one by one; both
@@ -10,51 +11,23 @@ from typing import NamedTuple
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
-from pad_kernels.backends.triton import configurations
+from pad_kernels.backends.triton import configurations, norms
 from pad_kernels.backends.triton.common import INTERPRETED, NO_UNIT, launch
 from pad_kernels.backends.triton.memory import Buffer, allocate, contiguous, operand
+from pad_kernels.backends.triton.norms import norm_kernel
+from pad_kernels.backends.triton.positions import (
+    count_frames,
+    position_weight,
+    read_positions,
+    scale_of,
+    store_frame_weights,
+    store_token_weights,
+    weighed,
+)
 from pad_kernels.inputs import LossRequest, SpanInputs
 
-
-@triton.jit
-def read_positions(mask, prior, utterance, place, length):
-    """Mask and prior of positions; 1 for each where there is none, 0 outside."""
-    inside = place < length
-    flag = inside
-    weight = tl.where(inside, 1.0, 0.0)
-    if mask is not None:
-        flag = tl.load(mask + utterance * length + place, mask=inside, other=0)
-    if prior is not None:
-        # Of the padding too, or it would wait for the mask.
-        weight = tl.load(prior + utterance * length + place, mask=inside, other=0.0).to(tl.float32)
-    return flag, weight
-
-
-@triton.jit
-def weighed(flag, weight):
-    """Weight (0 where masked) of positions, and whether each is real."""
-    real = flag != 0
-    return tl.where(real & (weight > 0), weight, 0.0), real
-
-
-@triton.jit
-def position_weight(mask, prior, utterance, place, length):
-    """Both in one."""
-    flag, weight = read_positions(mask, prior, utterance, place, length)
-    return weighed(flag, weight)
-
-
-@triton.jit
-def scale_of(highest):
-    """The power of two that brings very large or very small priors near 1, so that neither sums over them nor gradients
-    divided by such sums leave the range; 1 for all others. highest: the bits of the highest."""
-    exponent = (highest >> 23) - 127
-    exponent = tl.where((exponent > 40) | (exponent < -40), exponent, 0)
-    return (tl.maximum(127 - exponent, 1) << 23).to(tl.float32, bitcast=True)
-
-
-HIGHEST_BITS = tl.constexpr(0x7F800000)  # those of infinity; bits of numbers above 0 are in the order of the numbers
 # The compiler of Triton 3.3 does not index a tuple that is compiled in, as those after it do.
 INDEXED_BY_VALUE = tl.constexpr(triton.__version__.startswith("3.3.") and not INTERPRETED)
 
@@ -77,72 +50,15 @@ def store_spans(start, end, anchor, place, chosen, first, past, xi, frames, SCAL
 
 
 @triton.jit
-def clear_counters(finished, utterance, unit_tiles, BLOCK: tl.constexpr):
+def clear_counters(finished, utterance, batch, unit_tiles, BLOCK: tl.constexpr):
     """Zeros for the counters of an utterance, its tiles and, by the first one, the batch."""
     tl.store(finished + 1 + utterance, 0)
     if utterance == 0:
         tl.store(finished, 0)
-    of_tiles = finished + 1 + tl.num_programs(0) + utterance * unit_tiles
+    of_tiles = finished + 1 + batch + utterance * unit_tiles
     for begin in range(0, unit_tiles, BLOCK):
         tile = begin + tl.arange(0, BLOCK)
         tl.store(of_tiles + tile, tl.zeros([BLOCK], tl.int32), mask=tile < unit_tiles)
-
-
-@triton.jit
-def count_frames(weight, real, mask, prior, utterance, frames, BLOCK: tl.constexpr):
-    """How many frames are real and how many weigh something, the bits of the lowest of these weights and of the
-    highest, the first real frame and the one past the last. weight, real: of the first block; others are read."""
-    count = 0
-    positive = 0
-    lowest = HIGHEST_BITS
-    highest = 0
-    first, past = frames, 0
-    for begin in range(0, frames, BLOCK):
-        frame = begin + tl.arange(0, BLOCK)
-        if begin > 0:
-            weight, real = position_weight(mask, prior, utterance, frame, frames)
-        # Two numbers below 2^16 in one sum: it is the reductions that a program waits for.
-        bits = weight.to(tl.int32, bitcast=True)
-        both = tl.sum(real.to(tl.int32) + ((bits > 0).to(tl.int32) << 16), 0)
-        count += both & 0xFFFF
-        positive += both >> 16
-        lowest = tl.minimum(lowest, tl.min(tl.where(bits > 0, bits, HIGHEST_BITS), 0))
-        highest = tl.maximum(highest, tl.max(bits, 0))
-        first = tl.minimum(first, tl.min(tl.where(real, frame, frames), 0))
-        past = tl.maximum(past, tl.max(tl.where(real, frame + 1, 0), 0))
-    return count, positive, lowest, highest, first, past
-
-
-@triton.jit
-def store_frame_weights(
-    out, weight, real, mask, prior, utterance, frames, factor, MASKED: tl.constexpr, BLOCK: tl.constexpr
-):  # fmt: skip
-    """The weights times the factor. weight, real: of the first block."""
-    for begin in range(0, frames, BLOCK):
-        frame = begin + tl.arange(0, BLOCK)
-        if begin > 0:
-            weight, real = position_weight(mask, prior, utterance, frame, frames)
-        tl.store(out + utterance * frames + frame, tl.where(real, weight * factor, MASKED), mask=frame < frames)
-
-
-@triton.jit
-def store_token_weights(out, weight, real, mask, prior, utterance, tokens, BLOCK: tl.constexpr):
-    """The prior over its sum; the number of real tokens. weight, real: of the first block."""
-    count = 0
-    total = 0.0
-    held = weight
-    for begin in range(0, tokens, BLOCK):
-        if begin > 0:
-            weight, real = position_weight(mask, prior, utterance, begin + tl.arange(0, BLOCK), tokens)
-        total += tl.sum(weight, 0)
-        count += tl.sum(real.to(tl.int32), 0)
-    total = tl.where(total == 0, 1.0, total)
-    for begin in range(0, tokens, BLOCK):
-        token = begin + tl.arange(0, BLOCK)
-        if begin > 0:
-            held, _ = position_weight(mask, prior, utterance, token, tokens)
-        tl.store(out + utterance * tokens + token, held / total, mask=token < tokens)
-    return count
 
 
 @triton.jit
@@ -218,19 +134,30 @@ def mark_peaks(scratch, mask, prior, utterance, frames, wanted, xi, BLOCK: tl.co
     return found
 
 
-@triton.jit(do_not_specialize=["frames", "tokens", "max_anchors", "anchor_count", "unit_tiles"])
+@triton.jit(
+    do_not_specialize=[
+        "batch", "frames", "tokens", "max_anchors", "anchor_count", "unit_tiles", "text_batch", "text_row", "width",
+    ]
+)  # fmt: skip
 def prepare_kernel(
     speech_mask, speech_prior, text_mask, text_prior, num_tokens, num_anchors, xi_given,
-    frame_weights, token_weights, start, end, scratch, finished, frames, tokens, max_anchors, anchor_count, unit_tiles,
+    frame_weights, token_weights, start, end, scratch, finished, text, text_inverse, batch, frames, tokens,
+    max_anchors, anchor_count, unit_tiles, text_batch, text_row, width,
     MASKED: tl.constexpr, ANCHORS: tl.constexpr, SCALES: tl.constexpr, BLOCK: tl.constexpr, TOKENS: tl.constexpr,
+    NORM_ROWS: tl.constexpr, NORM_WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """An utterance. num_tokens: None for the real tokens; num_anchors: None for anchor_count, below 0 the tokens."""
+    """An utterance; programs after those of the batch find norms of the tokens.
+    num_tokens: None for the real tokens; num_anchors: None for anchor_count, below 0 the tokens."""
+    if text is not None:
+        if tl.program_id(0) >= batch:
+            norm_kernel(text, text_inverse, text_batch, text_row, tokens, width, batch, NORM_ROWS, NORM_WIDTH)
+            return
     utterance = tl.program_id(0).to(tl.int64)
     # Nothing waits before all that is needed first is on its way.
     frame_flag, frame_prior = read_positions(speech_mask, speech_prior, utterance, tl.arange(0, BLOCK), frames)
     token_flag, token_prior = read_positions(text_mask, text_prior, utterance, tl.arange(0, TOKENS), tokens)
     if finished is not None:
-        clear_counters(finished, utterance, unit_tiles, BLOCK)
+        clear_counters(finished, utterance, batch, unit_tiles, BLOCK)
     weight, real = weighed(frame_flag, frame_prior)
     count, positive, lowest, highest, first, past = count_frames(
         weight, real, speech_mask, speech_prior, utterance, frames, BLOCK
@@ -347,12 +274,19 @@ def scratch_of(choice: Choice, batch, frames):
     return None if choice.anchors in (None, "topk") else (torch.float32, batch, frames)
 
 
-def prepare(given: Preparation, choice: Choice, device, batch, frames, tokens, tiles=0, masked=0.0):
-    """Launch the preparation. tiles: how many of the spans of an utterance; masked: the weight of a masked frame."""
-    blocks = configurations.prepare_blocks(frames)
+def prepare(
+    given: Preparation, choice: Choice, device, batch, frames, tokens, tiles=0, masked=0.0,
+    text: Tensor | None = None, text_inverse: Buffer | None = None,
+):  # fmt: skip
+    """Launch the preparation. tiles: how many of the spans of an utterance; masked: the weight of a masked frame;
+    text_inverse: 1 / the norms of the tokens, where they are wanted."""
+    blocks, of_norms = configurations.prepare_blocks(frames), configurations.NORM
+    of_text = (0, 0, 0) if text is None else (*text.stride()[:2], text.shape[2])
     launch(
-        prepare_kernel, device, batch, *given, frames, tokens, choice.room, choice.count, tiles,
+        prepare_kernel, device, batch if text is None else batch + norms.programs(batch, tokens), *given,
+        operand(text), text_inverse, batch, frames, tokens, choice.room, choice.count, tiles, *of_text,
         MASKED=masked, ANCHORS=choice.anchors, SCALES=choice.scales, BLOCK=blocks.width, TOKENS=blocks.tokens,
+        NORM_ROWS=of_norms.tokens, NORM_WIDTH=of_norms.width,
         enable_fp_fusion=False,  # widths of spans round as the reference does
         warps=blocks.warps, stages=blocks.stages, registers=blocks.registers,
     )  # fmt: skip

@@ -12,6 +12,7 @@ from pad_kernels.backends.triton import configurations
 from pad_kernels.backends.triton.common import (
     PRECISION,
     STRIDES_AND_SIZES,
+    add_product,
     eights,
     launch,
     load_rows,
@@ -23,6 +24,7 @@ from pad_kernels.backends.triton.common import (
 )  # fmt: skip
 from pad_kernels.backends.triton.configurations import ceil_div, round_up
 from pad_kernels.backends.triton.memory import Buffer, Layout, contiguous, layout, operand
+from pad_kernels.backends.triton.norms import find_norms
 from pad_kernels.backends.triton.reductions import (
     Outcome,
     is_last,
@@ -68,12 +70,41 @@ class Scored(NamedTuple):
     cosine: Buffer | None
 
 
+@triton.jit
+def no_squares(kind: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr):
+    """Where `add_squares` begins."""
+    if kind == tl.float32:
+        return tl.zeros([ROWS, WIDTH // 4], tl.float32)
+    else:
+        return tl.zeros([ROWS, ROWS], tl.float32)
+
+
+@triton.jit
+def add_squares(part, squares):
+    """squares + those of the rows at some columns: in half precision by the matrix units, which have time, as the
+    diagonal of a product, so that the tile is read by nothing else than asynchronous products."""
+    if part.dtype == tl.float32:
+        return squares + tl.sum(tl.reshape(part * part, (part.shape[0], part.shape[1] // 4, 4)), 2)
+    else:
+        return product(part, tl.trans(part), squares, None)
+
+
+@triton.jit
+def sum_of_squares(squares, kind: tl.constexpr, ROWS: tl.constexpr):
+    """Of each row."""
+    if kind == tl.float32:
+        return tl.sum(squares, 1)
+    else:
+        row = tl.arange(0, ROWS)
+        return tl.sum(tl.where(row[:, None] == row[None, :], squares, 0.0), 1)
+
+
 @triton.jit(do_not_specialize=[*STRIDES_AND_SIZES, "batch", "token_tiles", "unit_tiles", "reduction"])
 def score_kernel(
     units, text, unit_prior, token_weights, unit_inverse, text_inverse, kept, highest, total, weighted, best,
     similarity, unit_found, log_normalizer, distance, counts, finished, loss, grad_scale,
     unit_batch, unit_row, text_batch, text_row, batch, unit_count, tokens, width, token_pitch,
-    token_tiles, unit_tiles, reduction, inverse_temperature, one,
+    token_tiles, unit_tiles, reduction, inverse_temperature,
     HARD: tl.constexpr, TOKENS: tl.constexpr, UNITS: tl.constexpr, WIDTH: tl.constexpr, PRECISION: tl.constexpr,
     MERGED_TOKENS: tl.constexpr, TILES: tl.constexpr, BATCH: tl.constexpr,
 ):  # fmt: skip
@@ -96,29 +127,19 @@ def score_kernel(
     text += utterance * text_batch
     state = (utterance * unit_tiles + unit_tile) * tokens + token
     some_token = tl.max(valid_token.to(tl.int32), 0) > 0
-    # The first tile of units also finds the norms of the text.
-    if some_token & ((tl.max(valid_unit.to(tl.int32), 0) > 0) | (unit_tile == 0)):
+    if some_token & (tl.max(valid_unit.to(tl.int32), 0) > 0):
+        text_scale = tl.load(text_inverse + utterance * tokens + token, mask=valid_token, other=0.0)
         cosine = tl.zeros([UNITS, TOKENS], tl.float32)
-        unit_squares = tl.zeros([UNITS], tl.float32)
-        text_squares = tl.zeros([TOKENS], tl.float32)
+        squares = no_squares(units.dtype.element_ty, UNITS, WIDTH)
         for step in range(0, width, WIDTH):
             column = step + tl.arange(0, WIDTH)
             unit_part = load_rows(units, unit, unit_row, valid_unit, column, width)
             text_part = load_rows(text, token, text_row, valid_token, column, width)
-            part = product(unit_part, tl.trans(text_part), tl.zeros([UNITS, TOKENS], tl.float32), PRECISION)
-            whole = unit_part.to(tl.float32)
-            # Left to itself, Triton up to 3.7 lets Hopper's asynchronous product read a buffer that is being refilled,
-            # because the loaded tiles are used otherwise too: a product whose result is wanted at once is waited for.
-            cosine += part * one
-            unit_squares += tl.sum(whole * whole, 1)
-            text_whole = text_part.to(tl.float32)
-            text_squares += tl.sum(text_whole * text_whole, 1)
-        unit_scale, text_scale = 1 / norm(unit_squares), 1 / norm(text_squares)
+            cosine = add_product(unit_part, tl.trans(text_part), cosine, PRECISION)
+            squares = add_squares(unit_part, squares)
+        unit_scale = 1 / norm(sum_of_squares(squares, units.dtype.element_ty, UNITS))
         cosine = cosine * unit_scale[:, None] * text_scale[None, :]
-        # Every tile of tokens finds the same bits.
         tl.store(unit_inverse + utterance * unit_count + unit, unit_scale, mask=in_units)
-        if unit_tile == 0:
-            tl.store(text_inverse + utterance * tokens + token, text_scale, mask=in_tile)
         if kept is not None:
             kept += (utterance * unit_count + unit_tile * UNITS) * token_pitch
             lane = tl.arange(0, UNITS)
@@ -172,7 +193,8 @@ def scored_in(memory: Tensor, room: Layout, sides: Sides) -> Scored:
 
 
 def score(sides: Sides, scored: Scored, temperature, outcome: Outcome, reduction="none"):
-    """Score all units against all tokens, and fill `scored` and the outcome that is asked for."""
+    """Score all units against all tokens, whose norms are known, and fill what else `scored` has and the outcome that
+    is asked for."""
     speech, text = sides.speech, sides.text
     (batch, tokens, width), count, device = text.shape, sides.units, text.device
     hard, merged = temperature == 0, configurations.MERGE
@@ -190,7 +212,7 @@ def score(sides: Sides, scored: Scored, temperature, outcome: Outcome, reduction
         scored.units, operand(text), scored.unit_prior, sides.token_weights, scored.unit_inverse,
         scored.text_inverse, scored.cosine, *states(device, (batch, unit_tiles, tokens), hard), *outcome,
         *scored.strides, *text.stride()[:2],
-        batch, count, tokens, width, round_up(tokens, 16), token_tiles, unit_tiles, *common, 1.0,
+        batch, count, tokens, width, round_up(tokens, 16), token_tiles, unit_tiles, *common,
         TOKENS=blocks.tokens, UNITS=blocks.units, WIDTH=blocks.width, **constants,
         warps=blocks.warps, stages=blocks.stages, registers=blocks.registers,
     )  # fmt: skip
@@ -207,9 +229,17 @@ def alignment_forward(inputs: AlignmentInputs) -> Saved:
     saved = Saved(*(torch.empty(batch, tokens, dtype=dtype, device=device) for dtype in dtypes))
     tiles = configurations.span_tiles(sides.spans, sides.text.dtype, tokens)
     outcome = Outcome(*map(operand, saved), finished=operand(unfinished(device, batch, tiles)))
-    room = kept_layout(sides, inputs.temperature, differentiable=False)
-    score(sides, scored_in(room.allocate(device), room, sides), inputs.temperature, outcome)
+    score_alone(sides, inputs.temperature, outcome, differentiable=False)
     return saved
+
+
+def score_alone(sides: Sides, temperature, outcome: Outcome, differentiable) -> Scored:
+    """As `score`, without a preparation before it."""
+    room = kept_layout(sides, temperature, differentiable)
+    scored = scored_in(room.allocate(sides.text.device), room, sides)
+    find_norms(sides.text, scored.text_inverse)
+    score(sides, scored, temperature, outcome)
+    return scored
 
 
 def is_empty(speech, text, start):

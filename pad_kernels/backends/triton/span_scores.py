@@ -80,9 +80,8 @@ def products_of_columns(
     pooled, first_row, upper, lower, text, text_row, unit, in_units, token, valid_token, column, step, width,
     WIDTH: tl.constexpr, PART: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Spans times tokens at a group of columns, [UNITS, TOKENS], and the tokens' sums of squares there."""
+    """Spans times tokens at a group of columns, [UNITS, TOKENS]."""
     dot = tl.zeros([unit.shape[0], token.shape[0]], tl.float32)
-    squares = tl.zeros([token.shape[0]], tl.float32)
     if upper.dtype == tl.float32:
         # The matrix units cut off what they add: their sums are of a few columns, and added up outside.
         for part_first in range(step * WIDTH, tl.minimum((step + 1) * WIDTH, width), PART):
@@ -90,29 +89,22 @@ def products_of_columns(
             unit_part = load_rows(pooled + first_row * width, unit, width, in_units, part, width)
             text_part = load_rows(text, token, text_row, valid_token, part, width)
             dot = add_product(unit_part, tl.trans(text_part), dot, PRECISION)
-            squares += tl.sum(text_part * text_part, 1)
     else:
         # Rounding alone would sometimes change which unit is the best: what it leaves over is multiplied too.
         text_part = load_rows(text, token, text_row, valid_token, column, width)
         dot = product(lower, tl.trans(text_part), dot, PRECISION)
         dot = product(upper, tl.trans(text_part), dot, PRECISION)
-        text_whole = text_part.to(tl.float32)
-        squares = tl.sum(text_whole * text_whole, 1)
-    return dot, squares
+    return dot
 
 
 @triton.jit
-def sums_over_columns(dots, text_squares, first_group, past_group, lane, token, token_pitch):
-    """The products of a tile, and the tokens' sums of squares, over its groups of columns in their order."""
+def sum_over_columns(dots, first_group, past_group, lane, token, token_pitch):
+    """The products of a tile over its groups of columns, in their order."""
     dot = tl.zeros([lane.shape[0], token.shape[0]], tl.float32)
-    squares = tl.zeros([token.shape[0]], tl.float32)
     for group in range(first_group, past_group):
         place = dots + group * lane.shape[0] * token_pitch + lane[:, None] * token_pitch + token[None, :]
-        there = token < token_pitch
-        dot += tl.load(place, mask=there[None, :], other=0.0, cache_modifier=".cg")
-        of_text = text_squares + group * token_pitch + token
-        squares += tl.load(of_text, mask=there, other=0.0, cache_modifier=".cg")
-    return dot, squares
+        dot += tl.load(place, mask=(token < token_pitch)[None, :], other=0.0, cache_modifier=".cg")
+    return dot
 
 
 @triton.jit(
@@ -124,7 +116,7 @@ def sums_over_columns(dots, text_squares, first_group, past_group, lane, token, 
 def span_score_kernel(
     speech, text, frame_weights, token_weights, start, end,
     pooled, remainder, unit_prior, inverse_total, unit_inverse, text_inverse, kept,
-    dots, unit_squares, text_squares, highest, total, weighted, best,
+    dots, unit_squares, highest, total, weighted, best,
     similarity, unit_found, log_normalizer, distance, counts, finished, loss, grad_scale,
     speech_batch, speech_row, text_batch, text_row, batch, frames, units, tokens, width, token_pitch,
     unit_tiles, steps, reduction, inverse_temperature,
@@ -155,8 +147,7 @@ def span_score_kernel(
         column, width, UNITS, FRAMES, WIDTH, PRECISION,
     )  # fmt: skip
     valid_unit = prior > 0
-    # The first tile of units also finds the norms of the text.
-    takes_part = (tl.max(valid_unit.to(tl.int32), 0) > 0) | (unit_tile == 0)
+    takes_part = tl.max(valid_unit.to(tl.int32), 0) > 0
     text += utterance * text_batch
     upper = narrowed(found, kind)
     lower = narrowed(found - upper.to(tl.float32), kind)
@@ -178,13 +169,12 @@ def span_score_kernel(
         for token_first in range(0, tokens, TOKENS):
             token = token_first + tl.arange(0, TOKENS)
             valid_token = tl.load(token_weights + utterance * tokens + token, mask=token < tokens, other=0) > 0
-            dot, squares = products_of_columns(
+            dot = products_of_columns(
                 pooled, utterance * units, upper, lower, text, text_row, unit, in_units, token, valid_token, column,
                 step, width, WIDTH, PART, PRECISION,
             )  # fmt: skip
             place = dots + group * UNITS * token_pitch + lane[:, None] * token_pitch + token[None, :]
             tl.store(place, dot, mask=(token < token_pitch)[None, :])
-            tl.store(text_squares + group * token_pitch + token, squares, mask=token < token_pitch)
     if is_last(finished + 1 + batch + tile, steps):
         unit_scale = tl.zeros([UNITS], tl.float32)
         if takes_part:
@@ -198,13 +188,10 @@ def span_score_kernel(
             in_tile = token < tokens
             state = tile * tokens + token
             if takes_part:
-                dot, squares = sums_over_columns(
-                    dots, text_squares, tile * steps, (tile + 1) * steps, lane, token, token_pitch
-                )
-                text_scale = 1 / norm(squares)
+                weight = tl.load(token_weights + utterance * tokens + token, mask=in_tile, other=0)
+                text_scale = tl.load(text_inverse + utterance * tokens + token, mask=weight > 0, other=0.0)
+                dot = sum_over_columns(dots, tile * steps, (tile + 1) * steps, lane, token, token_pitch)
                 cosine = dot * unit_scale[:, None] * text_scale[None, :]
-                if unit_tile == 0:
-                    tl.store(text_inverse + utterance * tokens + token, text_scale, mask=in_tile)
                 if kept is not None:
                     place = kept + (utterance * units + unit_tile * UNITS) * token_pitch
                     place += lane[:, None] * token_pitch + token[None, :]
@@ -233,16 +220,15 @@ def score_spans(sides, scored, outcome, common, constants):
     blocks = configurations.by_tokens(configurations.SPAN_SCORES, speech.dtype, tokens)
     unit_tiles, steps = ceil_div(sides.units, blocks.units), ceil_div(width, blocks.width)
     pitch, groups = round_up(tokens, 16), batch * unit_tiles * steps
-    dots, unit_squares, text_squares = allocate(
-        device, (torch.float32, groups, blocks.units, pitch), (torch.float32, groups, blocks.units),
-        (torch.float32, groups, pitch),
-    )  # fmt: skip
+    dots, unit_squares = allocate(
+        device, (torch.float32, groups, blocks.units, pitch), (torch.float32, groups, blocks.units)
+    )
     launch(
         span_score_kernel, device, groups,
         operand(speech), operand(text), sides.frame_weights, sides.token_weights, sides.start, sides.end,
         scored.units, scored.remainder, scored.unit_prior, scored.inverse_total, scored.unit_inverse,
         scored.text_inverse, scored.cosine,
-        dots, unit_squares, text_squares, *states(device, (batch, unit_tiles, tokens), constants["HARD"]), *outcome,
+        dots, unit_squares, *states(device, (batch, unit_tiles, tokens), constants["HARD"]), *outcome,
         *speech.stride()[:2], *text.stride()[:2], batch, frames, sides.units, tokens, width, pitch,
         unit_tiles, steps, *common,
         TOKENS=blocks.tokens, UNITS=blocks.units, FRAMES=blocks.group, WIDTH=blocks.width,
