@@ -26,7 +26,6 @@ from pad_kernels.backends.triton.common import (
 from pad_kernels.backends.triton.configurations import ceil_div, round_up
 from pad_kernels.backends.triton.hard_gradients import fill_hard
 from pad_kernels.backends.triton.memory import allocate, contiguous, empty, operand
-from pad_kernels.backends.triton.reductions import Outcome, unfinished
 from pad_kernels.backends.triton.scores import Scored, Sides, is_empty, score_alone, sides_of
 from pad_kernels.backends.triton.spread import spread_to_frames
 from pad_kernels.backends.triton.token_gradients import TokenGradient, token_gradients
@@ -386,10 +385,7 @@ def alignment_backward(grad_similarity: Tensor, inputs: AlignmentInputs, saved: 
         speech, text = (torch.zeros(x.shape if n else 0, dtype=x.dtype, device=x.device) for x, n in both)
         return speech, text
     sides, temperature = sides_of(inputs), inputs.temperature
-    (batch, tokens), device = inputs.text.shape[:2], inputs.text.device
-    tiles = configurations.span_tiles(sides.spans, inputs.text.dtype, tokens)
-    outcome = Outcome(finished=operand(unfinished(device, batch, tiles)))
-    scored = score_alone(sides, temperature, outcome, differentiable=True)
+    scored = score_alone(sides, temperature, None, differentiable=True)
     grad = TokenGradient(contiguous(grad_similarity.to(torch.float32)))
     aligned = Saved(*map(contiguous, saved))
     return gradients(grad, sides, scored, aligned, temperature, needed)

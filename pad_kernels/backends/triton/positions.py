@@ -29,7 +29,7 @@ def weighed(flag, weight):
 
 @triton.jit
 def position_weight(mask, prior, utterance, place, length):
-    """Both in one."""
+    """`weighed` of what `read_positions` reads."""
     flag, weight = read_positions(mask, prior, utterance, place, length)
     return weighed(flag, weight)
 

@@ -227,17 +227,18 @@ def alignment_forward(inputs: AlignmentInputs) -> Saved:
     sides = sides_of(inputs)
     dtypes = torch.float32, torch.int64, torch.float32
     saved = Saved(*(torch.empty(batch, tokens, dtype=dtype, device=device) for dtype in dtypes))
-    tiles = configurations.span_tiles(sides.spans, sides.text.dtype, tokens)
-    outcome = Outcome(*map(operand, saved), finished=operand(unfinished(device, batch, tiles)))
-    score_alone(sides, inputs.temperature, outcome, differentiable=False)
+    score_alone(sides, inputs.temperature, saved, differentiable=False)
     return saved
 
 
-def score_alone(sides: Sides, temperature, outcome: Outcome, differentiable) -> Scored:
-    """As `score`, without a preparation before it."""
+def score_alone(sides: Sides, temperature, saved: Saved | None, differentiable) -> Scored:
+    """As `score`, without a preparation before it. saved: filled, unless it is None."""
+    (batch, tokens), device = sides.text.shape[:2], sides.text.device
     room = kept_layout(sides, temperature, differentiable)
-    scored = scored_in(room.allocate(sides.text.device), room, sides)
+    scored = scored_in(room.allocate(device), room, sides)
     find_norms(sides.text, scored.text_inverse)
+    tiles = configurations.span_tiles(sides.spans, sides.text.dtype, tokens)
+    outcome = Outcome(*map(operand, saved or ()), finished=operand(unfinished(device, batch, tiles)))
     score(sides, scored, temperature, outcome)
     return scored
 
